@@ -1,0 +1,411 @@
+//! [`DotConfig`] and [`Dot`].
+
+use alloc::{format, string::ToString, vec::Vec};
+
+use burn_core as burn; // The derive macros write paths that begin with `burn`.
+use burn_core::backend::Dispatch;
+use burn_core::config::Config;
+use burn_core::module::{Content, DisplaySettings, Module, ModuleDisplay};
+use burn_core::tensor::{DType, FloatDType, Tensor, kind::Numeric};
+
+use crate::{
+    error::{DotError, Operand},
+    plan::{Axes, Pairing, Plan},
+    reference::{self, FloatOptions},
+};
+
+/// Configuration of a [`Dot`] layer.
+///
+/// It saves and loads as the dictionary of Keras' `get_config()`: see [`KerasLayer`](crate::KerasLayer).
+///
+/// ```
+/// use burn_dot::DotConfig;
+///
+/// let cosine = DotConfig::new((2, 1)).with_normalize(true).init();
+/// assert_eq!(cosine.to_string(), "Dot {axes: (2, 1), normalize: true}");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct DotConfig {
+    /// The axes to contract.
+    pub axes: Axes,
+    /// Whether to divide each input by its norm along the contracted axes first. Default: `false`.
+    pub normalize: bool,
+    /// The floor on the norm: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
+    pub epsilon: f64,
+    /// How many leading axes the inputs share. Default: 1.
+    pub batch_dims: usize,
+    /// Whether a batch axis of size 1 may be repeated to fit the other input's. Default: `false`.
+    pub broadcast_batch: bool,
+    /// The dtype of the output, for float inputs. Default: that of the inputs.
+    pub output_dtype: Option<FloatDType>,
+}
+
+impl Config for DotConfig {}
+
+impl DotConfig {
+    /// The default floor on the norm: tf.keras' 1e-12 on the squared norm.
+    pub const DEFAULT_EPSILON: f64 = 1e-6;
+
+    /// A plain dot product along `axes`: one axis for both inputs, a pair, or several pairs. See [`Axes`].
+    pub fn new(axes: impl Into<Axes>) -> Self {
+        Self {
+            axes: axes.into(),
+            normalize: false,
+            epsilon: Self::DEFAULT_EPSILON,
+            batch_dims: 1,
+            broadcast_batch: false,
+            output_dtype: None,
+        }
+    }
+
+    /// Divides each input by its norm along the contracted axes first: cosine similarity.
+    pub fn with_normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Sets the floor on the norm; it has an effect with `normalize` only.
+    pub fn with_epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Sets how many leading axes the inputs share: 0 pairs every row with every row, 2 shares batch and heads.
+    pub fn with_batch_dims(mut self, batch_dims: usize) -> Self {
+        self.batch_dims = batch_dims;
+        self
+    }
+
+    /// Lets a batch axis of size 1 be repeated to fit the other input's.
+    pub fn with_broadcast_batch(mut self, broadcast_batch: bool) -> Self {
+        self.broadcast_batch = broadcast_batch;
+        self
+    }
+
+    /// Sets the dtype of the output; scores of f16 inputs may be wanted in f32.
+    pub fn with_output_dtype(mut self, dtype: FloatDType) -> Self {
+        self.output_dtype = Some(dtype);
+        self
+    }
+
+    /// Makes the layer.
+    ///
+    /// # Panics
+    ///
+    /// With the text of the [`DotError`], where [`try_init`](Self::try_init) returns one.
+    #[track_caller]
+    pub fn init(&self) -> Dot {
+        match self.try_init() {
+            Ok(dot) => dot,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Makes the layer.
+    ///
+    /// # Errors
+    ///
+    /// [`DotError::NoAxes`] when there is nothing to contract, [`DotError::InvalidEpsilon`] when the floor is not a positive
+    /// finite number. Everything else depends on the inputs.
+    pub fn try_init(&self) -> Result<Dot, DotError> {
+        self.check()?;
+        Ok(Dot { config: self.clone() })
+    }
+
+    /// The shape of the output, without tensors: `batch… · lhs free… · rhs free…`. `None` stands for an unknown size.
+    ///
+    /// # Shapes
+    ///
+    /// Free axes keep their order. Where nothing is free, `batch_dims = 1` gives `(batch, 1)` as in Keras, 0 gives `[1]`
+    /// (Burn's scalar), 2 or more give the batch alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Dot::try_forward`] that concern axes and sizes. Unknown sizes are taken to agree.
+    ///
+    /// # Differences from Keras
+    ///
+    /// `compute_output_shape` of Keras checks no sizes.
+    ///
+    /// ```
+    /// use burn_dot::DotConfig;
+    ///
+    /// let shape = DotConfig::new((3, 2)).output_shape(
+    ///     &[None, Some(16), Some(32), Some(24)],
+    ///     &[None, Some(12), Some(24), Some(20)],
+    /// );
+    /// assert_eq!(shape, Ok(vec![None, Some(16), Some(32), Some(12), Some(20)]));
+    /// ```
+    pub fn output_shape(&self, lhs: &[Option<usize>], rhs: &[Option<usize>]) -> Result<Vec<Option<usize>>, DotError> {
+        self.check()?;
+        let pairing = Pairing::new(&self.axes, self.batch_dims, self.broadcast_batch, lhs, rhs)?;
+        Ok(pairing.output_shape())
+    }
+
+    fn check(&self) -> Result<(), DotError> {
+        match (&self.axes, self.epsilon) {
+            (Axes::Pairs(pairs), _) if pairs.is_empty() => Err(DotError::NoAxes),
+            (_, epsilon) if !(epsilon > 0.0 && epsilon.is_finite()) => Err(DotError::InvalidEpsilon { epsilon }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Batched dot product of two tensors along chosen axes, optionally of the normalized inputs: `tf.keras.layers.Dot`.
+///
+/// ```text
+/// out[b, i, j] = Σₖ lhs[b, i, k] · rhs[b, j, k]          i, j: the free axes; k: the contracted ones
+/// normalize:     lhs and rhs are first divided by max(‖·‖ over k, epsilon)
+/// ```
+///
+/// It has no parameters, works on any device and any rank, and is saved and loaded with the module it is part of.
+///
+/// # Shapes
+///
+/// | inputs | config | output |
+/// |---|---|---|
+/// | `(B, n) · (B, n)` | `new(1)` | `(B, 1)` |
+/// | `(B, m, k) · (B, k, n)` | `new((2, 1))` | `(B, m, n)` |
+/// | `(B, s, m, k) · (B, s, k, n)` | `new((3, 2))` | `(B, s, m, s, n)`: free axes are never paired |
+/// | `(B, h, t, d) · (B, h, s, d)` | `new(3).with_batch_dims(2)` | `(B, h, t, s)` |
+/// | `(B, n) · (C, n)` | `new(1).with_batch_dims(0)` | `(B, C)` |
+/// | `(B, i, j) · (B, j, i)` | `new([(1, 2), (2, 1)])` | `(B, 1)` |
+///
+/// # Numerics
+///
+/// f16 and bf16 are multiplied and accumulated in f32 and rounded once. Norms neither overflow nor underflow. A normalized
+/// output of finite inputs lies in [-1, 1]. A zero vector gives 0; NaN reaches only the outputs it belongs to; an infinite
+/// entry gives NaN when normalized. A contracted size of 0 gives zeros. Integers wrap in their own dtype.
+///
+/// # Gradient
+///
+/// Plain: `grad_lhs = grad_out · rhs`, `grad_rhs = grad_outᵀ · lhs`. Normalized, with `u = x/‖x‖` and `g` the gradient that
+/// reaches `u`: `(g − u (u·g)) / ‖x‖` where `‖x‖ ≥ epsilon`, `g / epsilon` below; finite in every dtype.
+///
+/// # Differences from Keras
+///
+/// Keras' Dot has neither `batch_dims`, nor several axis pairs, nor a choice of the floor, which is 1e-6 in tf.keras and 1e-7
+/// in Keras 3. It overflows for large entries, and gives NaN for zero vectors in f16.
+///
+/// # Source
+///
+/// [`tf.keras.layers.Dot`](https://www.tensorflow.org/api_docs/python/tf/keras/layers/Dot).
+///
+/// ```
+/// use burn::prelude::*;
+/// use burn_dot::DotConfig;
+///
+/// let device = Device::flex();
+/// let x = Tensor::<3, Int>::from_data([[[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]], &device);
+/// let y = Tensor::<3, Int>::from_data([[[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]], &device);
+///
+/// let out: Tensor<3, Int> = DotConfig::new((1, 2)).init().forward(x, y);
+/// assert_eq!(out.to_data(), Tensor::<3, Int>::from_data([[[260, 360], [320, 445]]], &device).to_data());
+/// ```
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Dot {
+    #[module(skip)]
+    config: DotConfig,
+}
+
+impl Dot {
+    /// The configuration it was made from.
+    pub fn config(&self) -> &DotConfig {
+        &self.config
+    }
+
+    /// The dot product of `lhs` and `rhs`; see [`Dot`] for the formula, shapes, numerics and gradient.
+    ///
+    /// The rank `DO` of the output comes from the binding: `let scores: Tensor<2> = dot.forward(lhs, rhs);`.
+    ///
+    /// # Panics
+    ///
+    /// With the text of the [`DotError`] at the caller's line, where [`try_forward`](Self::try_forward) returns one.
+    #[track_caller]
+    pub fn forward<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+        &self,
+        lhs: Tensor<D1, K>,
+        rhs: Tensor<D2, K>,
+    ) -> Tensor<DO, K> {
+        match self.try_forward(lhs, rhs) {
+            Ok(out) => out,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The dot product of `lhs` and `rhs`, or what is wrong with them.
+    ///
+    /// # Errors
+    ///
+    /// A [`DotError`] for an axis out of range, contracted twice or shared as batch; sizes, batches, dtypes or devices that
+    /// differ; a rank too small; an output whose rank is not `DO`; quantized inputs; `normalize` or an output dtype with
+    /// integers; an output dtype that the device lacks. All are found before any arithmetic.
+    ///
+    /// ```
+    /// use burn::prelude::*;
+    /// use burn_dot::DotConfig;
+    ///
+    /// let device = Device::flex();
+    /// let (lhs, rhs) = (Tensor::<2>::ones([2, 3], &device), Tensor::<2>::ones([2, 4], &device));
+    /// let result: Result<Tensor<2>, _> = DotConfig::new(1).init().try_forward(lhs, rhs);
+    /// assert_eq!(
+    ///     result.unwrap_err().to_string(),
+    ///     "Dot: lhs axis 1 has size 3 but rhs axis 1 has size 4; lhs [2, 3], rhs [2, 4]"
+    /// );
+    /// ```
+    pub fn try_forward<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+        &self,
+        lhs: Tensor<D1, K>,
+        rhs: Tensor<D2, K>,
+    ) -> Result<Tensor<DO, K>, DotError> {
+        let plan = self.plan::<D1, D2, DO, K>(&lhs, &rhs)?;
+        Ok(self.compose(&plan, lhs, rhs))
+    }
+
+    /// The same result as [`forward`](Self::forward), composed from Burn's tensor operations (normalize, permute, reshape,
+    /// batched matmul) with gradients by autodiff.
+    ///
+    /// It is the reference for every faster path, and the path of every backend without one.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
+    #[track_caller]
+    pub fn forward_composed<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+        &self,
+        lhs: Tensor<D1, K>,
+        rhs: Tensor<D2, K>,
+    ) -> Tensor<DO, K> {
+        match self.plan::<D1, D2, DO, K>(&lhs, &rhs) {
+            Ok(plan) => self.compose(&plan, lhs, rhs),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn compose<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+        &self,
+        plan: &Plan,
+        lhs: Tensor<D1, K>,
+        rhs: Tensor<D2, K>,
+    ) -> Tensor<DO, K> {
+        let float = lhs.dtype().is_float();
+        let (lhs, rhs) = (lhs.into_dispatch(), rhs.into_dispatch());
+        Tensor::from_dispatch(if float {
+            let options = FloatOptions {
+                normalize: self.config.normalize.then_some(self.config.epsilon),
+                output: self.config.output_dtype,
+            };
+            reference::float_dot::<Dispatch>(lhs, rhs, plan, options)
+        } else {
+            reference::int_dot::<Dispatch>(lhs, rhs, plan)
+        })
+    }
+
+    /// Checks everything that can be wrong, in the order a reader would: what the inputs are, where they are, how they meet.
+    fn plan<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+        &self,
+        lhs: &Tensor<D1, K>,
+        rhs: &Tensor<D2, K>,
+    ) -> Result<Plan, DotError> {
+        let DotConfig { axes, normalize, batch_dims, broadcast_batch, output_dtype, .. } = &self.config;
+        let (dtype, device) = (lhs.dtype(), lhs.device());
+        for (operand, dtype) in [(Operand::Lhs, dtype), (Operand::Rhs, rhs.dtype())] {
+            if matches!(dtype, DType::QFloat(_)) {
+                return Err(DotError::Quantized { operand });
+            }
+        }
+        if dtype != rhs.dtype() {
+            return Err(DotError::DTypeMismatch { lhs: dtype, rhs: rhs.dtype() });
+        }
+        if !dtype.is_float() && *normalize {
+            return Err(DotError::NormalizeIntegers { dtype });
+        }
+        if let Some(output) = output_dtype.map(DType::from) {
+            if !dtype.is_float() {
+                return Err(DotError::OutputDTypeOfIntegers { dtype });
+            }
+            if !device.supports_dtype(output) {
+                return Err(DotError::UnsupportedOutputDType { dtype: output, device: format!("{device:?}") });
+            }
+        }
+        if device != rhs.device() {
+            return Err(DotError::DeviceMismatch { lhs: format!("{device:?}"), rhs: format!("{:?}", rhs.device()) });
+        }
+        #[cfg(feature = "autodiff")]
+        if let (Some(lhs), Some(rhs)) =
+            (device.gradient_checkpointing_strategy(), rhs.device().gradient_checkpointing_strategy())
+            && lhs != rhs
+        {
+            return Err(DotError::CheckpointingMismatch);
+        }
+
+        let (lhs, rhs) = (lhs.dims(), rhs.dims());
+        let plan = Plan::new(axes, *batch_dims, *broadcast_batch, &lhs, &rhs)?;
+        if plan.output.len() != DO {
+            return Err(DotError::OutputRank { expected: DO, output: plan.output, shapes: Plan::shapes(&lhs, &rhs) });
+        }
+        Ok(plan)
+    }
+}
+
+impl ModuleDisplay for Dot {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let DotConfig { axes, normalize, epsilon, batch_dims, broadcast_batch, output_dtype } = &self.config;
+        // What differs from the defaults, as in the saved configuration.
+        let mut content = content.add("axes", &axes.to_string()).add("normalize", normalize);
+        if *normalize && *epsilon != DotConfig::DEFAULT_EPSILON {
+            content = content.add("epsilon", epsilon);
+        }
+        if *batch_dims != 1 {
+            content = content.add("batch_dims", batch_dims);
+        }
+        if *broadcast_batch {
+            content = content.add("broadcast_batch", broadcast_batch);
+        }
+        if let Some(dtype) = output_dtype {
+            content = content.add_debug_attribute("output_dtype", dtype);
+        }
+        content.optional()
+    }
+}
+
+/// The functional form of a plain [`Dot`], as `keras.layers.dot`.
+///
+/// ```text
+/// out[b, i, j] = Σₖ lhs[b, i, k] · rhs[b, j, k]
+/// ```
+///
+/// # Shapes
+///
+/// `batch · lhs's free axes · rhs's free axes`; see [`Dot`] for a table, and for numerics and gradient.
+///
+/// # Panics
+///
+/// With the text of the [`DotError`], as [`Dot::forward`].
+///
+/// # Source
+///
+/// [`tf.keras.layers.dot`](https://www.tensorflow.org/api_docs/python/tf/keras/layers/dot).
+///
+/// ```
+/// use burn::prelude::*;
+///
+/// let device = Device::flex();
+/// let lhs = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0]], &device);
+/// let rhs = Tensor::<2>::from_data([[5.0, 6.0], [7.0, 8.0]], &device);
+/// let out: Tensor<2> = burn_dot::dot(lhs, rhs, 1);
+/// assert_eq!(out.to_data(), Tensor::<2>::from_data([[17.0], [53.0]], &device).to_data());
+/// ```
+#[track_caller]
+pub fn dot<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
+    lhs: Tensor<D1, K>,
+    rhs: Tensor<D2, K>,
+    axes: impl Into<Axes>,
+) -> Tensor<DO, K> {
+    DotConfig::new(axes).init().forward(lhs, rhs)
+}

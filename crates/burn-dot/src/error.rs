@@ -1,0 +1,303 @@
+//! [`DotError`]: everything that can be wrong with an input, with the whole message.
+
+use alloc::{string::String, vec::Vec};
+use core::fmt;
+
+use burn_core::tensor::DType;
+
+/// Which of the two inputs is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The first input.
+    Lhs,
+    /// The second input.
+    Rhs,
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operand::Lhs => "lhs",
+            Operand::Rhs => "rhs",
+        })
+    }
+}
+
+/// An axis as the user wrote it and as it was resolved; shown as `1` or `-1 (= 2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// As written; negative counts from the end.
+    pub written: isize,
+    /// Counted from the front.
+    pub index: usize,
+}
+
+impl fmt::Display for Axis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.written)?;
+        if self.written < 0 {
+            write!(f, " (= {})", self.index)?;
+        }
+        Ok(())
+    }
+}
+
+/// Both input shapes; shown as `lhs [2, 3, 5], rhs [2, 10, ?]` with `?` for an unknown size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shapes {
+    /// Sizes of the first input.
+    pub lhs: Vec<Option<usize>>,
+    /// Sizes of the second input.
+    pub rhs: Vec<Option<usize>>,
+}
+
+impl fmt::Display for Shapes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (lhs, rhs) = (Sizes(&self.lhs), Sizes(&self.rhs));
+        write!(f, "lhs {lhs}, rhs {rhs}")
+    }
+}
+
+struct Sizes<'a>(&'a [Option<usize>]);
+
+impl fmt::Display for Sizes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (i, size) in self.0.iter().enumerate() {
+            f.write_str(if i == 0 { "" } else { ", " })?;
+            match size {
+                Some(size) => write!(f, "{size}")?,
+                None => f.write_str("?")?,
+            }
+        }
+        f.write_str("]")
+    }
+}
+
+/// What was wrong with the inputs of a [`Dot`](crate::Dot).
+///
+/// Every error is found before any arithmetic. The text names the operand, the axis as written and as resolved, both sizes,
+/// both shapes, and a fix where one exists.
+///
+/// ```
+/// use burn_dot::DotConfig;
+///
+/// let error = DotConfig::new((1, -1)).output_shape(&[Some(2), Some(3), Some(5)], &[Some(2), Some(10), Some(4)]);
+/// assert_eq!(
+///     error.unwrap_err().to_string(),
+///     "Dot: lhs axis 1 has size 3 but rhs axis -1 (= 2) has size 4; lhs [2, 3, 5], rhs [2, 10, 4]"
+/// );
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum DotError {
+    /// The list of axis pairs is empty.
+    NoAxes,
+    /// An input has too few dimensions to hold the batch and an axis to contract.
+    RankTooSmall {
+        /// The input.
+        operand: Operand,
+        /// How many leading axes are shared.
+        batch_dims: usize,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// An axis points outside its input.
+    AxisOutOfRange {
+        /// The input.
+        operand: Operand,
+        /// The axis as written.
+        axis: isize,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// A shared leading axis cannot also be contracted.
+    BatchAxis {
+        /// The input.
+        operand: Operand,
+        /// The axis.
+        axis: Axis,
+        /// How many leading axes are shared.
+        batch_dims: usize,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// Two pairs name the same axis of one input.
+    DuplicateAxis {
+        /// The input.
+        operand: Operand,
+        /// Where it stood first.
+        first: Axis,
+        /// Where it stood again.
+        again: Axis,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// A contracted pair has two different sizes. A size of 1 is no exception.
+    SizeMismatch {
+        /// Axis of the first input.
+        lhs_axis: Axis,
+        /// Its size.
+        lhs_size: usize,
+        /// Axis of the second input.
+        rhs_axis: Axis,
+        /// Its size.
+        rhs_size: usize,
+        /// The only other pair of axes whose sizes agree, if there is one.
+        candidate: Option<(usize, usize)>,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// A shared leading axis has two different sizes.
+    BatchMismatch {
+        /// The axis, the same in both inputs.
+        axis: usize,
+        /// Size in the first input.
+        lhs_size: usize,
+        /// Size in the second input.
+        rhs_size: usize,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// The caller's tensor type has another rank than the output.
+    OutputRank {
+        /// The rank of the caller's type.
+        expected: usize,
+        /// The shape of the output.
+        output: Vec<usize>,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// The inputs have different dtypes.
+    DTypeMismatch {
+        /// Dtype of the first input.
+        lhs: DType,
+        /// Dtype of the second input.
+        rhs: DType,
+    },
+    /// An input is quantized.
+    Quantized {
+        /// The input.
+        operand: Operand,
+    },
+    /// The inputs live on different devices.
+    DeviceMismatch {
+        /// Device of the first input.
+        lhs: String,
+        /// Device of the second input.
+        rhs: String,
+    },
+    /// The inputs record their gradients under different checkpointing strategies.
+    CheckpointingMismatch,
+    /// `normalize` was asked of integers.
+    NormalizeIntegers {
+        /// The integer dtype.
+        dtype: DType,
+    },
+    /// An output dtype was asked of integers.
+    OutputDTypeOfIntegers {
+        /// The integer dtype.
+        dtype: DType,
+    },
+    /// The device cannot hold the dtype asked for the output.
+    UnsupportedOutputDType {
+        /// The dtype asked for.
+        dtype: DType,
+        /// The device.
+        device: String,
+    },
+    /// The floor on the norm is zero, negative, infinite or NaN.
+    InvalidEpsilon {
+        /// The value given.
+        epsilon: f64,
+    },
+}
+
+impl core::error::Error for DotError {}
+
+impl fmt::Display for DotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dot: ")?;
+        match self {
+            Self::NoAxes => f.write_str("no axes to contract; name at least one pair, such as DotConfig::new((1, 2))"),
+            Self::RankTooSmall { operand, batch_dims, shapes } => {
+                let rank = rank(operand, shapes);
+                let least = batch_dims + 1;
+                write!(
+                    f,
+                    "{operand} has rank {rank} but needs at least {least}: batch_dims = {batch_dims} shared axes and one to contract; {shapes}"
+                )
+            }
+            Self::AxisOutOfRange { operand, axis, shapes } => {
+                let rank = rank(operand, shapes);
+                write!(f, "{operand} axis {axis} is out of range for rank {rank}; write -{rank} to {}; {shapes}", rank - 1)
+            }
+            Self::BatchAxis { operand, axis, batch_dims, shapes } => write!(
+                f,
+                "{operand} axis {axis} is a batch axis (batch_dims = {batch_dims}) and cannot be contracted; \
+                 contract axis {batch_dims} or a later one, or set a smaller batch_dims; {shapes}"
+            ),
+            Self::DuplicateAxis { operand, first, again, shapes } => {
+                write!(f, "{operand} axis {again} is contracted twice, first as {first}; name each axis once; {shapes}")
+            }
+            Self::SizeMismatch { lhs_axis, lhs_size, rhs_axis, rhs_size, candidate, shapes } => {
+                write!(
+                    f,
+                    "lhs axis {lhs_axis} has size {lhs_size} but rhs axis {rhs_axis} has size {rhs_size}; {shapes}"
+                )?;
+                match candidate {
+                    Some((lhs, rhs)) => write!(f, "; axes ({lhs}, {rhs}) would agree"),
+                    None => Ok(()),
+                }
+            }
+            Self::BatchMismatch { axis, lhs_size, rhs_size, shapes } => {
+                write!(
+                    f,
+                    "lhs batch axis {axis} has size {lhs_size} but rhs batch axis {axis} has size {rhs_size}; {shapes}"
+                )?;
+                if *lhs_size == 1 || *rhs_size == 1 {
+                    f.write_str("; to repeat a batch of 1, set with_broadcast_batch(true)")?;
+                }
+                Ok(())
+            }
+            Self::OutputRank { expected, output, shapes } => {
+                let rank = output.len();
+                write!(
+                    f,
+                    "the output {output:?} has rank {rank} but the caller asks for rank {expected}; write Tensor<{rank}>; {shapes}"
+                )
+            }
+            Self::DTypeMismatch { lhs, rhs } => {
+                write!(f, "lhs is {lhs:?} but rhs is {rhs:?}; cast one of them, as in rhs.cast(lhs.dtype())")
+            }
+            Self::Quantized { operand } => write!(f, "{operand} is quantized; call dequantize() on it first"),
+            Self::DeviceMismatch { lhs, rhs } => {
+                write!(f, "lhs is on {lhs} but rhs is on {rhs}; move one of them, as in rhs.to_device(&lhs.device())")
+            }
+            Self::CheckpointingMismatch => f.write_str(
+                "lhs and rhs record gradients under different checkpointing strategies; \
+                 create both on one device, or set one of them with with_gradient_checkpointing_strategy",
+            ),
+            Self::NormalizeIntegers { dtype } => {
+                write!(f, "normalize needs float inputs but these are {dtype:?}; call .float() on both, or leave normalize off")
+            }
+            Self::OutputDTypeOfIntegers { dtype } => write!(
+                f,
+                "an output dtype is for float inputs but these are {dtype:?}; call .float() on both, or leave output_dtype unset"
+            ),
+            Self::UnsupportedOutputDType { dtype, device } => {
+                write!(f, "the output dtype {dtype:?} is not supported on {device}; choose another with with_output_dtype")
+            }
+            Self::InvalidEpsilon { epsilon } => {
+                write!(f, "epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6")
+            }
+        }
+    }
+}
+
+fn rank(operand: &Operand, shapes: &Shapes) -> usize {
+    match operand {
+        Operand::Lhs => shapes.lhs.len(),
+        Operand::Rhs => shapes.rhs.len(),
+    }
+}

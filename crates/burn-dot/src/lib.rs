@@ -1,0 +1,29 @@
+#![cfg_attr(not(feature = "std"), no_std)]
+#![doc = include_str!("../README.md")]
+//!
+//! # Module map
+//!
+//! One direction of dependency, `dot → reference → ops → plan → error`:
+//!
+//! | module | role |
+//! |---|---|
+//! | `dot` | [`DotConfig`], [`Dot`], [`dot()`]: what a user touches; checks the inputs |
+//! | `keras` | [`KerasLayer`] and the dictionaries of `get_config()` |
+//! | `reference` | the product composed from Burn's operations |
+//! | `ops` | the backend-extension trait and the one list of backends |
+//! | `plan` | axes and shapes → batch, m, k, n: a pure value |
+//! | `error` | [`DotError`] |
+
+extern crate alloc;
+
+mod dot;
+mod error;
+mod keras;
+mod ops;
+mod plan;
+mod reference;
+
+pub use dot::{Dot, DotConfig, dot};
+pub use error::{Axis, DotError, Operand, Shapes};
+pub use keras::KerasLayer;
+pub use plan::{Axes, AxisIndex};

@@ -1,0 +1,291 @@
+//! Axes and shapes become one matrix product: batch, m, k, n, the order of the axes, the output shape.
+//!
+//! A plan is a pure value. It knows no tensors, so it answers [`DotConfig::output_shape`](crate::DotConfig::output_shape)
+//! as well as the forward pass, and every error about axes and shapes is born here.
+//!
+//! ```text
+//! lhs  batch… · free… · contracted…   →   (batch, m, k)  ┐
+//!                                                        ├→  (batch, m, n)  →  batch… · lhs free… · rhs free…
+//! rhs  batch… · contracted… · free…   →   (batch, k, n)  ┘
+//! ```
+
+use alloc::{vec, vec::Vec};
+use core::fmt;
+
+use crate::error::{Axis, DotError, Operand, Shapes};
+
+/// The axes to contract: one for both inputs, a pair, or several pairs.
+///
+/// Negative axes count from the end of each input's own rank.
+///
+/// ```
+/// use burn_dot::Axes;
+///
+/// assert_eq!(Axes::from(1), Axes::Both(1));                                   // axis 1 of both
+/// assert_eq!(Axes::from((1, -1)), Axes::Pair(1, -1));                         // axis 1 of lhs, the last of rhs
+/// assert_eq!(Axes::from([1, 2]), Axes::Pair(1, 2));                           // Keras' list, the same as a pair
+/// assert_eq!(Axes::from([(1, 2), (2, 1)]), Axes::Pairs(vec![(1, 2), (2, 1)])); // two axes at once
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Axes {
+    /// The same axis in both inputs.
+    Both(isize),
+    /// An axis of lhs and an axis of rhs.
+    Pair(isize, isize),
+    /// Several pairs, contracted together.
+    Pairs(Vec<(isize, isize)>),
+}
+
+impl Axes {
+    fn pairs(&self) -> Vec<(isize, isize)> {
+        match self {
+            Axes::Both(axis) => vec![(*axis, *axis)],
+            Axes::Pair(lhs, rhs) => vec![(*lhs, *rhs)],
+            Axes::Pairs(pairs) => pairs.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Axes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Axes::Both(axis) => write!(f, "{axis}"),
+            Axes::Pair(lhs, rhs) => write!(f, "({lhs}, {rhs})"),
+            Axes::Pairs(pairs) => write!(f, "{pairs:?}"),
+        }
+    }
+}
+
+/// An integer that can name an axis: any of Rust's.
+pub trait AxisIndex: sealed::Sealed {
+    /// The axis. A number too large for `isize` becomes the nearest one, which no tensor has.
+    fn axis(self) -> isize;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! axis_index {
+    ($($int:ty),*) => {$(
+        impl sealed::Sealed for $int {}
+        impl AxisIndex for $int {
+            #[allow(irrefutable_let_patterns, unused_comparisons)] // Infallible for the small types.
+            fn axis(self) -> isize {
+                isize::try_from(self).unwrap_or(if self < 0 { isize::MIN } else { isize::MAX })
+            }
+        }
+        impl From<$int> for Axes {
+            fn from(axis: $int) -> Self {
+                Axes::Both(axis.axis())
+            }
+        }
+    )*};
+}
+axis_index!(i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize);
+
+impl<A: AxisIndex, B: AxisIndex> From<(A, B)> for Axes {
+    fn from((lhs, rhs): (A, B)) -> Self {
+        Axes::Pair(lhs.axis(), rhs.axis())
+    }
+}
+
+impl<A: AxisIndex> From<[A; 2]> for Axes {
+    fn from([lhs, rhs]: [A; 2]) -> Self {
+        Axes::Pair(lhs.axis(), rhs.axis())
+    }
+}
+
+impl<A: AxisIndex, B: AxisIndex> From<Vec<(A, B)>> for Axes {
+    fn from(pairs: Vec<(A, B)>) -> Self {
+        Axes::Pairs(pairs.into_iter().map(|(lhs, rhs)| (lhs.axis(), rhs.axis())).collect())
+    }
+}
+
+impl<A: AxisIndex, B: AxisIndex, const N: usize> From<[(A, B); N]> for Axes {
+    fn from(pairs: [(A, B); N]) -> Self {
+        Axes::from(Vec::from(pairs))
+    }
+}
+
+/// Which axes meet: the axes resolved against two shapes whose sizes may be unknown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pairing {
+    /// Sizes of the shared leading axes in the output.
+    batch: Vec<Option<usize>>,
+    lhs: Roles,
+    rhs: Roles,
+    shapes: Shapes,
+}
+
+/// What each axis of one input is for. The batch axes are the leading ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Roles {
+    contracted: Vec<usize>,
+    free: Vec<usize>,
+}
+
+impl Pairing {
+    /// Resolves `axes` and checks every size that is known.
+    pub(crate) fn new(
+        axes: &Axes,
+        batch_dims: usize,
+        broadcast_batch: bool,
+        lhs: &[Option<usize>],
+        rhs: &[Option<usize>],
+    ) -> Result<Self, DotError> {
+        let shapes = Shapes { lhs: lhs.to_vec(), rhs: rhs.to_vec() };
+        let pairs = axes.pairs();
+        if pairs.is_empty() {
+            return Err(DotError::NoAxes);
+        }
+
+        let lhs_axes = resolve(Operand::Lhs, pairs.iter().map(|pair| pair.0), batch_dims, &shapes)?;
+        let rhs_axes = resolve(Operand::Rhs, pairs.iter().map(|pair| pair.1), batch_dims, &shapes)?;
+
+        for (&lhs_axis, &rhs_axis) in lhs_axes.iter().zip(&rhs_axes) {
+            if let (Some(lhs_size), Some(rhs_size)) = (lhs[lhs_axis.index], rhs[rhs_axis.index])
+                && lhs_size != rhs_size
+            {
+                let candidate = if pairs.len() == 1 { only_agreeing_pair(batch_dims, lhs, rhs) } else { None };
+                return Err(DotError::SizeMismatch { lhs_axis, lhs_size, rhs_axis, rhs_size, candidate, shapes });
+            }
+        }
+
+        let mut batch = Vec::with_capacity(batch_dims);
+        for axis in 0..batch_dims {
+            batch.push(match (lhs[axis], rhs[axis]) {
+                (Some(l), Some(r)) if l == r => Some(l),
+                (Some(1), other) | (other, Some(1)) if broadcast_batch => other,
+                (Some(lhs_size), Some(rhs_size)) => {
+                    return Err(DotError::BatchMismatch { axis, lhs_size, rhs_size, shapes });
+                }
+                (known, None) | (None, known) => known,
+            });
+        }
+
+        let roles = |axes: &[Axis], rank: usize| {
+            let contracted: Vec<usize> = axes.iter().map(|axis| axis.index).collect();
+            let free = (batch_dims..rank).filter(|axis| !contracted.contains(axis)).collect();
+            Roles { contracted, free }
+        };
+        Ok(Pairing { batch, lhs: roles(&lhs_axes, lhs.len()), rhs: roles(&rhs_axes, rhs.len()), shapes })
+    }
+
+    /// Batch, then the free axes of lhs, then those of rhs; `None` where a size is unknown.
+    pub(crate) fn output_shape(&self) -> Vec<Option<usize>> {
+        let free = |roles: &Roles, sizes: &[Option<usize>]| roles.free.iter().map(|&i| sizes[i]).collect::<Vec<_>>();
+        let mut shape = self.batch.clone();
+        shape.extend(free(&self.lhs, &self.shapes.lhs));
+        shape.extend(free(&self.rhs, &self.shapes.rhs));
+        // Nothing free: Keras keeps (batch, 1). Without a batch the result is a number, which Burn holds as [1].
+        if self.lhs.free.is_empty() && self.rhs.free.is_empty() && self.batch.len() <= 1 {
+            shape.push(Some(1));
+        }
+        shape
+    }
+}
+
+/// Resolves the axes of one input.
+fn resolve(
+    operand: Operand,
+    axes: impl Iterator<Item = isize>,
+    batch_dims: usize,
+    shapes: &Shapes,
+) -> Result<Vec<Axis>, DotError> {
+    let rank = match operand {
+        Operand::Lhs => shapes.lhs.len(),
+        Operand::Rhs => shapes.rhs.len(),
+    };
+    if rank <= batch_dims {
+        return Err(DotError::RankTooSmall { operand, batch_dims, shapes: shapes.clone() });
+    }
+    let mut resolved: Vec<Axis> = Vec::new();
+    for written in axes {
+        let from_front = if written < 0 { written.saturating_add_unsigned(rank) } else { written };
+        let Some(index) = usize::try_from(from_front).ok().filter(|&index| index < rank) else {
+            return Err(DotError::AxisOutOfRange { operand, axis: written, shapes: shapes.clone() });
+        };
+        let axis = Axis { written, index };
+        if index < batch_dims {
+            return Err(DotError::BatchAxis { operand, axis, batch_dims, shapes: shapes.clone() });
+        }
+        if let Some(&first) = resolved.iter().find(|earlier| earlier.index == index) {
+            return Err(DotError::DuplicateAxis { operand, first, again: axis, shapes: shapes.clone() });
+        }
+        resolved.push(axis);
+    }
+    Ok(resolved)
+}
+
+/// The one pair of axes whose sizes agree, as a suggestion; `None` when there are several or none.
+fn only_agreeing_pair(batch_dims: usize, lhs: &[Option<usize>], rhs: &[Option<usize>]) -> Option<(usize, usize)> {
+    let mut agreeing = (batch_dims..lhs.len())
+        .flat_map(|l| (batch_dims..rhs.len()).map(move |r| (l, r)))
+        .filter(|&(l, r)| lhs[l].is_some() && lhs[l] == rhs[r]);
+    let first = agreeing.next();
+    if agreeing.next().is_none() { first } else { None }
+}
+
+/// One product with every size known, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Sizes of the batch axes in the output.
+    pub batch_shape: Vec<usize>,
+    /// Product of `batch_shape`.
+    pub batch: usize,
+    /// Product of lhs's free sizes.
+    pub m: usize,
+    /// Product of the contracted sizes.
+    pub k: usize,
+    /// Product of rhs's free sizes.
+    pub n: usize,
+    /// Axes of lhs to contract, pair by pair.
+    pub lhs_contracted: Vec<usize>,
+    /// Axes of rhs to contract, pair by pair.
+    pub rhs_contracted: Vec<usize>,
+    /// Axes of lhs in the order batch, free, contracted.
+    pub lhs_order: Vec<usize>,
+    /// Axes of rhs in the order batch, contracted, free.
+    pub rhs_order: Vec<usize>,
+    /// Shape of the output.
+    pub output: Vec<usize>,
+}
+
+impl Plan {
+    /// Plans the product of two shapes.
+    pub(crate) fn new(
+        axes: &Axes,
+        batch_dims: usize,
+        broadcast_batch: bool,
+        lhs: &[usize],
+        rhs: &[usize],
+    ) -> Result<Self, DotError> {
+        let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect::<Vec<_>>();
+        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &known(lhs), &known(rhs))?;
+        let all_known = |sizes: Vec<Option<usize>>| sizes.into_iter().flatten().collect::<Vec<usize>>();
+        let output = all_known(pairing.output_shape());
+        let batch_shape = all_known(pairing.batch);
+        let (lhs_roles, rhs_roles) = (pairing.lhs, pairing.rhs);
+        let product = |axes: &[usize], sizes: &[usize]| axes.iter().map(|&axis| sizes[axis]).product();
+
+        Ok(Plan {
+            batch: batch_shape.iter().product(),
+            m: product(&lhs_roles.free, lhs),
+            k: product(&lhs_roles.contracted, lhs),
+            n: product(&rhs_roles.free, rhs),
+            lhs_order: [(0..batch_dims).collect(), lhs_roles.free, lhs_roles.contracted.clone()].concat(),
+            rhs_order: [(0..batch_dims).collect(), rhs_roles.contracted.clone(), rhs_roles.free].concat(),
+            lhs_contracted: lhs_roles.contracted,
+            rhs_contracted: rhs_roles.contracted,
+            batch_shape,
+            output,
+        })
+    }
+
+    /// Shapes of both inputs, for the message of an error found later.
+    pub(crate) fn shapes(lhs: &[usize], rhs: &[usize]) -> Shapes {
+        let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect();
+        Shapes { lhs: known(lhs), rhs: known(rhs) }
+    }
+}
