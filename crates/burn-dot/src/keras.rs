@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::Se
 
 use crate::{DotConfig, plan::Axes};
 
-/// A [`DotConfig`] written as Keras serialises a layer: `{"class_name": "Dot", "config": {…}}`.
+/// A [`DotConfig`] written as Keras serialises a layer: `{"module": …, "class_name": "Dot", "config": {…}, …}`.
 ///
 /// `DotConfig` itself writes the dictionary of Keras' `get_config()`, and reads both forms. Keys it does not know, such as
 /// `name`, `trainable` or `dtype`, are accepted and dropped.
@@ -32,7 +32,7 @@ use crate::{DotConfig, plan::Axes};
 /// assert_eq!(serde_json::to_string(&config)?, r#"{"axes":[1,2],"normalize":false}"#);
 /// assert_eq!(
 ///     serde_json::to_string(&KerasLayer(config))?,
-///     r#"{"class_name":"Dot","config":{"axes":[1,2],"normalize":false}}"#
+///     r#"{"module":"keras.layers","class_name":"Dot","config":{"axes":[1,2],"normalize":false},"registered_name":null}"#
 /// );
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -41,9 +41,11 @@ pub struct KerasLayer(pub DotConfig);
 
 impl Serialize for KerasLayer {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut layer = serializer.serialize_struct("KerasLayer", 2)?;
+        let mut layer = serializer.serialize_struct("KerasLayer", 4)?;
+        layer.serialize_field("module", "keras.layers")?;
         layer.serialize_field("class_name", "Dot")?;
         layer.serialize_field("config", &self.0)?;
+        layer.serialize_field("registered_name", &None::<()>)?;
         layer.end()
     }
 }

@@ -80,6 +80,7 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
     // Backends multiply matrices of i32 and i64 only. The low bits of a product are the same in a wider integer.
     let compute = match dtype {
         IntDType::I64 | IntDType::U64 => IntDType::I64,
+        IntDType::U32 if B::supports_dtype(&lhs.device(), DType::I64) => IntDType::I64,
         _ => IntDType::I32,
     };
     let matrix = |x: IntTensor<B>, order: &[usize], shape: [usize; 3]| {
@@ -91,8 +92,22 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
     let lhs = matrix(lhs, &plan.lhs_order, [plan.batch, plan.m, plan.k]);
     let rhs = matrix(rhs, &plan.rhs_order, [plan.batch, plan.k, plan.n]);
     let out = B::int_matmul(lhs, rhs);
-    let out = if dtype == compute { out } else { B::int_cast(out, dtype) };
+    let out = if dtype == compute { out } else { B::int_cast(low_bits::<B>(out, dtype), dtype) };
     B::int_reshape(out, plan.output.clone().into())
+}
+
+/// Wraps to the range of a narrower dtype, so that no backend's cast has to refuse or saturate.
+fn low_bits<B: Backend>(x: IntTensor<B>, dtype: IntDType) -> IntTensor<B> {
+    let bits = 8 * DType::from(dtype).size() as u32;
+    if bits >= 8 * x.dtype().size() as u32 {
+        return x;
+    }
+    let low = B::bitwise_and_scalar(x, ((1i64 << bits) - 1).into());
+    if DType::from(dtype).is_uint() {
+        return low;
+    }
+    let sign = 1i64 << (bits - 1);
+    B::int_sub_scalar(B::bitwise_xor_scalar(low, sign.into()), sign.into())
 }
 
 /// The dtype to multiply and accumulate in: at least f32, and at least as wide as both ends.

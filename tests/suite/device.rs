@@ -1,0 +1,55 @@
+//! The device under test, and what it can hold.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+
+/// The device named by `BURN_DEVICE`.
+pub fn device() -> Device {
+    let name = std::env::var("BURN_DEVICE").unwrap_or_else(|_| "flex".into());
+    match name.as_str() {
+        #[cfg(feature = "flex")]
+        "flex" => Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated)]
+        "ndarray" => Device::ndarray(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(feature = "rocm")]
+        "rocm" => Device::rocm(0),
+        #[cfg(feature = "cpu")]
+        "cpu" => Device::cpu(),
+        #[cfg(feature = "tch")]
+        "tch" => Device::libtorch(),
+        name => panic!("BURN_DEVICE={name} asks for a device this build does not have; add --features {name}"),
+    }
+}
+
+/// The float dtypes the device can hold, most precise first. f32 is always among them.
+pub fn float_dtypes() -> Vec<DType> {
+    supported(&[DType::F64, DType::F32, DType::F16, DType::BF16])
+}
+
+/// The integer dtypes the device can hold.
+pub fn int_dtypes() -> Vec<DType> {
+    use DType::*;
+    supported(&[I64, I32, I16, I8, U64, U32, U16, U8])
+}
+
+/// The most precise float dtype of the device.
+pub fn best_float() -> DType {
+    float_dtypes()[0]
+}
+
+fn supported(dtypes: &[DType]) -> Vec<DType> {
+    let device = device();
+    let supported: Vec<DType> = dtypes.iter().copied().filter(|&dtype| device.supports_dtype(dtype)).collect();
+    assert!(supported.contains(&DType::F32) || supported.contains(&DType::I32), "{device:?} holds {supported:?} only");
+    supported
+}
+
+/// Whether the device computes in IEEE arithmetic with subnormal numbers, infinities and NaN. Shading languages do not promise it.
+pub fn is_ieee() -> bool {
+    matches!(std::env::var("BURN_DEVICE").as_deref(), Err(_) | Ok("flex" | "ndarray" | "tch"))
+}

@@ -1,0 +1,255 @@
+//! The exact text of every error, that `try_forward` returns it, and that `forward` panics with it at the caller's line.
+
+use std::panic::{Location, catch_unwind};
+use std::sync::Mutex;
+
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType, quantization::QuantScheme};
+use burn_dot::{Axes, DotConfig, DotError, dot};
+
+use crate::device::{device, is_ieee};
+
+fn text(config: DotConfig, lhs: &[usize], rhs: &[usize]) -> String {
+    let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect::<Vec<_>>();
+    config.output_shape(&known(lhs), &known(rhs)).expect_err("an error").to_string()
+}
+
+fn refused<const L: usize, const R: usize, const O: usize, K: burn::tensor::kind::Numeric>(
+    config: DotConfig,
+    lhs: Tensor<L, K>,
+    rhs: Tensor<R, K>,
+) -> DotError {
+    let out: Result<Tensor<O, K>, DotError> = config.init().try_forward(lhs, rhs);
+    out.expect_err("an error")
+}
+
+#[test]
+fn sizes_that_differ() {
+    assert_eq!(
+        text(DotConfig::new((1, -1)), &[2, 3, 5], &[2, 10, 4]),
+        "Dot: lhs axis 1 has size 3 but rhs axis -1 (= 2) has size 4; lhs [2, 3, 5], rhs [2, 10, 4]"
+    );
+    assert_eq!(
+        text(DotConfig::new((1, 2)), &[2, 3, 5], &[2, 5, 4]),
+        "Dot: lhs axis 1 has size 3 but rhs axis 2 has size 4; lhs [2, 3, 5], rhs [2, 5, 4]; axes (2, 1) would agree"
+    );
+    assert_eq!(
+        text(DotConfig::new(1), &[4, 1], &[4, 3]),
+        "Dot: lhs axis 1 has size 1 but rhs axis 1 has size 3; lhs [4, 1], rhs [4, 3]"
+    );
+}
+
+#[test]
+fn an_axis_out_of_range() {
+    assert_eq!(
+        text(DotConfig::new((3, 1)), &[2, 3, 5], &[2, 10, 4]),
+        "Dot: lhs axis 3 is out of range for rank 3; write -3 to 2; lhs [2, 3, 5], rhs [2, 10, 4]"
+    );
+    assert_eq!(
+        text(DotConfig::new((1, -4)), &[2, 3, 5], &[2, 10, 4]),
+        "Dot: rhs axis -4 is out of range for rank 3; write -3 to 2; lhs [2, 3, 5], rhs [2, 10, 4]"
+    );
+    for axis in [isize::MIN, isize::MAX] {
+        assert!(text(DotConfig::new(axis), &[2, 3], &[2, 3]).starts_with(&format!("Dot: lhs axis {axis} is out of range")));
+    }
+}
+
+#[test]
+fn a_batch_axis_contracted() {
+    assert_eq!(
+        text(DotConfig::new((0, 1)), &[2, 3], &[2, 3]),
+        "Dot: lhs axis 0 is a batch axis (batch_dims = 1) and cannot be contracted; contract axis 1 or a later one, \
+         or set a smaller batch_dims; lhs [2, 3], rhs [2, 3]"
+    );
+    assert_eq!(
+        text(DotConfig::new((2, -2)).with_batch_dims(2), &[2, 3, 4], &[2, 3, 4]),
+        "Dot: rhs axis -2 (= 1) is a batch axis (batch_dims = 2) and cannot be contracted; contract axis 2 or a later one, \
+         or set a smaller batch_dims; lhs [2, 3, 4], rhs [2, 3, 4]"
+    );
+}
+
+#[test]
+fn the_same_axis_twice() {
+    assert_eq!(
+        text(DotConfig::new([(1, 1), (2, -2)]), &[2, 3, 3], &[2, 3, 3]),
+        "Dot: rhs axis -2 (= 1) is contracted twice, first as 1; name each axis once; lhs [2, 3, 3], rhs [2, 3, 3]"
+    );
+}
+
+#[test]
+fn no_axes() {
+    let text = "Dot: no axes to contract; name at least one pair, such as DotConfig::new((1, 2))";
+    let config = DotConfig::new(Vec::<(isize, isize)>::new());
+    assert_eq!(config.try_init().unwrap_err().to_string(), text);
+    assert_eq!(config.output_shape(&[Some(2)], &[Some(2)]).unwrap_err().to_string(), text);
+}
+
+#[test]
+fn batches_that_differ() {
+    assert_eq!(
+        text(DotConfig::new(1), &[2, 3], &[4, 3]),
+        "Dot: lhs batch axis 0 has size 2 but rhs batch axis 0 has size 4; lhs [2, 3], rhs [4, 3]"
+    );
+    assert_eq!(
+        text(DotConfig::new(1), &[1, 3], &[4, 3]),
+        "Dot: lhs batch axis 0 has size 1 but rhs batch axis 0 has size 4; lhs [1, 3], rhs [4, 3]; \
+         to repeat a batch of 1, set with_broadcast_batch(true)"
+    );
+    assert_eq!(
+        text(DotConfig::new(2).with_batch_dims(2).with_broadcast_batch(true), &[2, 3, 5], &[2, 4, 5]),
+        "Dot: lhs batch axis 1 has size 3 but rhs batch axis 1 has size 4; lhs [2, 3, 5], rhs [2, 4, 5]"
+    );
+}
+
+#[test]
+fn a_rank_too_small() {
+    assert_eq!(
+        text(DotConfig::new(1), &[2, 3], &[3]),
+        "Dot: rhs has rank 1 but needs at least 2: batch_dims = 1 shared axes and one to contract; lhs [2, 3], rhs [3]"
+    );
+    assert_eq!(
+        text(DotConfig::new(0).with_batch_dims(0), &[], &[3]),
+        "Dot: lhs has rank 0 but needs at least 1: batch_dims = 0 shared axes and one to contract; lhs [], rhs [3]"
+    );
+}
+
+#[test]
+fn an_output_of_another_rank_than_the_callers_type() {
+    let x = Tensor::<3>::ones([2, 3, 4], &device());
+    assert_eq!(
+        refused::<3, 3, 2, _>(DotConfig::new(2), x.clone(), x).to_string(),
+        "Dot: the output [2, 3, 3] has rank 3 but the caller asks for rank 2; write Tensor<3>; lhs [2, 3, 4], rhs [2, 3, 4]"
+    );
+}
+
+#[test]
+fn dtypes_that_differ() {
+    let x = Tensor::<2>::ones([2, 3], (&device(), DType::F32));
+    let y = x.clone().cast(FloatDType::F16);
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1), x, y).to_string(),
+        "Dot: lhs is F32 but rhs is F16; cast one of them, as in rhs.cast(lhs.dtype())"
+    );
+}
+
+#[test]
+fn integers_normalized_or_given_an_output_dtype() {
+    let x = Tensor::<2, Int>::ones([2, 3], (&device(), DType::I32));
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1).with_normalize(true), x.clone(), x.clone()).to_string(),
+        "Dot: normalize needs float inputs but these are I32; call .float() on both, or leave normalize off"
+    );
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(FloatDType::F32), x.clone(), x).to_string(),
+        "Dot: an output dtype is for float inputs but these are I32; call .float() on both, or leave output_dtype unset"
+    );
+}
+
+#[test]
+fn a_floor_that_is_not_a_positive_finite_number() {
+    for epsilon in [0.0, -1e-6, f64::INFINITY, f64::NAN] {
+        let config = DotConfig::new(1).with_normalize(true).with_epsilon(epsilon);
+        let text = format!("Dot: epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6");
+        assert_eq!(config.try_init().unwrap_err().to_string(), text);
+        assert_eq!(config.output_shape(&[None, None], &[None, None]).unwrap_err().to_string(), text);
+    }
+}
+
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+#[test]
+#[allow(deprecated)]
+fn devices_that_differ() {
+    let x = Tensor::<2>::ones([2, 3], &Device::flex());
+    let y = Tensor::<2>::ones([2, 3], &Device::ndarray());
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1), x.clone(), y.clone()).to_string(),
+        format!(
+            "Dot: lhs is on {:?} but rhs is on {:?}; move one of them, as in rhs.to_device(&lhs.device())",
+            x.device(),
+            y.device()
+        )
+    );
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+#[allow(deprecated)]
+fn an_output_dtype_that_the_device_lacks() {
+    let device = Device::ndarray();
+    let x = Tensor::<2>::ones([2, 3], &device);
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(FloatDType::F16), x.clone(), x).to_string(),
+        format!("Dot: the output dtype F16 is not supported on {device:?}; choose another with with_output_dtype")
+    );
+}
+
+#[test]
+fn checkpointing_strategies_that_differ() {
+    let device = device().autodiff();
+    let x = Tensor::<2>::ones([2, 3], &device);
+    let y = Tensor::<2>::ones([2, 3], &device.gradient_checkpointing());
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1), x, y).to_string(),
+        "Dot: lhs and rhs record gradients under different checkpointing strategies; create both on one device, \
+         or set one of them with with_gradient_checkpointing_strategy"
+    );
+}
+
+#[test]
+fn quantized_inputs() {
+    if !is_ieee() {
+        return; // Quantization on a GPU needs packed formats that not every device has.
+    }
+    let x = Tensor::<2>::ones([4, 32], (&device(), DType::F32));
+    let quantized = x.clone().quantize_dynamic(&QuantScheme::default());
+    assert_eq!(
+        refused::<2, 2, 2, _>(DotConfig::new(1), x, quantized).to_string(),
+        "Dot: rhs is quantized; call dequantize() on it first"
+    );
+}
+
+#[test]
+fn tensors_with_and_without_autodiff_meet() {
+    let x = Tensor::<2>::ones([2, 3], &device().autodiff()).require_grad();
+    let y = Tensor::<2>::ones([2, 3], &device());
+    let out: Tensor<2> = DotConfig::new(1).init().forward(x.clone(), y);
+    assert!(x.grad(&out.backward()).is_some());
+}
+
+/// Message and line of the panic in `f`.
+fn panic_of(f: impl FnOnce() + std::panic::UnwindSafe) -> (String, u32) {
+    static PANIC: Mutex<Option<(String, u32)>> = Mutex::new(None);
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap();
+    let this = std::thread::current().id();
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() == this {
+            let message = info.payload_as_str().unwrap_or_default().to_string();
+            *PANIC.lock().unwrap() = Some((message, info.location().map_or(0, Location::line)));
+        }
+    }));
+    assert!(catch_unwind(f).is_err(), "no panic");
+    std::panic::set_hook(before);
+    PANIC.lock().unwrap().take().unwrap()
+}
+
+#[test]
+fn forward_panics_with_the_same_text_at_the_callers_line() {
+    let (x, y) = (Tensor::<2>::ones([2, 3], &device()), Tensor::<2>::ones([2, 4], &device()));
+    let text = "Dot: lhs axis 1 has size 3 but rhs axis 1 has size 4; lhs [2, 3], rhs [2, 4]".to_string();
+
+    let (a, b) = (x.clone(), y.clone());
+    let line = line!() + 1;
+    assert_eq!(panic_of(move || _ = DotConfig::new(1).init().forward::<2, 2, 2, _>(a, b)), (text.clone(), line));
+
+    let (a, b) = (x.clone(), y.clone());
+    let line = line!() + 1;
+    assert_eq!(panic_of(move || _ = DotConfig::new(1).init().forward_composed::<2, 2, 2, _>(a, b)), (text.clone(), line));
+
+    let line = line!() + 1;
+    assert_eq!(panic_of(move || _ = dot::<2, 2, 2, _>(x, y, Axes::Both(1))), (text, line));
+
+    let line = line!() + 1;
+    assert_eq!(panic_of(|| _ = DotConfig::new(1).with_epsilon(0.0).init()).1, line);
+}

@@ -1,0 +1,93 @@
+//! `Dot` as a Burn module: part of a model, shown, cloned, saved, loaded and trained with it.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::prelude::*;
+use burn_dot::{Dot, DotConfig};
+
+use crate::{device::device, run::array};
+
+#[derive(Module, Debug)]
+struct TwoTower {
+    user: Linear,
+    item: Linear,
+    dot: Dot,
+}
+
+impl TwoTower {
+    fn new(device: &Device) -> Self {
+        let tower = LinearConfig::new(3, 8);
+        TwoTower {
+            user: tower.init(device),
+            item: tower.init(device),
+            dot: DotConfig::new(1).with_normalize(true).init(),
+        }
+    }
+
+    fn forward(&self, user: Tensor<2>, item: Tensor<2>) -> Tensor<2> {
+        self.dot.forward(self.user.forward(user), self.item.forward(item))
+    }
+}
+
+fn inputs(device: &Device) -> (Tensor<2>, Tensor<2>) {
+    let x = |phase: f64| crate::run::tensor::<2>(&crate::run::wave(&[16, 3], phase), burn::tensor::DType::F32, device);
+    (x(0.1), x(0.5))
+}
+
+#[test]
+fn a_parent_module_is_saved_and_loaded_with_its_dot() {
+    let device = device();
+    let model = TwoTower::new(&device);
+    let (user, item) = inputs(&device);
+    let before = array(&model.forward(user.clone(), item.clone()));
+
+    let folder = std::env::temp_dir().join(format!("burn-dot-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("model.bpk");
+    model.save_file(&file).unwrap();
+    let loaded = TwoTower::new(&device);
+    assert_ne!(array(&loaded.forward(user.clone(), item.clone())), before, "another initialization gives other scores");
+    let loaded = loaded.load_file(&file);
+    assert_eq!(array(&loaded.forward(user, item)), before);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_dot_has_no_parameters_and_shows_its_configuration() {
+    let dot = DotConfig::new((1, -1)).init();
+    assert_eq!(dot.num_params(), 0);
+    assert_eq!(dot.to_string(), "Dot {axes: (1, -1), normalize: false}");
+    assert_eq!(dot.clone().config(), dot.config());
+    let every = DotConfig::new([(1, 2)]).with_normalize(true).with_epsilon(1e-7).with_batch_dims(0).with_broadcast_batch(true);
+    let every = every.with_output_dtype(burn::tensor::FloatDType::F32).init();
+    assert_eq!(
+        every.to_string(),
+        "Dot {axes: [(1, 2)], normalize: true, epsilon: 0.0000001, batch_dims: 0, broadcast_batch: true, output_dtype: F32}"
+    );
+    assert!(TwoTower::new(&device()).to_string().contains("dot: Dot {axes: 1, normalize: true}"));
+}
+
+#[test]
+fn a_model_with_a_dot_trains() {
+    let device = device().autodiff();
+    let mut model = TwoTower::new(&device);
+    let (user, item) = inputs(&device);
+    let loss = |model: &TwoTower| (model.forward(user.clone(), item.clone()) - 0.5).powf_scalar(2.0).mean();
+    let first = loss(&model).into_scalar::<f32>();
+    let mut optimizer = SgdConfig::new().init();
+    for _ in 0..50 {
+        let grads = GradientsParams::from_grads(loss(&model).backward(), &model);
+        model = optimizer.step(0.3, model, grads);
+    }
+    let last = loss(&model).into_scalar::<f32>();
+    assert!(last < 0.2 * first, "the loss went from {first} to {last}");
+    let valid = model.valid();
+    assert!(!valid.forward(user.inner(), item.inner()).is_require_grad());
+}
+
+#[test]
+fn a_dot_moves_between_threads() {
+    fn assert_send_sync<T: Send + Sync + Clone + std::fmt::Debug + std::fmt::Display>(_: &T) {}
+    assert_send_sync(&DotConfig::new(1).init());
+}

@@ -1,0 +1,20 @@
+//! What `burn-dot` promises, as tests. One binary, so that Burn is linked once.
+//!
+//! The device comes from `BURN_DEVICE` (`flex` by default; `ndarray`, `wgpu`, `cuda`, … when the feature of that name is on).
+//! A device that is asked for and missing is a failure.
+
+mod beyond_keras;
+mod cases;
+mod device;
+mod errors;
+mod gradients;
+mod interchange;
+mod layer;
+mod numerics;
+mod oracle;
+mod peers;
+mod properties;
+mod run;
+mod seed;
+mod shapes;
+mod traps;

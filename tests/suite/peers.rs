@@ -1,0 +1,82 @@
+//! Answers computed by real tf_keras, Keras 3 and PyTorch in f64: forward and gradients. See `fixtures/generate.py`.
+
+use burn::tensor::DType;
+use burn_dot::{Axes, DotConfig};
+use serde::Deserialize;
+
+use crate::{
+    device::best_float,
+    oracle::{self, Array},
+    run::{Layout, assert_close, product, run},
+};
+
+#[derive(Deserialize)]
+struct Peers {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    engine: String,
+    kind: String,
+    axes: Axes,
+    normalize: bool,
+    batch_dims: Option<usize>,
+    epsilon: Option<f64>,
+    lhs_shape: Vec<usize>,
+    rhs_shape: Vec<usize>,
+    out_shape: Vec<usize>,
+    lhs: Vec<f64>,
+    rhs: Vec<f64>,
+    cotangent: Vec<f64>,
+    out: Vec<f64>,
+    grad_lhs: Vec<f64>,
+    grad_rhs: Vec<f64>,
+}
+
+fn check(engine: &str, floor: f64) {
+    let peers: Peers = serde_json::from_str(include_str!("../fixtures/peers.json")).unwrap();
+    // Where the device has no f64 its own rounding decides; the answers are the same.
+    let dtype = best_float();
+    let (out_tolerance, grad_tolerance) = if dtype == DType::F64 { (1e-12, 1e-10) } else { (4e-6, 4e-6) };
+    let mut checked = 0;
+    for case in peers.cases.into_iter().filter(|case| case.engine == engine) {
+        if dtype != DType::F64 && case.kind == "scaled" {
+            continue; // Entries of 1e30 with gradients of 1e-30 are for f64.
+        }
+        let name = format!("{engine}, {}, {:?} · {:?}, axes {}", case.kind, case.lhs_shape, case.rhs_shape, case.axes);
+        let config = DotConfig::new(case.axes)
+            .with_normalize(case.normalize)
+            .with_epsilon(case.epsilon.unwrap_or(floor))
+            .with_batch_dims(case.batch_dims.unwrap_or(1));
+        let lhs = Array::new(&case.lhs_shape, case.lhs);
+        let rhs = Array::new(&case.rhs_shape, case.rhs);
+        let cotangent = Array::new(&case.out_shape, case.cotangent);
+        let given = run(&config, dtype, Layout::Contiguous, &lhs, &rhs, &|_| cotangent.clone());
+        // The oracle only says how large the terms of each number are: its rounding scale.
+        let scale = oracle::answer(&product(&config, lhs.shape.len(), rhs.shape.len()), &lhs, &rhs, |_| cotangent.clone());
+        let expected = |shape: &[usize], data: Vec<f64>| Array::new(shape, data);
+        let out = expected(&case.out_shape, case.out);
+        assert_close(&format!("{name}: out"), &given.out, &out, &scale.out_scale, out_tolerance);
+        let (grad_lhs, grad_rhs) = (expected(&lhs.shape, case.grad_lhs), expected(&rhs.shape, case.grad_rhs));
+        assert_close(&format!("{name}: grad_lhs"), &given.grad_lhs, &grad_lhs, &scale.grad_lhs_scale, grad_tolerance);
+        assert_close(&format!("{name}: grad_rhs"), &given.grad_rhs, &grad_rhs, &scale.grad_rhs_scale, grad_tolerance);
+        checked += 1;
+    }
+    assert!(checked >= 12, "only {checked} cases of {engine}");
+}
+
+#[test]
+fn tf_keras_gives_the_same_outputs_and_gradients() {
+    check("tf_keras", 1e-6);
+}
+
+#[test]
+fn keras_3_gives_the_same_outputs_and_gradients_with_its_floor() {
+    check("keras", 1e-7);
+}
+
+#[test]
+fn pytorch_gives_the_same_outputs_and_gradients_with_its_floor() {
+    check("torch", 1e-8);
+}
