@@ -48,8 +48,7 @@ fn half_precision_inputs_may_ask_for_f32_scores() {
             let config = DotConfig::new(2).with_output_dtype(output);
             let device = device();
             let (lhs, rhs) = (wave(&[2, 3, 40], 0.1), wave(&[2, 4, 40], 0.2));
-            let out: Tensor<3> =
-                config.init().forward(tensor::<3>(&lhs, dtype, &device), tensor::<3>(&rhs, dtype, &device));
+            let out: Tensor<3> = config.init().forward(tensor::<3>(&lhs, dtype, &device), tensor::<3>(&rhs, dtype, &device));
             assert_eq!(out.dtype(), DType::from(output));
             if DType::from(output).size() >= dtype.size() {
                 // The product is not rounded to the inputs' dtype on the way.

@@ -4,7 +4,7 @@
 use burn_dot::{Axes, DotConfig};
 
 use crate::{
-    device::float_dtypes,
+    device::{float_dtypes, max_rank},
     run::{LAYOUTS, Layout, assert_exact, wave},
 };
 
@@ -27,7 +27,14 @@ fn broadcast(case: Case) -> Case {
     Case { config: case.config.with_broadcast_batch(true), ..case }
 }
 
+/// Every case that the device has the rank for.
 pub fn table() -> Vec<Case> {
+    let known = |shape: &[usize]| shape.iter().map(|&size| Some(size)).collect::<Vec<_>>();
+    let rank = |case: &Case| case.config.output_shape(&known(case.lhs), &known(case.rhs)).unwrap().len();
+    every_case().into_iter().filter(|case| rank(case) <= max_rank()).collect()
+}
+
+fn every_case() -> Vec<Case> {
     vec![
         // Nothing free.
         case(&[3, 4], &[3, 4], 1),

@@ -49,6 +49,11 @@ fn supported(dtypes: &[DType]) -> Vec<DType> {
     supported
 }
 
+/// The highest rank of a tensor on the device.
+pub fn max_rank() -> usize {
+    if std::env::var("BURN_DEVICE").as_deref() == Ok("ndarray") { 6 } else { usize::MAX }
+}
+
 /// Whether the device computes in IEEE arithmetic with subnormal numbers, infinities and NaN. Shading languages do not promise it.
 pub fn is_ieee() -> bool {
     matches!(std::env::var("BURN_DEVICE").as_deref(), Err(_) | Ok("flex" | "ndarray" | "tch"))

@@ -28,11 +28,19 @@ fn every_gradient_agrees_with_central_differences() {
             // A handful of entries of each input; the oracle covers them all.
             for i in (0..lhs.data.len()).step_by(1 + lhs.data.len() / 5) {
                 let slope = central(&lhs, i, |x| forward(x, &rhs));
-                assert!((given.grad_lhs.data[i] - slope).abs() < 1e-7, "{name}: grad_lhs {i}: {} {slope}", given.grad_lhs.data[i]);
+                assert!(
+                    (given.grad_lhs.data[i] - slope).abs() < 1e-7,
+                    "{name}: grad_lhs {i}: {} {slope}",
+                    given.grad_lhs.data[i]
+                );
             }
             for i in (0..rhs.data.len()).step_by(1 + rhs.data.len() / 5) {
                 let slope = central(&rhs, i, |x| forward(&lhs, x));
-                assert!((given.grad_rhs.data[i] - slope).abs() < 1e-7, "{name}: grad_rhs {i}: {} {slope}", given.grad_rhs.data[i]);
+                assert!(
+                    (given.grad_rhs.data[i] - slope).abs() < 1e-7,
+                    "{name}: grad_rhs {i}: {} {slope}",
+                    given.grad_rhs.data[i]
+                );
             }
         }
     }

@@ -18,11 +18,7 @@ struct TwoTower {
 impl TwoTower {
     fn new(device: &Device) -> Self {
         let tower = LinearConfig::new(3, 8);
-        TwoTower {
-            user: tower.init(device),
-            item: tower.init(device),
-            dot: DotConfig::new(1).with_normalize(true).init(),
-        }
+        TwoTower { user: tower.init(device), item: tower.init(device), dot: DotConfig::new(1).with_normalize(true).init() }
     }
 
     fn forward(&self, user: Tensor<2>, item: Tensor<2>) -> Tensor<2> {

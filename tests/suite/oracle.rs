@@ -74,9 +74,8 @@ pub fn answer(product: &Product, lhs: &Array, rhs: &Array, cotangent: impl FnOnc
     let rhs_axes: Vec<usize> = product.pairs.iter().map(|pair| pair.1).collect();
     let lhs_norm = norms(lhs, &lhs_axes, product.floor);
     let rhs_norm = norms(rhs, &rhs_axes, product.floor);
-    let unit = |x: &Array, norm: &Array| {
-        Array::new(&x.shape, x.data.iter().zip(&norm.data).map(|(x, norm)| x / norm).collect())
-    };
+    let unit =
+        |x: &Array, norm: &Array| Array::new(&x.shape, x.data.iter().zip(&norm.data).map(|(x, norm)| x / norm).collect());
     let (u, v) = (unit(lhs, &lhs_norm), unit(rhs, &rhs_norm));
 
     let (mut out, mut out_scale) = (zeros(&out_shape), zeros(&out_shape));

@@ -34,7 +34,8 @@ fn integers_wrap_in_their_own_dtype() {
         let y = arange(10, [1, 2, 5]).cast(dtype);
         let out: Tensor<3, Int> = DotConfig::new((1, 2)).init().forward(x, y);
         assert_eq!(out.dtype(), dtype);
-        let wrapped = [260i64, 360, 320, 445].map(|value| if dtype.is_uint() { f64::from(value as u8) } else { f64::from(value as i8) });
+        let wrapped =
+            [260i64, 360, 320, 445].map(|value| if dtype.is_uint() { f64::from(value as u8) } else { f64::from(value as i8) });
         assert_eq!(array(&out).data, wrapped, "{dtype:?}");
     }
 }

@@ -241,20 +241,14 @@ impl fmt::Display for DotError {
                 write!(f, "{operand} axis {again} is contracted twice, first as {first}; name each axis once; {shapes}")
             }
             Self::SizeMismatch { lhs_axis, lhs_size, rhs_axis, rhs_size, candidate, shapes } => {
-                write!(
-                    f,
-                    "lhs axis {lhs_axis} has size {lhs_size} but rhs axis {rhs_axis} has size {rhs_size}; {shapes}"
-                )?;
+                write!(f, "lhs axis {lhs_axis} has size {lhs_size} but rhs axis {rhs_axis} has size {rhs_size}; {shapes}")?;
                 match candidate {
                     Some((lhs, rhs)) => write!(f, "; axes ({lhs}, {rhs}) would agree"),
                     None => Ok(()),
                 }
             }
             Self::BatchMismatch { axis, lhs_size, rhs_size, shapes } => {
-                write!(
-                    f,
-                    "lhs batch axis {axis} has size {lhs_size} but rhs batch axis {axis} has size {rhs_size}; {shapes}"
-                )?;
+                write!(f, "lhs batch axis {axis} has size {lhs_size} but rhs batch axis {axis} has size {rhs_size}; {shapes}")?;
                 if *lhs_size == 1 || *rhs_size == 1 {
                     f.write_str("; to repeat a batch of 1, set with_broadcast_batch(true)")?;
                 }

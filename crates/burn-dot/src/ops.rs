@@ -25,6 +25,7 @@ pub trait DotOps: Backend {
     /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
     /// them would give infinity.
     #[fusion(default)]
+    #[allow(unused_variables)] // Without a backend the macro has nowhere to send them.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
     }
@@ -33,12 +34,10 @@ pub trait DotOps: Backend {
 #[cfg(feature = "flex")]
 impl DotOps for burn_core::backend::Flex {}
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
 impl DotOps for burn_core::backend::NdArray {}
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
 impl DotOps for burn_cubecl::CubeBackend {}
 #[cfg(feature = "tch")]
-#[allow(deprecated)]
 impl DotOps for burn_core::backend::LibTorch {}
 #[cfg(any(feature = "remote", feature = "capture"))]
 impl<C: burn_router::RouterChannel> DotOps for burn_router::BackendRouter<C> {}

@@ -13,8 +13,7 @@
 //! u = y / t                     = x / max(‖x‖, floor)
 //! ```
 //!
-//! Where `‖y‖ < 1` its square is replaced by 1 *before* the root, so the root's gradient is finite and unused, and the
-//! gradient of `u` is `g / floor`. Elsewhere it is `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
+//! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / floor`. Elsewhere it is `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
 
 use alloc::vec::Vec;
 
@@ -137,7 +136,11 @@ fn normalize<B: Backend>(x: FloatTensor<B>, contracted: &[usize], floor: f64, dt
         B::float_lower_elem(B::float_detach(square.clone()), 1.0.into(), bools),
         B::float_lower_elem(largest, floor.into(), bools),
     );
-    let norm = B::float_sqrt(B::float_mask_fill(square, below_floor, 1.0.into()));
+    let square = B::float_mask_fill(square, below_floor, 1.0.into());
+    // A step of Heron's method from a constant root: its value is the root, its gradient 1/(2 root). Burn takes the gradient of
+    // `sqrt` through `powf`, which shaders do not have in f64.
+    let root = B::float_sqrt(B::float_detach(square.clone()));
+    let norm = B::float_mul_scalar(B::float_add(B::float_div(square, root.clone()), root), 0.5.into());
     B::float_div(y, norm)
 }
 
