@@ -41,6 +41,16 @@ fn integers_wrap_in_their_own_dtype() {
 }
 
 #[test]
+fn large_integers_keep_every_digit() {
+    for dtype in int_dtypes().into_iter().filter(|dtype| dtype.size() == 8) {
+        let x = Tensor::<2, Int>::from_data([[3_000_000_001i64, 2]], (&device(), dtype));
+        let y = Tensor::<2, Int>::from_data([[1_000_000_007i64, 5]], (&device(), dtype));
+        let out: Tensor<2, Int> = DotConfig::new(1).init().forward(x, y);
+        assert_eq!(out.into_scalar::<i64>(), 3_000_000_001 * 1_000_000_007 + 10, "{dtype:?}");
+    }
+}
+
+#[test]
 fn two_dense_layers_and_a_dot_give_one_score_per_row() {
     let device = device();
     let x = arange(0, [5, 2]).float();

@@ -1,0 +1,290 @@
+//! Planted faults: each is caught by `burn-gradcheck` and named.
+//!
+//! `value(f).gradient_of(g)` has the value of `f` and the gradient of `g`: whatever a wrong backward pass would do.
+
+use burn::backend::{
+    Autodiff, Backend, Flex,
+    autodiff::{
+        checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    ops::FloatTensorOps,
+    tensor::FloatTensor,
+};
+use burn::prelude::*;
+use burn::tensor::{DType, FloatDType, activation::relu};
+use burn_gradcheck::{Failure, GradCheck, GradientKind, Hint, Report, self_test};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{
+    oracle::Array,
+    run::{tensor, wave},
+};
+
+fn x<const D: usize>(shape: [usize; D], phase: f64) -> Tensor<D> {
+    tensor(&wave(&shape, phase), DType::F32, &Device::flex())
+}
+
+fn check() -> GradCheck {
+    GradCheck::new(&Device::flex())
+}
+
+/// The value of one, the gradient of the other.
+fn value_of<const D: usize>(value: Tensor<D>, gradient: Tensor<D>) -> Tensor<D> {
+    value.detach() + gradient.clone() - gradient.detach()
+}
+
+fn hints(report: &Report) -> Vec<&Hint> {
+    let hint = |failure| if let &Failure::Pattern { ref hint, .. } = failure { Some(hint) } else { None };
+    report.failures.iter().filter_map(hint).collect()
+}
+
+#[test]
+fn a_flipped_sign() {
+    let report = check().check(|x: Tensor<2>| value_of(x.clone().tanh(), -x.tanh()), x([3, 4], 0.1));
+    assert_eq!(hints(&report), [&Hint::SignFlipped], "{report}");
+}
+
+#[test]
+fn a_factor_of_two() {
+    let report = check().check(|x: Tensor<2>| value_of(x.clone().exp(), x.exp() * 2), x([3, 4], 0.1));
+    let [Hint::Factor(factor)] = hints(&report)[..] else { panic!("{report}") };
+    assert!((factor - 2.0).abs() < 1e-6, "{report}");
+}
+
+#[test]
+fn a_missing_term() {
+    // The product rule with one of its terms: the gradient of x · sin(x) without that of x.
+    let wrong = |x: Tensor<1>| value_of(x.clone() * x.clone().sin(), x.clone().detach() * x.sin());
+    let report = check().check(wrong, x([7], 0.3));
+    assert_eq!(hints(&report), [&Hint::Term], "{report}");
+}
+
+#[test]
+fn swapped_inputs() {
+    // ∂(x·y)/∂x is y; this gives x to x and y to y.
+    let wrong = |(x, y): (Tensor<2>, Tensor<2>)| value_of(x.clone() * y.clone(), (x.clone() * x + y.clone() * y) / 2);
+    let report = check().check(wrong, (x([3, 4], 0.1), x([3, 4], 0.7)));
+    assert_eq!(hints(&report), [&Hint::GradientOf("input 1".into()), &Hint::GradientOf("input 0".into())], "{report}");
+}
+
+#[test]
+fn a_transposed_gradient() {
+    let weights = |dtype| tensor::<2>(&wave(&[4, 4], 0.5), dtype, &Device::flex());
+    let wrong = move |x: Tensor<2>| {
+        let w = weights(x.dtype());
+        value_of((x.clone() * w.clone()).sum(), (x * w.transpose()).sum())
+    };
+    let report = check().check(wrong, x([4, 4], 0.2));
+    assert_eq!(hints(&report), [&Hint::Transposed], "{report}");
+}
+
+#[test]
+fn one_wrong_element_of_ten_thousand() {
+    const AT: usize = 7_654;
+    let wrong = |x: Tensor<1>| {
+        let edge = Array::from_fn(&[10_000], |index| f64::from(u8::from(index[0] == AT)));
+        let edge = tensor::<1>(&edge, x.dtype(), &x.device());
+        value_of(x.clone().sin(), x.clone().sin() + x * edge * 0.01)
+    };
+    let report = check().check(wrong, x([10_000], 0.2));
+    let named: Vec<_> =
+        report.failures.iter().filter_map(|f| if let Failure::Mismatch { index, .. } = f { Some(index.clone()) } else { None }).collect();
+    assert_eq!(named, [vec![AT]], "{report}");
+    assert_eq!(hints(&report), [&Hint::OneElement], "{report}");
+}
+
+#[test]
+fn a_detached_branch() {
+    let report = check().check(|(x, y): (Tensor<2>, Tensor<2>)| x * y.detach(), (x([3, 4], 0.1), x([3, 4], 0.6)));
+    assert!(matches!(&report.failures[..], [Failure::Detached { input, slope }] if input == "input 1" && *slope > 0.1), "{report}");
+    assert_eq!(report.rows[1].gradient, GradientKind::Detached);
+
+    let report = check().check(|x: Tensor<2>| x.clone().tanh() + x.sin().detach(), x([3, 4], 0.1));
+    assert_eq!(hints(&report), [&Hint::Term], "a branch of several: {report}");
+}
+
+#[test]
+fn a_norm_without_its_projection() {
+    let wrong = |x: Tensor<2>| {
+        let norm = x.clone().powf_scalar(2.0).sum_dim(1).sqrt();
+        x / norm.detach()
+    };
+    let report = check().check(wrong, x([3, 4], 0.1));
+    assert_eq!(hints(&report), [&Hint::AlongInput], "{report}");
+}
+
+#[test]
+fn a_nan_at_zero() {
+    // x⁴ᐟ² is smooth at zero, but its backward pass goes through a square root's infinity.
+    let wrong = |x: Tensor<1>| x.clone().powf_scalar(2.0).sqrt() * x;
+    let at = Tensor::<1>::from_data([1.0, 0.0, -2.0], &Device::flex());
+    let report = check().check(wrong, at);
+    let named = |failure: &Failure| matches!(failure, Failure::NotFinite { index, analytic, .. } if index == &[1] && analytic.is_nan());
+    assert!(report.failures.iter().any(named), "{report}");
+}
+
+#[test]
+fn a_loss_of_precision_in_f32_only() {
+    // (g + 10⁵) − 10⁵ loses g's last digits in f32, and nothing that matters in f64.
+    let wrong = |x: Tensor<1>| {
+        let gradient = (x.clone() * 1e5 + x.clone()) - x.clone() * 1e5;
+        let slope = (x.clone().sin() + 1e5) - 1e5;
+        value_of(x.clone().cos() * -1.0 + gradient * 0, slope.detach() * x)
+    };
+    let report = check().check(wrong, x([7], 0.3));
+    assert!(report.failures.iter().all(|f| matches!(f, Failure::Precision { dtype: DType::F32, .. })), "{report}");
+    assert!(!report.is_ok());
+}
+
+#[test]
+fn a_vacuous_check() {
+    let report = check().check(|x: Tensor<1>| x * 0, x([5], 0.3));
+    assert_eq!(report.failures, [Failure::Vacuous], "{report}");
+    assert_eq!(report.rows[0].gradient, GradientKind::Zero);
+    let report = check().check(|x: Tensor<1, Int>| x.float(), Tensor::<1, Int>::ones([5], &Device::flex()));
+    assert_eq!(report.failures, [Failure::Vacuous], "nothing to differentiate: {report}");
+}
+
+#[test]
+fn too_many_kinks() {
+    let report = check().check(|x: Tensor<1>| relu(x), Tensor::from_data([0.0, 0.0, 1.0], &Device::flex()));
+    assert_eq!(report.failures, [Failure::Kinks { input: "input 0".into(), kinks: 2, compared: 3 }], "{report}");
+    let few = check().max_kinks(0.7).check(|x: Tensor<1>| relu(x), Tensor::from_data([0.0, 0.0, 1.0], &Device::flex()));
+    assert!(few.is_ok(), "{few}");
+}
+
+#[test]
+fn a_random_forward_pass() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let wrong = |x: Tensor<1>| x * CALLS.fetch_add(1, Ordering::Relaxed) as f64;
+    assert!(check().check(wrong, x([3], 0.1)).failures.contains(&Failure::NondeterministicForward));
+}
+
+#[test]
+fn the_negative_control_fails() {
+    let report = self_test(&Device::flex());
+    assert!(!report.is_ok());
+    assert!(report.clone().into_result().is_err());
+    assert!(std::panic::catch_unwind(|| report.assert_ok()).is_err());
+}
+
+/// x², with a backward pass chosen by the caller: it gets the gradient, x, and says what to register.
+fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
+    #[derive(Debug)]
+    struct Square(Fault);
+
+    impl<B: Backend> Backward<B, 1> for Square {
+        type State = FloatTensor<B>;
+
+        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            static CALLS: AtomicUsize = AtomicUsize::new(0);
+            let grad = grads.consume::<B>(&ops.node);
+            let right = B::float_mul(grad, B::float_mul_scalar(ops.state, 2.0.into()));
+            let wrong = match self.0 {
+                Fault::None => right,
+                Fault::DType => B::float_cast(right, FloatDType::F32),
+                Fault::Shape => B::float_reshape(right, Shape::new([1, 3])),
+                Fault::Random => {
+                    B::float_mul_scalar(right, (1.0 + 1e-9 * CALLS.fetch_add(1, Ordering::Relaxed) as f64).into())
+                }
+                Fault::Constant => B::float_add_scalar(right, 1e-3.into()),
+                Fault::Quadratic => B::float_mul(right.clone(), B::float_abs(right)),
+            };
+            if let [Some(parent)] = ops.parents {
+                grads.register::<B>(parent.id, wrong);
+            }
+        }
+    }
+
+    type Ad = Autodiff<Flex, NoCheckpointing>;
+    let x = x.try_into_primitive::<Ad>().unwrap();
+    let square = |x: FloatTensor<Flex>| Flex::float_mul(x.clone(), x);
+    let out = match Square(fault).prepare::<NoCheckpointing>([x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(x.primitive().clone(), square(x.into_primitive())),
+        OpsKind::UnTracked(prep) => prep.finish(square(x.into_primitive())),
+    };
+    Tensor::from_primitive::<Ad>(out)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    DType,
+    Shape,
+    Random,
+    Constant,
+    Quadratic,
+}
+
+fn faulty(fault: Fault) -> Report {
+    check().check(move |x: Tensor<1>| custom(x, fault), x([3], 0.3))
+}
+
+#[test]
+fn a_custom_backward_pass_that_is_right() {
+    faulty(Fault::None).assert_ok();
+}
+
+#[test]
+fn a_gradient_of_another_dtype() {
+    let report = faulty(Fault::DType);
+    let expected = Failure::DType { input: "input 0".into(), expected: DType::F64, found: DType::F32 };
+    assert!(report.failures.contains(&expected), "{report}");
+}
+
+#[test]
+fn a_gradient_of_another_shape() {
+    let report = faulty(Fault::Shape);
+    let expected = Failure::Shape { input: "input 0".into(), expected: vec![3], found: vec![1, 3] };
+    assert!(report.failures.contains(&expected), "{report}");
+}
+
+#[test]
+fn a_nondeterministic_backward_pass() {
+    let report = faulty(Fault::Random);
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::Nondeterministic { .. })), "{report}");
+}
+
+#[test]
+fn a_backward_pass_that_adds_a_constant() {
+    let report = faulty(Fault::Constant);
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::ZeroCotangent { gradient, .. } if *gradient == 1e-3)), "{report}");
+}
+
+#[test]
+fn a_backward_pass_that_is_not_linear() {
+    let report = faulty(Fault::Quadratic);
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::NotLinear { .. })), "{report}");
+}
+
+#[test]
+fn a_backward_pass_that_ignores_strides() {
+    // Reads its input's bytes in memory order.
+    let wrong = |x: Tensor<2>| {
+        let storage = x.clone().try_into_primitive::<Autodiff<Flex>>().unwrap().into_primitive();
+        let bytes: Vec<f64> = match x.dtype() {
+            DType::F64 => storage.storage::<f64>().to_vec(),
+            _ => storage.storage::<f32>().iter().map(|x| f64::from(*x)).collect(),
+        };
+        let memory = tensor::<2>(&Array::new(&x.dims(), bytes), x.dtype(), &x.device());
+        value_of(x.clone() * x.clone(), x * memory * 2)
+    };
+    let report = check().check(wrong, x([3, 4], 0.2));
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::Layout { .. })), "{report}");
+}
+
+#[test]
+fn the_message_says_what_where_and_how_far() {
+    let report = check().check(|x: Tensor<2>| value_of(x.clone() * 3, x * -3), Tensor::from_data([[1.0, 2.0]], &Device::flex()));
+    let text = report.to_string();
+    for part in [
+        "gradient check: FAILED (differences in F64)",
+        "input 0            [1, 2]         2           0      0      2.0e0  present",
+        "✗ input 0: 2 of 2 numbers disagree; the sign is flipped",
+        "✗ input 0 [0, 1]: backward says ",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+}
