@@ -167,6 +167,7 @@ fn save_whole(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()
 #[derive(Deserialize)]
 struct Senator {
     name: String,
+    state: String,
     party: String,
 }
 
@@ -382,17 +383,24 @@ fn draw_map(file: &Path, places: &[[f32; 2]], senators: &[Senator]) -> Result<()
         .x_labels(0)
         .y_labels(0)
         .draw()?;
-    for (party, name, colour) in [("D", "Democrats", BLUE), ("R", "Republicans", RED), ("I", "Independent", GREEN)] {
+    let mut named: Vec<(i32, i32)> = Vec::new();
+    for (party, name, colour) in [("D", "Democrats", BLUE), ("R", "Republicans", RED), ("Indep", "Independent", GREEN)] {
         let members = || places.iter().zip(senators).filter(move |(_, senator)| senator.party == party);
         chart
             .draw_series(members().map(|(&[x, y], _)| Circle::new((x, y), 5, colour.mix(0.75).filled())))?
             .label(name)
             .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
         let style = ("sans-serif", 10).into_font().color(&colour);
-        chart.draw_series(members().map(|(&[x, y], senator)| {
-            let surname = senator.name.split(" (").next().unwrap_or_default().to_owned();
-            EmptyElement::at((x, y)) + Text::new(surname, (7, -4), style.clone())
-        }))?;
+        for (&[x, y], senator) in members() {
+            // A name needs about 90 by 11 pixels to itself; where two would collide the first stays.
+            let at = chart.backend_coord(&(x, y));
+            if named.iter().all(|&(left, top)| (at.0 - left).abs() > 90 || (at.1 - top).abs() > 11) {
+                named.push(at);
+                let surname = senator.name.split(" (").next().unwrap_or_default();
+                let name = format!("{surname} {}", senator.state);
+                chart.draw_series([EmptyElement::at((x, y)) + Text::new(name, (7, -4), style.clone())])?;
+            }
+        }
     }
     chart
         .configure_series_labels()

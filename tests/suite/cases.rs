@@ -97,8 +97,8 @@ fn check(normalize: bool, layouts: &[Layout]) {
     for dtype in float_dtypes() {
         for Case { lhs, rhs, config } in table() {
             for &layout in layouts {
-                let name = format!("{lhs:?} · {rhs:?}, {config:?}");
                 let config = config.clone().with_normalize(normalize);
+                let name = format!("{lhs:?} · {rhs:?}, {config:?}");
                 assert_exact(&name, &config, dtype, layout, &wave(lhs, 0.1), &wave(rhs, 0.4));
             }
         }

@@ -105,12 +105,29 @@ fn batches_that_differ() {
 fn a_rank_too_small() {
     assert_eq!(
         text(DotConfig::new(1), &[2, 3], &[3]),
-        "Dot: rhs has rank 1 but needs at least 2: batch_dims = 1 shared axes and one to contract; lhs [2, 3], rhs [3]"
+        "Dot: rhs has rank 1 but needs at least 2: batch_dims = 1 shared axes and one to contract; \
+         unsqueeze it, or set a smaller batch_dims; lhs [2, 3], rhs [3]"
     );
     assert_eq!(
         text(DotConfig::new(0).with_batch_dims(0), &[], &[3]),
-        "Dot: lhs has rank 0 but needs at least 1: batch_dims = 0 shared axes and one to contract; lhs [], rhs [3]"
+        "Dot: lhs has rank 0 but needs at least 1: batch_dims = 0 shared axes and one to contract; \
+         unsqueeze it, or set a smaller batch_dims; lhs [], rhs [3]"
     );
+}
+
+#[test]
+fn an_output_too_large() {
+    let x = Tensor::<3>::ones([1, 1, 3], &device()).expand::<3, _>([1, 1i64 << 33, 3]);
+    assert_eq!(
+        refused::<3, 3, 3, _>(DotConfig::new(2), x.clone(), x).to_string(),
+        "Dot: the output [1, 8589934592, 8589934592] has more numbers than memory can address; \
+         lhs [1, 8589934592, 3], rhs [1, 8589934592, 3]"
+    );
+}
+
+#[test]
+fn absurd_numbers_make_no_message_panic() {
+    assert!(text(DotConfig::new(1).with_batch_dims(usize::MAX), &[2, 3], &[2, 3]).contains("lhs has rank 2"));
 }
 
 #[test]
@@ -128,7 +145,7 @@ fn dtypes_that_differ() {
     let other = float_dtypes().into_iter().find(|dtype| *dtype != DType::F32).expect("a device of two float dtypes");
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1), x.clone(), x.cast(other)).to_string(),
-        format!("Dot: lhs is F32 but rhs is {other:?}; cast one of them, as in rhs.cast(lhs.dtype())")
+        format!("Dot: lhs is F32 but rhs is {other:?}; cast one of them, as in rhs.cast(lhs.dtype()); lhs [2, 3], rhs [2, 3]")
     );
 }
 
@@ -137,11 +154,11 @@ fn integers_normalized_or_given_an_output_dtype() {
     let x = Tensor::<2, Int>::ones([2, 3], (&device(), DType::I32));
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1).with_normalize(true), x.clone(), x.clone()).to_string(),
-        "Dot: normalize needs float inputs but these are I32; call .float() on both, or leave normalize off"
+        "Dot: normalize needs float inputs but these are I32; call .float() on both, or leave normalize off; lhs [2, 3], rhs [2, 3]"
     );
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(FloatDType::F32), x.clone(), x).to_string(),
-        "Dot: an output dtype is for float inputs but these are I32; call .float() on both, or leave output_dtype unset"
+        "Dot: an output dtype is for float inputs but these are I32; call .float() on both, or leave output_dtype unset; lhs [2, 3], rhs [2, 3]"
     );
 }
 
@@ -164,7 +181,7 @@ fn devices_that_differ() {
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1), x.clone(), y.clone()).to_string(),
         format!(
-            "Dot: lhs is on {:?} but rhs is on {:?}; move one of them, as in rhs.to_device(&lhs.device())",
+            "Dot: lhs is on {:?} but rhs is on {:?}; move one of them, as in rhs.to_device(&lhs.device()); lhs [2, 3], rhs [2, 3]",
             x.device(),
             y.device()
         )
@@ -179,7 +196,9 @@ fn an_output_dtype_that_the_device_lacks() {
     let x = Tensor::<2>::ones([2, 3], &device);
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(FloatDType::F16), x.clone(), x).to_string(),
-        format!("Dot: the output dtype F16 is not supported on {device:?}; choose another with with_output_dtype")
+        format!(
+            "Dot: the output dtype F16 is not supported on {device:?}; choose another with with_output_dtype; lhs [2, 3], rhs [2, 3]"
+        )
     );
 }
 
@@ -191,7 +210,7 @@ fn checkpointing_strategies_that_differ() {
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1), x, y).to_string(),
         "Dot: lhs and rhs record gradients under different checkpointing strategies; create both on one device, \
-         or set one of them with with_gradient_checkpointing_strategy"
+         or set one of them with with_gradient_checkpointing_strategy; lhs [2, 3], rhs [2, 3]"
     );
 }
 
@@ -202,7 +221,7 @@ fn quantized_inputs() {
     let quantized = x.clone().quantize_dynamic(&QuantScheme::default());
     assert_eq!(
         refused::<2, 2, 2, _>(DotConfig::new(1), x, quantized).to_string(),
-        "Dot: rhs is quantized; call dequantize() on it first"
+        "Dot: rhs is quantized; call dequantize() on it first; lhs [4, 32], rhs [4, 32]"
     );
 }
 

@@ -89,8 +89,11 @@ fn one_wrong_element_of_ten_thousand() {
         value_of(x.clone().sin(), x.clone().sin() + x * edge * 0.01)
     };
     let report = check().check(wrong, x([10_000], 0.2));
-    let named: Vec<_> =
-        report.failures.iter().filter_map(|f| if let Failure::Mismatch { index, .. } = f { Some(index.clone()) } else { None }).collect();
+    let named: Vec<_> = report
+        .failures
+        .iter()
+        .filter_map(|f| if let Failure::Mismatch { index, .. } = f { Some(index.clone()) } else { None })
+        .collect();
     assert_eq!(named, [vec![AT]], "{report}");
     assert_eq!(hints(&report), [&Hint::OneElement], "{report}");
 }
@@ -98,7 +101,10 @@ fn one_wrong_element_of_ten_thousand() {
 #[test]
 fn a_detached_branch() {
     let report = check().check(|(x, y): (Tensor<2>, Tensor<2>)| x * y.detach(), (x([3, 4], 0.1), x([3, 4], 0.6)));
-    assert!(matches!(&report.failures[..], [Failure::Detached { input, slope }] if input == "input 1" && *slope > 0.1), "{report}");
+    assert!(
+        matches!(&report.failures[..], [Failure::Detached { input, slope }] if input == "input 1" && *slope > 0.1),
+        "{report}"
+    );
     assert_eq!(report.rows[1].gradient, GradientKind::Detached);
 
     let report = check().check(|x: Tensor<2>| x.clone().tanh() + x.sin().detach(), x([3, 4], 0.1));
@@ -121,7 +127,8 @@ fn a_nan_at_zero() {
     let wrong = |x: Tensor<1>| x.clone().powf_scalar(2.0).sqrt() * x;
     let at = Tensor::<1>::from_data([1.0, 0.0, -2.0], &Device::flex());
     let report = check().check(wrong, at);
-    let named = |failure: &Failure| matches!(failure, Failure::NotFinite { index, analytic, .. } if index == &[1] && analytic.is_nan());
+    let named =
+        |failure: &Failure| matches!(failure, Failure::NotFinite { index, analytic, .. } if index == &[1] && analytic.is_nan());
     assert!(report.failures.iter().any(named), "{report}");
 }
 
@@ -186,9 +193,7 @@ fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
                 Fault::None => right,
                 Fault::DType => B::float_cast(right, FloatDType::F32),
                 Fault::Shape => B::float_reshape(right, Shape::new([1, 3])),
-                Fault::Random => {
-                    B::float_mul_scalar(right, (1.0 + 1e-9 * CALLS.fetch_add(1, Ordering::Relaxed) as f64).into())
-                }
+                Fault::Random => B::float_mul_scalar(right, (1.0 + 1e-9 * CALLS.fetch_add(1, Ordering::Relaxed) as f64).into()),
                 Fault::Constant => B::float_add_scalar(right, 1e-3.into()),
                 Fault::Quadratic => B::float_mul(right.clone(), B::float_abs(right)),
             };
@@ -250,7 +255,10 @@ fn a_nondeterministic_backward_pass() {
 #[test]
 fn a_backward_pass_that_adds_a_constant() {
     let report = faulty(Fault::Constant);
-    assert!(report.failures.iter().any(|f| matches!(f, Failure::ZeroCotangent { gradient, .. } if *gradient == 1e-3)), "{report}");
+    assert!(
+        report.failures.iter().any(|f| matches!(f, Failure::ZeroCotangent { gradient, .. } if *gradient == 1e-3)),
+        "{report}"
+    );
 }
 
 #[test]
@@ -277,7 +285,8 @@ fn a_backward_pass_that_ignores_strides() {
 
 #[test]
 fn the_message_says_what_where_and_how_far() {
-    let report = check().check(|x: Tensor<2>| value_of(x.clone() * 3, x * -3), Tensor::from_data([[1.0, 2.0]], &Device::flex()));
+    let report =
+        check().check(|x: Tensor<2>| value_of(x.clone() * 3, x * -3), Tensor::from_data([[1.0, 2.0]], &Device::flex()));
     let text = report.to_string();
     for part in [
         "gradient check: FAILED (differences in F64)",

@@ -28,12 +28,23 @@ fn files_written_by_keras_are_read() {
 
 #[test]
 fn what_is_written_is_what_keras_reads() {
-    // fixtures/generate.py hands these two texts to both Keras.
-    assert_eq!(serde_json::to_string(&DotConfig::new((1, 2))).unwrap(), r#"{"axes":[1,2],"normalize":false}"#);
-    assert_eq!(
-        serde_json::to_string(&KerasLayer(DotConfig::new(-1).with_normalize(true))).unwrap(),
-        r#"{"module":"keras.layers","class_name":"Dot","config":{"axes":-1,"normalize":true},"registered_name":null}"#
-    );
+    // fixtures/generate.py hands these two files to both Keras.
+    let config = serde_json::to_string(&DotConfig::new((1, 2))).unwrap();
+    assert_eq!(config, include_str!("../fixtures/burn_dot_config.json").trim());
+    let layer = serde_json::to_string(&KerasLayer(DotConfig::new(-1).with_normalize(true))).unwrap();
+    assert_eq!(layer, include_str!("../fixtures/burn_dot_layer.json").trim());
+}
+
+#[test]
+fn a_floor_comes_back_to_the_last_digit() {
+    let mut epsilon = 1e-12;
+    while epsilon < 1.0 {
+        let config = DotConfig::new(1).with_epsilon(epsilon);
+        assert_eq!(read(&config.to_string()), Ok(config));
+        epsilon *= 1.000_7;
+    }
+    let infinite = DotConfig::new(1).with_epsilon(f64::INFINITY).to_string();
+    assert_eq!(read(&infinite).unwrap_err(), "Config error => Invalid format: Dot: epsilon must be a number");
 }
 
 fn every_option() -> DotConfig {

@@ -233,6 +233,7 @@ fn contracting_nothing_gives_zeros_and_zero_gradients() {
                 let given = run(&config, dtype, Layout::Contiguous, &wave(lhs, 0.1), &wave(rhs, 0.2), &ones);
                 let shape = oracle::output_shape(&product(&config, lhs.len(), rhs.len()), lhs, rhs);
                 assert_eq!(given.out, Array::from_fn(&shape, |_| 0.0), "{name}");
+                assert!(given.out.data.iter().all(|zero| zero.is_sign_positive()), "{name}");
                 assert_eq!(given.grad_lhs, Array::from_fn(lhs, |_| 0.0), "{name}");
                 assert_eq!(given.grad_rhs, Array::from_fn(rhs, |_| 0.0), "{name}");
             }
@@ -266,6 +267,27 @@ fn inputs_expanded_with_stride_zero_give_what_copies_give() {
             assert_close("gradient", &grad, &grad_lhs, &scale, 8.0 * tolerance(dtype));
         }
     }
+}
+
+#[test]
+fn long_rows_lose_no_digits() {
+    for dtype in float_dtypes() {
+        for normalize in [false, true] {
+            let (lhs, rhs) = (wave(&[1, 200_000], 0.1), wave(&[1, 200_000], 0.3));
+            assert_long(&DotConfig::new(1).with_normalize(normalize), dtype, &rounded(&lhs, dtype), &rounded(&rhs, dtype));
+        }
+    }
+}
+
+/// As `assert_exact`, forward only: the oracle's loops are quadratic.
+fn assert_long(config: &DotConfig, dtype: DType, lhs: &Array, rhs: &Array) {
+    // In blocks, so that the f64 sum keeps the digits it is to judge.
+    let terms = |x: &Array, y: &Array| x.data.iter().zip(&y.data).map(|(x, y)| x * y).collect::<Vec<f64>>();
+    let dot = |x: &Array, y: &Array| terms(x, y).chunks(500).map(|block| block.iter().sum::<f64>()).sum::<f64>();
+    let norms = if config.normalize { (dot(lhs, lhs) * dot(rhs, rhs)).sqrt() } else { 1.0 };
+    let scale = lhs.data.iter().zip(&rhs.data).map(|(x, y)| (x * y).abs()).sum::<f64>() / norms;
+    let (out, expected) = (forward(config, dtype, lhs, rhs)[0], dot(lhs, rhs) / norms);
+    assert!((out - expected).abs() <= tolerance(dtype) * scale, "{dtype:?}, {config:?}: {out} is not {expected}");
 }
 
 #[test]

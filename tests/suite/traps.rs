@@ -80,9 +80,9 @@ fn a_batch_is_repeated_after_it_is_normalized() {
 }
 
 #[test]
-fn many_small_rows_and_one_large_product_take_their_own_paths_to_one_answer() {
+fn many_small_rows_and_one_large_product_are_both_possible() {
     // pytorch#32591, #101249: (B,1,n)×(B,n,1) by matmul is slow; keras#11665: multiply-and-sum of 3-D inputs runs out of memory.
-    // 65,536 rows take the first path; 512 × 512 × 512, whose products would fill a gigabyte in f64, the second.
+    // The products of 512 × 512 × 512 would fill a gigabyte in f64.
     let device = device();
     let rows = Tensor::<2>::ones([65_536, 3], &device);
     let out: Tensor<2> = DotConfig::new(1).init().forward(rows.clone(), rows);

@@ -1,20 +1,33 @@
 //! [`DotConfig`] and [`Dot`].
 
 use alloc::{format, string::ToString, vec::Vec};
+use core::fmt;
 
 use burn_core as burn; // The derive macros write paths that begin with `burn`.
 use burn_core::backend::Dispatch;
-use burn_core::config::Config;
+use burn_core::config::{Config, config_to_json};
 use burn_core::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn_core::tensor::{DType, FloatDType, Tensor, kind::Numeric};
 
 use crate::{
-    error::{DotError, Operand},
+    error::{DotError, Operand, Shapes},
     plan::{Axes, Pairing, Plan},
     reference::{self, FloatOptions},
 };
 
-/// Configuration of a [`Dot`] layer.
+/// Configuration of a [`Dot`] layer: the axes to contract, and the options of the product.
+///
+/// See [`Dot`] for formula, shapes, numerics and gradient.
+///
+/// # Errors
+///
+/// [`try_init`](Self::try_init) and [`output_shape`](Self::output_shape) return a [`DotError`]; [`init`](Self::init) panics with
+/// its text.
+///
+/// # Source
+///
+/// [`tf.keras.layers.Dot`](https://www.tensorflow.org/api_docs/python/tf/keras/layers/Dot), its arguments `axes` and
+/// `normalize`; `eps` of torch's `CosineSimilarity`; `batch_dims` of `tf.gather`.
 ///
 /// It saves and loads as the dictionary of Keras' `get_config()`: see [`KerasLayer`](crate::KerasLayer).
 ///
@@ -182,6 +195,10 @@ impl DotConfig {
 /// Plain: `grad_lhs = grad_out · rhs`, `grad_rhs = grad_outᵀ · lhs`. Normalized, with `u = x/‖x‖` and `g` the gradient that
 /// reaches `u`: `(g − u (u·g)) / ‖x‖` where `‖x‖ ≥ epsilon`, `g / epsilon` below; finite in every dtype.
 ///
+/// # Errors
+///
+/// [`try_forward`](Self::try_forward) returns a [`DotError`]; [`forward`](Self::forward) panics with its text.
+///
 /// # Differences from Keras
 ///
 /// Keras' Dot has neither `batch_dims`, nor several axis pairs, nor a choice of the floor, which is 1e-6 in tf.keras and 1e-7
@@ -310,42 +327,51 @@ impl Dot {
     ) -> Result<Plan, DotError> {
         let DotConfig { axes, normalize, batch_dims, broadcast_batch, output_dtype, .. } = &self.config;
         let (dtype, device) = (lhs.dtype(), lhs.device());
+        let shapes = || Shapes::known(&lhs.dims(), &rhs.dims());
         for (operand, dtype) in [(Operand::Lhs, dtype), (Operand::Rhs, rhs.dtype())] {
             if matches!(dtype, DType::QFloat(_)) {
-                return Err(DotError::Quantized { operand });
+                return Err(DotError::Quantized { operand, shapes: shapes() });
             }
         }
         if dtype != rhs.dtype() {
-            return Err(DotError::DTypeMismatch { lhs: dtype, rhs: rhs.dtype() });
+            return Err(DotError::DTypeMismatch { lhs: dtype, rhs: rhs.dtype(), shapes: shapes() });
         }
         if !dtype.is_float() && *normalize {
-            return Err(DotError::NormalizeIntegers { dtype });
+            return Err(DotError::NormalizeIntegers { dtype, shapes: shapes() });
         }
         if let Some(output) = output_dtype.map(DType::from) {
             if !dtype.is_float() {
-                return Err(DotError::OutputDTypeOfIntegers { dtype });
+                return Err(DotError::OutputDTypeOfIntegers { dtype, shapes: shapes() });
             }
             if !device.supports_dtype(output) {
-                return Err(DotError::UnsupportedOutputDType { dtype: output, device: format!("{device:?}") });
+                let device = format!("{device:?}");
+                return Err(DotError::UnsupportedOutputDType { dtype: output, device, shapes: shapes() });
             }
         }
         if device != rhs.device() {
-            return Err(DotError::DeviceMismatch { lhs: format!("{device:?}"), rhs: format!("{:?}", rhs.device()) });
+            let (lhs, rhs) = (format!("{device:?}"), format!("{:?}", rhs.device()));
+            return Err(DotError::DeviceMismatch { lhs, rhs, shapes: shapes() });
         }
         #[cfg(feature = "autodiff")]
         if let (Some(lhs), Some(rhs)) =
             (device.gradient_checkpointing_strategy(), rhs.device().gradient_checkpointing_strategy())
             && lhs != rhs
         {
-            return Err(DotError::CheckpointingMismatch);
+            return Err(DotError::CheckpointingMismatch { shapes: shapes() });
         }
 
-        let (lhs, rhs) = (lhs.dims(), rhs.dims());
-        let plan = Plan::new(axes, *batch_dims, *broadcast_batch, &lhs, &rhs)?;
+        let plan = Plan::new(axes, *batch_dims, *broadcast_batch, &lhs.dims(), &rhs.dims())?;
         if plan.output.len() != DO {
-            return Err(DotError::OutputRank { expected: DO, output: plan.output, shapes: Plan::shapes(&lhs, &rhs) });
+            return Err(DotError::OutputRank { expected: DO, output: plan.output, shapes: shapes() });
         }
         Ok(plan)
+    }
+}
+
+/// As Burn's configurations: the JSON that [`save`](Config::save) writes.
+impl fmt::Display for DotConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&config_to_json(self))
     }
 }
 

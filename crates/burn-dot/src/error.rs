@@ -51,6 +51,13 @@ pub struct Shapes {
     pub rhs: Vec<Option<usize>>,
 }
 
+impl Shapes {
+    pub(crate) fn known(lhs: &[usize], rhs: &[usize]) -> Self {
+        let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect();
+        Shapes { lhs: known(lhs), rhs: known(rhs) }
+    }
+}
+
 impl fmt::Display for Shapes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (lhs, rhs) = (Sizes(&self.lhs), Sizes(&self.rhs));
@@ -168,17 +175,28 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
+    /// The output would have more numbers than memory can address.
+    OutputTooLarge {
+        /// The shape of the output.
+        output: Vec<usize>,
+        /// Both shapes.
+        shapes: Shapes,
+    },
     /// The inputs have different dtypes.
     DTypeMismatch {
         /// Dtype of the first input.
         lhs: DType,
         /// Dtype of the second input.
         rhs: DType,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// An input is quantized.
     Quantized {
         /// The input.
         operand: Operand,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// The inputs live on different devices.
     DeviceMismatch {
@@ -186,18 +204,27 @@ pub enum DotError {
         lhs: String,
         /// Device of the second input.
         rhs: String,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// The inputs record their gradients under different checkpointing strategies.
-    CheckpointingMismatch,
+    CheckpointingMismatch {
+        /// Both shapes.
+        shapes: Shapes,
+    },
     /// `normalize` was asked of integers.
     NormalizeIntegers {
         /// The integer dtype.
         dtype: DType,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// An output dtype was asked of integers.
     OutputDTypeOfIntegers {
         /// The integer dtype.
         dtype: DType,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// The device cannot hold the dtype asked for the output.
     UnsupportedOutputDType {
@@ -205,6 +232,8 @@ pub enum DotError {
         dtype: DType,
         /// The device.
         device: String,
+        /// Both shapes.
+        shapes: Shapes,
     },
     /// The floor on the norm is zero, negative, infinite or NaN.
     InvalidEpsilon {
@@ -222,15 +251,20 @@ impl fmt::Display for DotError {
             Self::NoAxes => f.write_str("no axes to contract; name at least one pair, such as DotConfig::new((1, 2))"),
             Self::RankTooSmall { operand, batch_dims, shapes } => {
                 let rank = rank(operand, shapes);
-                let least = batch_dims + 1;
+                let least = batch_dims.saturating_add(1);
                 write!(
                     f,
-                    "{operand} has rank {rank} but needs at least {least}: batch_dims = {batch_dims} shared axes and one to contract; {shapes}"
+                    "{operand} has rank {rank} but needs at least {least}: batch_dims = {batch_dims} shared axes and one to \
+                     contract; unsqueeze it, or set a smaller batch_dims; {shapes}"
                 )
             }
             Self::AxisOutOfRange { operand, axis, shapes } => {
                 let rank = rank(operand, shapes);
-                write!(f, "{operand} axis {axis} is out of range for rank {rank}; write -{rank} to {}; {shapes}", rank - 1)
+                write!(
+                    f,
+                    "{operand} axis {axis} is out of range for rank {rank}; write -{rank} to {}; {shapes}",
+                    rank.saturating_sub(1)
+                )
             }
             Self::BatchAxis { operand, axis, batch_dims, shapes } => write!(
                 f,
@@ -261,27 +295,36 @@ impl fmt::Display for DotError {
                     "the output {output:?} has rank {rank} but the caller asks for rank {expected}; write Tensor<{rank}>; {shapes}"
                 )
             }
-            Self::DTypeMismatch { lhs, rhs } => {
-                write!(f, "lhs is {lhs:?} but rhs is {rhs:?}; cast one of them, as in rhs.cast(lhs.dtype())")
+            Self::OutputTooLarge { output, shapes } => {
+                write!(f, "the output {output:?} has more numbers than memory can address; {shapes}")
             }
-            Self::Quantized { operand } => write!(f, "{operand} is quantized; call dequantize() on it first"),
-            Self::DeviceMismatch { lhs, rhs } => {
-                write!(f, "lhs is on {lhs} but rhs is on {rhs}; move one of them, as in rhs.to_device(&lhs.device())")
+            Self::DTypeMismatch { lhs, rhs, shapes } => {
+                write!(f, "lhs is {lhs:?} but rhs is {rhs:?}; cast one of them, as in rhs.cast(lhs.dtype()); {shapes}")
             }
-            Self::CheckpointingMismatch => f.write_str(
-                "lhs and rhs record gradients under different checkpointing strategies; \
-                 create both on one device, or set one of them with with_gradient_checkpointing_strategy",
-            ),
-            Self::NormalizeIntegers { dtype } => {
-                write!(f, "normalize needs float inputs but these are {dtype:?}; call .float() on both, or leave normalize off")
+            Self::Quantized { operand, shapes } => {
+                write!(f, "{operand} is quantized; call dequantize() on it first; {shapes}")
             }
-            Self::OutputDTypeOfIntegers { dtype } => write!(
+            Self::DeviceMismatch { lhs, rhs, shapes } => {
+                write!(f, "lhs is on {lhs} but rhs is on {rhs}; move one of them, as in rhs.to_device(&lhs.device()); {shapes}")
+            }
+            Self::CheckpointingMismatch { shapes } => write!(
                 f,
-                "an output dtype is for float inputs but these are {dtype:?}; call .float() on both, or leave output_dtype unset"
+                "lhs and rhs record gradients under different checkpointing strategies; \
+                 create both on one device, or set one of them with with_gradient_checkpointing_strategy; {shapes}"
             ),
-            Self::UnsupportedOutputDType { dtype, device } => {
-                write!(f, "the output dtype {dtype:?} is not supported on {device}; choose another with with_output_dtype")
-            }
+            Self::NormalizeIntegers { dtype, shapes } => write!(
+                f,
+                "normalize needs float inputs but these are {dtype:?}; call .float() on both, or leave normalize off; {shapes}"
+            ),
+            Self::OutputDTypeOfIntegers { dtype, shapes } => write!(
+                f,
+                "an output dtype is for float inputs but these are {dtype:?}; call .float() on both, or leave output_dtype \
+                 unset; {shapes}"
+            ),
+            Self::UnsupportedOutputDType { dtype, device, shapes } => write!(
+                f,
+                "the output dtype {dtype:?} is not supported on {device}; choose another with with_output_dtype; {shapes}"
+            ),
             Self::InvalidEpsilon { epsilon } => {
                 write!(f, "epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6")
             }

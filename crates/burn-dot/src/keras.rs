@@ -96,6 +96,9 @@ impl<'de> Deserialize<'de> for DotConfig {
             }
             value = value.get_mut("config").map(serde_json::Value::take).ok_or_else(|| D::Error::missing_field("config"))?;
         }
+        if value.get("epsilon").is_some_and(serde_json::Value::is_null) {
+            return Err(D::Error::custom("Dot: epsilon must be a number")); // An infinity or a NaN, as JSON writes it.
+        }
         let dictionary = Dictionary::deserialize(value).map_err(|error| D::Error::custom(format!("Dot: {error}")))?;
         Ok(DotConfig {
             axes: dictionary.axes,

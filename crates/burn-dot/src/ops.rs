@@ -23,7 +23,7 @@ pub trait DotOps: Backend {
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
-    /// them would give infinity.
+    /// them would give infinity. Only half precision comes here; f32 and f64 have the room.
     #[fusion(default)]
     #[allow(unused_variables)] // Without a backend the macro has nowhere to send them.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
@@ -65,7 +65,8 @@ mod autodiff {
             let grad = grads.consume::<B>(&ops.node);
             let [parent] = ops.parents;
             if let Some(parent) = parent {
-                let largest = ops.state.finfo().max;
+                // Flex32 is stored as f32.
+                let largest = if ops.state == FloatDType::Flex32 { FloatDType::F32 } else { ops.state }.finfo().max;
                 let grad = B::float_clamp(grad, (-largest).into(), largest.into());
                 grads.register::<B>(parent.id, B::float_cast(grad, ops.state));
             }

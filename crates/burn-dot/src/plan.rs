@@ -6,7 +6,7 @@
 //! ```text
 //! lhs  batch… · free… · contracted…   →   (batch, m, k)  ┐
 //!                                                        ├→  (batch, m, n)  →  batch… · lhs free… · rhs free…
-//! rhs  batch… · contracted… · free…   →   (batch, k, n)  ┘
+//! rhs  batch… · free… · contracted…   →   (batch, n, k)  ┘
 //! ```
 
 use alloc::{vec, vec::Vec};
@@ -136,10 +136,6 @@ impl Pairing {
     ) -> Result<Self, DotError> {
         let shapes = Shapes { lhs: lhs.to_vec(), rhs: rhs.to_vec() };
         let pairs = axes.pairs();
-        if pairs.is_empty() {
-            return Err(DotError::NoAxes);
-        }
-
         let lhs_axes = resolve(Operand::Lhs, pairs.iter().map(|pair| pair.0), batch_dims, &shapes)?;
         let rhs_axes = resolve(Operand::Rhs, pairs.iter().map(|pair| pair.1), batch_dims, &shapes)?;
 
@@ -240,13 +236,9 @@ pub(crate) struct Plan {
     pub k: usize,
     /// Product of rhs's free sizes.
     pub n: usize,
-    /// Axes of lhs to contract, pair by pair.
-    pub lhs_contracted: Vec<usize>,
-    /// Axes of rhs to contract, pair by pair.
-    pub rhs_contracted: Vec<usize>,
     /// Axes of lhs in the order batch, free, contracted.
     pub lhs_order: Vec<usize>,
-    /// Axes of rhs in the order batch, contracted, free.
+    /// Axes of rhs in the order batch, free, contracted.
     pub rhs_order: Vec<usize>,
     /// Shape of the output.
     pub output: Vec<usize>,
@@ -261,31 +253,30 @@ impl Plan {
         lhs: &[usize],
         rhs: &[usize],
     ) -> Result<Self, DotError> {
-        let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect::<Vec<_>>();
-        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &known(lhs), &known(rhs))?;
+        let shapes = Shapes::known(lhs, rhs);
+        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &shapes.lhs, &shapes.rhs)?;
         let all_known = |sizes: Vec<Option<usize>>| sizes.into_iter().flatten().collect::<Vec<usize>>();
         let output = all_known(pairing.output_shape());
+        // An input may be larger than memory (a repeated one takes none); the output may not.
+        let count = output.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+        if !output.contains(&0) && count.is_none_or(|count| count > isize::MAX as usize / size_of::<f64>()) {
+            return Err(DotError::OutputTooLarge { output, shapes });
+        }
         let batch_shape = all_known(pairing.batch);
-        let (lhs_roles, rhs_roles) = (pairing.lhs, pairing.rhs);
-        let product = |axes: &[usize], sizes: &[usize]| axes.iter().map(|&axis| sizes[axis]).product();
+        let product = |axes: &[usize], sizes: &[usize]| {
+            axes.iter().map(|&axis| sizes[axis]).fold(1usize, |product, size| product.saturating_mul(size))
+        };
+        let order = |roles: &Roles| [(0..batch_dims).collect(), roles.free.clone(), roles.contracted.clone()].concat();
 
         Ok(Plan {
-            batch: batch_shape.iter().product(),
-            m: product(&lhs_roles.free, lhs),
-            k: product(&lhs_roles.contracted, lhs),
-            n: product(&rhs_roles.free, rhs),
-            lhs_order: [(0..batch_dims).collect(), lhs_roles.free, lhs_roles.contracted.clone()].concat(),
-            rhs_order: [(0..batch_dims).collect(), rhs_roles.contracted.clone(), rhs_roles.free].concat(),
-            lhs_contracted: lhs_roles.contracted,
-            rhs_contracted: rhs_roles.contracted,
+            batch: batch_shape.iter().fold(1usize, |product, &size| product.saturating_mul(size)),
+            m: product(&pairing.lhs.free, lhs),
+            k: product(&pairing.lhs.contracted, lhs),
+            n: product(&pairing.rhs.free, rhs),
+            lhs_order: order(&pairing.lhs),
+            rhs_order: order(&pairing.rhs),
             batch_shape,
             output,
         })
-    }
-
-    /// Shapes of both inputs, for the message of an error found later.
-    pub(crate) fn shapes(lhs: &[usize], rhs: &[usize]) -> Shapes {
-        let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect();
-        Shapes { lhs: known(lhs), rhs: known(rhs) }
     }
 }

@@ -327,7 +327,8 @@ impl GradCheck {
                 Some(other) => other.values.clone(),
                 None => vec![0.0; gradient.values.len()],
             };
-            let largest = gradient.values.iter().fold(0.0f64, |largest, g| if g.is_finite() { largest.max(g.abs()) } else { largest });
+            let largest =
+                gradient.values.iter().fold(0.0f64, |largest, g| if g.is_finite() { largest.max(g.abs()) } else { largest });
             let index = |i: usize| index_of(i, &leaf.shape);
             let once = &gradient.values;
 
@@ -402,7 +403,8 @@ impl GradCheck {
             match finding {
                 Finding::Kink => row.kinks += 1,
                 Finding::Agrees(slope) => {
-                    slope_seen = if slope.value.abs() > slope.error_bar { slope_seen.max(slope.value.abs()) } else { slope_seen };
+                    slope_seen =
+                        if slope.value.abs() > slope.error_bar { slope_seen.max(slope.value.abs()) } else { slope_seen };
                     row.worst = row.worst.max(relative(g, slope.value, differences.atol));
                 }
                 Finding::Disagrees(slope) => {

@@ -227,8 +227,12 @@ impl fmt::Display for Hint {
             Self::Transposed => f.write_str("it is the transpose of what it should be"),
             Self::GradientOf(other) => write!(f, "it is the gradient of {other}: are two inputs swapped?"),
             Self::Zero => f.write_str("it is zero: is a branch detached, or its gradient never registered?"),
-            Self::AlongInput => f.write_str("what is missing is along the input: has a norm's projection (g − u (u·g)) been left out?"),
-            Self::OneElement => f.write_str("one number is wrong and the others are right: look at the edges of a loop or an index"),
+            Self::AlongInput => {
+                f.write_str("what is missing is along the input: has a norm's projection (g − u (u·g)) been left out?")
+            }
+            Self::OneElement => {
+                f.write_str("one number is wrong and the others are right: look at the edges of a loop or an index")
+            }
             Self::Term => f.write_str("no simple pattern: is a term missing, or an input read that is not the saved one?"),
         }
     }
@@ -273,10 +277,16 @@ impl fmt::Display for Failure {
                 write!(f, "{input} {index:?}: a cotangent of zero gives a gradient of {gradient:e}; a backward pass is linear")
             }
             Self::NotLinear { input, index, once, doubled } => {
-                write!(f, "{input} {index:?}: twice the cotangent gives {doubled:e}, not twice {once:e}; a backward pass is linear")
+                write!(
+                    f,
+                    "{input} {index:?}: twice the cotangent gives {doubled:e}, not twice {once:e}; a backward pass is linear"
+                )
             }
             Self::Nondeterministic { input, index, first, second } => {
-                write!(f, "{input} {index:?}: two runs give {first:e} and {second:e}; set nondeterminism_tolerance if that is meant")
+                write!(
+                    f,
+                    "{input} {index:?}: two runs give {first:e} and {second:e}; set nondeterminism_tolerance if that is meant"
+                )
             }
             Self::NondeterministicForward => f.write_str(
                 "the function gives different outputs from the same seed; draw its randomness from the device, which is seeded \
@@ -291,7 +301,9 @@ impl fmt::Display for Failure {
                 "{input}: {kinks} of {compared} numbers lie on kinks, where no derivative exists; choose other inputs, \
                  or set max_kinks"
             ),
-            Self::Vacuous => f.write_str("every gradient is zero, so any backward pass would pass; choose inputs where the function changes"),
+            Self::Vacuous => {
+                f.write_str("every gradient is zero, so any backward pass would pass; choose inputs where the function changes")
+            }
         }
     }
 }
@@ -304,7 +316,11 @@ impl fmt::Display for Report {
         let verdict = if self.is_ok() { "ok" } else { "FAILED" };
         writeln!(f, "gradient check: {verdict} (differences in {:?})", self.dtype)?;
         let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(5);
-        writeln!(f, "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>9}  gradient", "input", "shape", "elements", "directions", "kinks", "worst")?;
+        writeln!(
+            f,
+            "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>9}  gradient",
+            "input", "shape", "elements", "directions", "kinks", "worst"
+        )?;
         for row in &self.rows {
             writeln!(
                 f,
