@@ -271,7 +271,7 @@ fn inputs_expanded_with_stride_zero_give_what_copies_give() {
 
 #[test]
 fn long_rows_lose_no_digits() {
-    for dtype in float_dtypes() {
+    for dtype in float_dtypes().into_iter().filter(|dtype| dtype.size() >= 4) {
         for normalize in [false, true] {
             let (lhs, rhs) = (wave(&[1, 200_000], 0.1), wave(&[1, 200_000], 0.3));
             assert_long(&DotConfig::new(1).with_normalize(normalize), dtype, &rounded(&lhs, dtype), &rounded(&rhs, dtype));

@@ -83,6 +83,33 @@ fn materialized<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_data(x.to_data(), options)
 }
 
+/// Calls a function of three ranks, `f::<L, R, O>(…)`, by the ranks of lhs, rhs and the output.
+macro_rules! with_ranks {
+    ($ranks:expr, $f:ident $args:tt) => {
+        match $ranks {
+            (1, rhs, out) => with_ranks!(@rhs 1, rhs, out, [1 2 3], [1 2], $f $args),
+            (2, rhs, out) => with_ranks!(@rhs 2, rhs, out, [1 2 3 4 5], [1 2 3 4 5], $f $args),
+            (3, rhs, out) => with_ranks!(@rhs 3, rhs, out, [2 3 4 5], [2 3 4 5 6], $f $args),
+            (4, rhs, out) => with_ranks!(@rhs 4, rhs, out, [2 3 4 5], [2 3 4 5 6], $f $args),
+            (5, rhs, out) => with_ranks!(@rhs 5, rhs, out, [2 3 4 5], [2 3 4 5 6 7], $f $args),
+            (rank, _, _) => panic!("no lhs of rank {rank} here"),
+        }
+    };
+    (@rhs $l:literal, $rhs:ident, $out:ident, [$($r:literal)*], $os:tt, $f:ident $args:tt) => {
+        match $rhs {
+            $($r => with_ranks!(@out $l, $r, $out, $os, $f $args),)*
+            rank => panic!("no rhs of rank {rank} here"),
+        }
+    };
+    (@out $l:literal, $r:literal, $out:ident, [$($o:literal)*], $f:ident $args:tt) => {
+        match $out {
+            $($o => $f::<$l, $r, $o> $args,)*
+            rank => panic!("no output of rank {rank} here"),
+        }
+    };
+}
+pub(crate) use with_ranks;
+
 fn run_ranked<const L: usize, const R: usize, const O: usize>(
     config: &DotConfig,
     dtype: DType,
@@ -120,30 +147,14 @@ pub fn run(
     rhs: &Array,
     cotangent: &dyn Fn(&[usize]) -> Array,
 ) -> Given {
-    let known = |x: &Array| x.shape.iter().map(|&size| Some(size)).collect::<Vec<_>>();
-    let out_rank = config.output_shape(&known(lhs), &known(rhs)).unwrap_or_else(|error| panic!("{error}")).len();
-    macro_rules! ranked {
-        ($l:literal, $r:literal, $($o:literal)*) => {
-            match out_rank {
-                $($o => run_ranked::<$l, $r, $o>(config, dtype, layout, lhs, rhs, cotangent),)*
-                rank => panic!("no output of rank {rank} here"),
-            }
-        };
-        ($l:literal, $($r:literal)*; $o:tt) => {
-            match rhs.shape.len() { $($r => ranked_out!($l, $r, $o),)* rank => panic!("no rhs of rank {rank} here") }
-        };
-    }
-    macro_rules! ranked_out {
-        ($l:literal, $r:literal, [$($o:literal)*]) => { ranked!($l, $r, $($o)*) };
-    }
-    match lhs.shape.len() {
-        1 => ranked!(1, 1 2 3; [1 2]),
-        2 => ranked!(2, 1 2 3 4 5; [1 2 3 4 5]),
-        3 => ranked!(3, 2 3 4 5; [2 3 4 5 6]),
-        4 => ranked!(4, 2 3 4 5; [2 3 4 5 6]),
-        5 => ranked!(5, 2 3 4 5; [2 3 4 5 6 7]),
-        rank => panic!("no lhs of rank {rank} here"),
-    }
+    let ranks = (lhs.shape.len(), rhs.shape.len(), out_rank(config, &lhs.shape, &rhs.shape));
+    with_ranks!(ranks, run_ranked(config, dtype, layout, lhs, rhs, cotangent))
+}
+
+/// The rank of the output.
+pub fn out_rank(config: &DotConfig, lhs: &[usize], rhs: &[usize]) -> usize {
+    let known = |sizes: &[usize]| sizes.iter().map(|&size| Some(size)).collect::<Vec<_>>();
+    config.output_shape(&known(lhs), &known(rhs)).unwrap_or_else(|error| panic!("{error}")).len()
 }
 
 /// The product that a configuration means, resolved by hand for the oracle.

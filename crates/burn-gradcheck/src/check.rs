@@ -10,7 +10,7 @@ use burn_core::module::Module;
 use burn_core::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::{
-    numeric::{Differences, Finding, Function, Move, epsilon, first_difference, round_to, signed},
+    numeric::{Differences, Evaluate, Finding, Function, Move, epsilon, first_difference, round_to, signed},
     report::{Failure, GradientKind, Hint, Report, Row},
     subject::{Arguments, Gradient, Inputs, Leaf, Outputs, Parameters, Subject},
 };
@@ -193,51 +193,50 @@ impl GradCheck {
             return report;
         };
         let function = |dtype| Function { subject, f, device: &self.device, dtype, seed: self.seed };
-        report.dtype = self.formula_dtype(native, &leaves, &function, &mut report.notes);
-        self.formula(&function(report.dtype), &leaves, &mut report);
+        let (f64, f32) = (function(DType::F64), function(DType::F32));
+        let formula: &dyn Evaluate = if self.runs_in_f64(native, &leaves, &f64, &f32, &mut report.notes) { &f64 } else { &f32 };
+        report.dtype = formula.dtype();
+        self.formula(formula, &leaves, &mut report);
         for dtype in self.lower_dtypes(native, report.dtype) {
-            self.precise(&function(report.dtype), &function(dtype), &leaves, &mut report);
+            self.precise(formula, &function(dtype), &leaves, &mut report);
         }
         report
     }
 
-    /// f64, unless the device or the function cannot.
-    fn formula_dtype<'a, S: Subject + 'a, O: Outputs, F: Fn(S::Argument) -> O + 'a>(
+    /// Whether the device and the function can do f64.
+    fn runs_in_f64(
         &self,
         native: DType,
         leaves: &[Leaf],
-        function: &impl Fn(DType) -> Function<'a, S, F>,
+        f64: &dyn Evaluate,
+        f32: &dyn Evaluate,
         notes: &mut Vec<String>,
-    ) -> DType
-    where
-        S::Argument: Clone,
-    {
-        let fallback = if native == DType::F64 { DType::F64 } else { DType::F32 };
+    ) -> bool {
         if native == DType::F64 {
-            return native;
+            return true;
         }
         if !self.device.supports_dtype(DType::F64) {
-            notes.push(format!("{:?} has no f64: differences in {fallback:?} are good for about three digits", self.device));
-            return fallback;
+            notes.push(format!("{:?} has no f64: differences in f32 are good for about three digits", self.device));
+            return false;
         }
-        let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(fallback, &leaf.values)).collect();
+        let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(DType::F32, &leaf.values)).collect();
         // A function that captured tensors of another dtype panics, or quietly mixes them. Its f64 outputs must be f64, and
         // must be its f32 outputs but for rounding.
         let agree = quietly(|| {
-            let (high, dtypes) = function(DType::F64).outputs(&x);
-            let (low, _) = function(fallback).outputs(&x);
+            let (high, dtypes) = f64.outputs(&x);
+            let (low, _) = f32.outputs(&x);
             let size = high.iter().fold(1.0f64, |size, value| if value.is_finite() { size.max(value.abs()) } else { size });
             let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-3 * size || !(a.is_finite() && b.is_finite());
             dtypes.iter().all(|dtype| *dtype == DType::F64) && high.len() == low.len() && high.iter().zip(&low).all(near)
         });
-        if agree == Some(true) {
-            return DType::F64;
+        if agree != Some(true) {
+            notes.push(
+                "the function does not run in f64 (does it capture f32 tensors?): differences in f32 are good for about \
+                 three digits"
+                    .into(),
+            );
         }
-        notes.push(format!(
-            "the function does not run in f64 (does it capture f32 tensors?): differences in {fallback:?} are good for about \
-             three digits"
-        ));
-        fallback
+        agree == Some(true)
     }
 
     fn lower_dtypes(&self, native: DType, formula: DType) -> Vec<DType> {
@@ -248,30 +247,23 @@ impl GradCheck {
     }
 
     /// The first verdict: is the backward pass the derivative of the forward pass?
-    fn formula<S: Subject, O: Outputs, F: Fn(S::Argument) -> O>(
-        &self,
-        function: &Function<S, F>,
-        leaves: &[Leaf],
-        report: &mut Report,
-    ) where
-        S::Argument: Clone,
-    {
-        let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(function.dtype, &leaf.values)).collect();
+    fn formula(&self, function: &dyn Evaluate, leaves: &[Leaf], report: &mut Report) {
+        let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(function.dtype(), &leaf.values)).collect();
         let (outputs, _) = function.outputs(&x);
         let repeated = function.outputs(&x).0;
         if first_difference(&outputs, &repeated, self.nondeterminism_tolerance).is_some() {
             report.failures.push(Failure::NondeterministicForward);
         }
-        let cotangent = round_to(function.dtype, &signed(self.seed, outputs.len()));
+        let cotangent = round_to(function.dtype(), &signed(self.seed, outputs.len()));
         let gradients = function.backward(&x, &cotangent, false);
         self.laws(function, &x, &cotangent, leaves, &gradients, report);
 
         let phi = |x: &[Vec<f64>]| function.phi(x, &cotangent);
-        let strict = epsilon(function.dtype) < 1e-10;
+        let strict = epsilon(function.dtype()) < 1e-10;
         let differences = Differences {
             phi: &phi,
             x: &x,
-            dtype: function.dtype,
+            dtype: function.dtype(),
             rtol: self.rtol.unwrap_or(if strict { 1e-6 } else { 1e-3 }),
             atol: self.atol.unwrap_or(if strict { 1e-8 } else { 1e-4 }),
         };
@@ -296,17 +288,15 @@ impl GradCheck {
     }
 
     /// What holds for every backward pass, whatever its formula.
-    fn laws<S: Subject, O: Outputs, F: Fn(S::Argument) -> O>(
+    fn laws(
         &self,
-        function: &Function<S, F>,
+        function: &dyn Evaluate,
         x: &[Vec<f64>],
         cotangent: &[f64],
         leaves: &[Leaf],
         gradients: &[Option<Gradient>],
         report: &mut Report,
-    ) where
-        S::Argument: Clone,
-    {
+    ) {
         let scaled = |factor: f64| cotangent.iter().map(|v| factor * v).collect::<Vec<_>>();
         let again = function.backward(x, cotangent, false);
         let zero = function.backward(x, &scaled(0.0), false);
@@ -320,8 +310,12 @@ impl GradCheck {
                 report.failures.push(Failure::Shape { input, expected, found });
                 continue;
             }
-            if gradient.dtype != function.dtype {
-                report.failures.push(Failure::DType { input: input.clone(), expected: function.dtype, found: gradient.dtype });
+            if gradient.dtype != function.dtype() {
+                report.failures.push(Failure::DType {
+                    input: input.clone(),
+                    expected: function.dtype(),
+                    found: gradient.dtype,
+                });
             }
             let other = |other: &[Option<Gradient>]| match &other[which] {
                 Some(other) => other.values.clone(),
@@ -345,13 +339,13 @@ impl GradCheck {
             }
             let twice: Vec<f64> = once.iter().map(|g| 2.0 * g).collect();
             let doubled = other(&doubled);
-            let rounding = 16.0 * epsilon(function.dtype) * largest + self.nondeterminism_tolerance;
+            let rounding = 16.0 * epsilon(function.dtype()) * largest + self.nondeterminism_tolerance;
             if let Some(i) = first_difference(&twice, &doubled, rounding) {
                 let (once, doubled) = (once[i], doubled[i]);
                 report.failures.push(Failure::NotLinear { input: input.clone(), index: index(i), once, doubled });
             }
             let strided = other(&strided);
-            let rounding = 1024.0 * epsilon(function.dtype) * largest + self.nondeterminism_tolerance;
+            let rounding = 1024.0 * epsilon(function.dtype()) * largest + self.nondeterminism_tolerance;
             if let Some(i) = first_difference(once, &strided, rounding) {
                 let (contiguous, strided) = (once[i], strided[i]);
                 report.failures.push(Failure::Layout { input, index: index(i), contiguous, strided });
@@ -504,16 +498,8 @@ impl GradCheck {
     }
 
     /// The second verdict: does a lower dtype give the same gradient, but for rounding?
-    fn precise<S: Subject, O: Outputs, F: Fn(S::Argument) -> O>(
-        &self,
-        high: &Function<S, F>,
-        low: &Function<S, F>,
-        leaves: &[Leaf],
-        report: &mut Report,
-    ) where
-        S::Argument: Clone,
-    {
-        let dtype = low.dtype;
+    fn precise(&self, high: &dyn Evaluate, low: &dyn Evaluate, leaves: &[Leaf], report: &mut Report) {
+        let dtype = low.dtype();
         if !self.device.supports_dtype(dtype) {
             report.notes.push(format!("{:?} has no {dtype:?}", self.device));
             return;

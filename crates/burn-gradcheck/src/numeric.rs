@@ -10,7 +10,22 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::subject::{Build, Gradient, Output, Outputs, Subject};
 
-/// The function under test in one dtype, from numbers to numbers.
+/// The function under test in one dtype, from numbers to numbers. As an object, so that the checker is compiled once.
+pub(crate) trait Evaluate {
+    fn dtype(&self) -> DType;
+    /// The outputs: their numbers, and their dtypes.
+    fn outputs(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<DType>);
+    /// The gradients for a cotangent; `None` where none arrives.
+    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>>;
+
+    fn phi(&self, x: &[Vec<f64>], cotangent: &[f64]) -> Phi {
+        let (values, _) = self.outputs(x);
+        let terms = || values.iter().zip(cotangent).map(|(value, v)| value * v);
+        Phi { value: terms().sum(), scale: terms().map(f64::abs).sum() }
+    }
+}
+
+/// A subject and a function of it.
 pub(crate) struct Function<'a, S, F> {
     pub subject: &'a S,
     pub f: &'a F,
@@ -27,12 +42,9 @@ pub(crate) struct Phi {
     pub scale: f64,
 }
 
-impl<S: Subject, O: Outputs, F: Fn(S::Argument) -> O> Function<'_, S, F>
-where
-    S::Argument: Clone,
-{
-    fn build(&self, strided: bool, tracked: bool) -> Build<'_> {
-        Build { device: self.device, dtype: self.dtype, strided, tracked }
+impl<S: Subject, O: Outputs, F: Fn(S::Argument) -> O> Function<'_, S, F> {
+    fn argument(&self, x: &[Vec<f64>], strided: bool, tracked: bool) -> S::Argument {
+        self.subject.build(x, &Build { device: self.device, dtype: self.dtype, strided, tracked })
     }
 
     fn run(&self, argument: S::Argument) -> Vec<Output> {
@@ -41,27 +53,28 @@ where
         (self.f)(argument).each(&mut |output| outputs.push(output));
         outputs
     }
+}
 
-    /// The outputs: their numbers, and their dtypes.
-    pub(crate) fn outputs(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<DType>) {
-        let outputs = self.run(self.subject.build(x, &self.build(false, false)));
+impl<S: Subject, O: Outputs, F: Fn(S::Argument) -> O> Evaluate for Function<'_, S, F>
+where
+    S::Argument: Clone,
+{
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn outputs(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<DType>) {
+        let outputs = self.run(self.argument(x, false, false));
         (outputs.iter().flat_map(|output| output.values.iter().copied()).collect(), outputs.iter().map(|o| o.dtype).collect())
     }
 
-    pub(crate) fn phi(&self, x: &[Vec<f64>], cotangent: &[f64]) -> Phi {
-        let (values, _) = self.outputs(x);
-        let terms = || values.iter().zip(cotangent).map(|(value, v)| value * v);
-        Phi { value: terms().sum(), scale: terms().map(f64::abs).sum() }
-    }
-
-    /// The gradients for a cotangent; `None` where none arrives.
-    pub(crate) fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>> {
+    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>> {
         let mut rest = cotangent;
         let mut gradients: Vec<Option<Gradient>> = Vec::new();
         // One backward pass for each output: outputs of several dtypes do not add up, but their gradients do. Outputs share
         // their graph, which a backward pass consumes, so the function runs anew for each.
         for which in 0.. {
-            let argument = self.subject.build(x, &self.build(strided, true));
+            let argument = self.argument(x, strided, true);
             let mut outputs = self.run(argument.clone());
             if which >= outputs.len() {
                 break;
@@ -78,10 +91,7 @@ where
                 break;
             }
         }
-        if gradients.is_empty() {
-            gradients = self.subject.leaves().iter().map(|_| None).collect();
-        }
-        gradients
+        if gradients.is_empty() { x.iter().map(|_| None).collect() } else { gradients }
     }
 }
 
