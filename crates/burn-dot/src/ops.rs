@@ -10,7 +10,6 @@ use burn_core::tensor::FloatDType;
 /// Operations of `Dot` on a backend's primitives.
 #[backend_extension(
     Autodiff: cfg(feature = "autodiff"),
-    Fusion: cfg(feature = "fusion"),
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     // One entry for every CubeCL runtime.
@@ -24,7 +23,6 @@ pub trait DotOps: Backend {
     ///
     /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
     /// them would give infinity. Only half precision comes here; f32 and f64 have the room.
-    #[fusion(default)]
     #[allow(unused_variables)] // Without a backend the macro has nowhere to send them.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
@@ -36,11 +34,13 @@ impl DotOps for burn_core::backend::Flex {}
 #[cfg(feature = "ndarray")]
 impl DotOps for burn_core::backend::NdArray {}
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
-impl DotOps for burn_cubecl::CubeBackend {}
+impl DotOps for burn_core::backend::Cube {} // With and without fusion: the alias names whichever Burn was built with.
 #[cfg(feature = "tch")]
 impl DotOps for burn_core::backend::LibTorch {}
-#[cfg(any(feature = "remote", feature = "capture"))]
-impl<C: burn_router::RouterChannel> DotOps for burn_router::BackendRouter<C> {}
+#[cfg(feature = "remote")]
+impl DotOps for burn_core::backend::Remote {}
+#[cfg(feature = "capture")]
+impl DotOps for burn_core::backend::Capture {}
 
 #[cfg(feature = "autodiff")]
 mod autodiff {

@@ -210,16 +210,32 @@ pub(crate) struct Parameters<M> {
 }
 
 impl<M: Module> Parameters<M> {
-    pub(crate) fn new(module: M, device: &Device) -> Self {
+    pub(crate) fn new(module: M, device: &Device) -> Self
+    where
+        M: Clone,
+    {
+        let trained = |module: &M| {
+            let mut visitor = Trained(Vec::new());
+            module.visit(&mut visitor);
+            visitor.0
+        };
+        let mut found = trained(&module);
         let module = module.to_device(device);
-        let mut visitor = Trained(Vec::new());
-        module.visit(&mut visitor);
-        let mut trained = visitor.0;
-        // A module in validation mode trains nothing; its parameters are checked all the same, in that mode.
-        if !trained.contains(&true) {
-            trained.fill(true);
+        // A module off autodiff, or in validation mode, trains nothing; what could be trained is checked all the same, in that
+        // mode. Buffers, such as running means, refuse to require gradients.
+        if !found.contains(&true) {
+            found = trained(&module.clone().map(&mut Track));
         }
-        Parameters { module, trained }
+        Parameters { module, trained: found }
+    }
+}
+
+/// Asks every float parameter for gradients.
+struct Track;
+
+impl ModuleMapper for Track {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.autodiff().detach().require_grad())
     }
 }
 
