@@ -347,12 +347,11 @@ fn draw_curve(file: &Path, curve: &[Epoch], baseline: f64) -> Result<()> {
         .build_cartesian_2d(1..last, 0.0..1.0)?;
     chart.configure_mesh().light_line_style(WHITE).x_desc("epoch").draw()?;
     let points = |value: fn(&Epoch) -> f64| curve.iter().enumerate().map(move |(i, epoch)| (i + 1, value(epoch)));
-    let lines: [(&str, RGBColor, Vec<(usize, f64)>); 3] = [
+    for (name, colour, points) in [
         ("held-out accuracy", BLUE, points(|epoch| epoch.accuracy).collect()),
         ("baseline: majority per roll call", GREY, vec![(1, baseline), (last, baseline)]),
-        ("training loss", RED, points(|epoch| epoch.loss).collect()),
-    ];
-    for (name, colour, points) in lines {
+        ("training loss", RED, points(|epoch| epoch.loss).collect::<Vec<_>>()),
+    ] {
         chart
             .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
             .label(name)

@@ -2,11 +2,14 @@
 
 use burn::nn::LinearConfig;
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn_dot::{DotConfig, dot};
 
 use crate::{
+    cases::{Case, table},
     device::{device, int_dtypes},
-    run::array,
+    oracle::{self, Array},
+    run::{array, out_rank, product, wave, with_ranks},
 };
 
 fn arange<const D: usize>(from: i64, shape: [usize; D]) -> Tensor<D, Int> {
@@ -47,6 +50,44 @@ fn large_integers_keep_every_digit() {
         let y = Tensor::<2, Int>::from_data([[1_000_000_007i64, 5]], (&device(), dtype));
         let out: Tensor<2, Int> = DotConfig::new(1).init().forward(x, y);
         assert_eq!(out.into_scalar::<i64>(), 3_000_000_001 * 1_000_000_007 + 10, "{dtype:?}");
+    }
+}
+
+/// Forward on integers of any rank.
+fn forward<const L: usize, const R: usize, const O: usize>(
+    config: &DotConfig,
+    dtype: DType,
+    lhs: &Array,
+    rhs: &Array,
+) -> Array {
+    let tensor = |x: &Array| (TensorData::new(x.data.clone(), x.shape.clone()), (device(), dtype));
+    let (lhs, rhs) = (tensor(lhs), tensor(rhs));
+    let lhs = Tensor::<L, Int>::from_data(lhs.0, (&lhs.1.0, lhs.1.1));
+    let rhs = Tensor::<R, Int>::from_data(rhs.0, (&rhs.1.0, rhs.1.1));
+    let out: Tensor<O, Int> = config.init().forward(lhs, rhs);
+    assert_eq!(out.dtype(), dtype);
+    array(&out)
+}
+
+#[test]
+fn every_pairing_of_every_integer_dtype_agrees_with_the_oracle() {
+    for dtype in int_dtypes() {
+        for Case { lhs, rhs, config } in table() {
+            // Up to 129 products of numbers up to 7: more than 8 bits hold, so they wrap there.
+            let lowest = if dtype.is_uint() { 0.0 } else { -7.0 };
+            let whole = |shape: &[usize], phase: f64| wave(shape, phase).map(|x| (4.0 * x).round().clamp(lowest, 7.0));
+            let (lhs, rhs) = (whole(lhs, 0.1), whole(rhs, 0.4));
+            let ranks = (lhs.shape.len(), rhs.shape.len(), out_rank(&config, &lhs.shape, &rhs.shape));
+            let given = with_ranks!(ranks, forward(&config, dtype, &lhs, &rhs));
+            let ones = |shape: &[usize]| Array::from_fn(shape, |_| 1.0);
+            let exact = oracle::answer(&product(&config, ranks.0, ranks.1), &lhs, &rhs, ones).out;
+            let wrapped = exact.map(|x| match dtype {
+                DType::I8 => f64::from(x as i64 as i8),
+                DType::U8 => f64::from(x as i64 as u8),
+                _ => x,
+            });
+            assert_eq!(given, wrapped, "{dtype:?}, {config:?}");
+        }
     }
 }
 

@@ -540,7 +540,10 @@ impl GradCheck {
             }
             let scale = largest(&exact.values).max(OTHERS * overall);
             let allowed = self.precision_factor * epsilon(dtype) * scale + 4.0 * moved[which] + tiny(dtype);
-            let off = |i: &usize| exact.values[*i].is_finite() && !((exact.values[*i] - rounded.values[*i]).abs() <= allowed);
+            let off = |i: &usize| {
+                let off = (exact.values[*i] - rounded.values[*i]).abs();
+                exact.values[*i].is_finite() && (off > allowed || off.is_nan())
+            };
             let worst = (0..exact.values.len()).filter(off).max_by(|&a, &b| {
                 let off = |i: usize| (exact.values[i] - rounded.values[i]).abs();
                 off(a).total_cmp(&off(b))

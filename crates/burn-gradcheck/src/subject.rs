@@ -325,8 +325,10 @@ pub struct Output {
     pub(crate) dtype: DType,
     pub(crate) tracked: bool,
     /// The sum of the output times a cotangent.
-    pub(crate) weighted: Box<dyn FnOnce(&[f64]) -> Tensor<1>>,
+    pub(crate) weighted: Weighted,
 }
+
+type Weighted = Box<dyn FnOnce(&[f64]) -> Tensor<1>>;
 
 /// The outputs of a function under test: a tensor, a tuple or a `Vec` of them. Integer and boolean outputs have no gradient
 /// and are ignored.
