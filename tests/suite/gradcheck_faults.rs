@@ -3,7 +3,7 @@
 //! `value(f).gradient_of(g)` has the value of `f` and the gradient of `g`: whatever a wrong backward pass would do.
 
 use burn::backend::{
-    Autodiff, Backend, Flex,
+    Autodiff, Backend, Flex, TensorMetadata,
     autodiff::{
         checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
         grads::Gradients,
@@ -149,7 +149,8 @@ fn a_loss_of_precision_in_f32_only() {
 
 #[test]
 fn a_vacuous_check() {
-    let report = check().check(|x: Tensor<1>| x * 0, x([5], 0.3));
+    let zero = 0.0;
+    let report = check().check(|x: Tensor<1>| x * zero, x([5], 0.3));
     assert_eq!(report.failures, [Failure::Vacuous], "{report}");
     assert_eq!(report.rows[0].gradient, GradientKind::Zero);
     let report = check().check(|x: Tensor<1, Int>| x.float(), Tensor::<1, Int>::ones([5], &Device::flex()));
@@ -179,6 +180,117 @@ fn the_negative_control_fails() {
     assert!(std::panic::catch_unwind(|| report.assert_ok()).is_err());
 }
 
+#[test]
+fn a_tiny_gradient_of_the_wrong_sign() {
+    // 1e-12 is judged like 1: relative to the gradient.
+    let report = check().check(|x: Tensor<2>| value_of(x.clone().tanh() * 1e-12, -x.tanh() * 1e-12), x([3, 4], 0.1));
+    assert_eq!(hints(&report), [&Hint::SignFlipped], "{report}");
+}
+
+#[test]
+fn a_gradient_too_small_to_see() {
+    let report = check().check(|x: Tensor<1>| x * 1e-14 + 1e6, x([5], 0.1));
+    assert_eq!(report.failures, [Failure::Uncertain { input: "input 0".into() }], "{report}");
+}
+
+#[test]
+fn one_kink_in_a_large_input_is_no_failure_and_hides_nothing() {
+    let mut at = wave(&[5_000], 0.2);
+    at.data[1234] = 0.0;
+    let at = tensor::<1>(&at, DType::F32, &Device::flex());
+    let report = check().check(|x: Tensor<1>| relu(x), at.clone());
+    assert!(report.is_ok() && report.rows[0].kinks == 1, "{report}");
+    let wrong = |x: Tensor<1>| {
+        let edge = Array::from_fn(&[5_000], |index| f64::from(u8::from(index[0] == 4_321)));
+        value_of(relu(x.clone()), relu(x.clone()) + x.clone() * tensor::<1>(&edge, x.dtype(), &x.device()))
+    };
+    let report = check().check(wrong, at);
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::Mismatch { index, .. } if index == &[4_321])), "{report}");
+}
+
+#[test]
+fn a_function_that_captures_f32_is_checked_in_f32_without_false_alarm() {
+    for seed in 0..10 {
+        let weights = x([6, 6], f64::from(seed));
+        let report = check().check(|x: Tensor<2>| relu(x.matmul(weights.clone())), x([30, 6], 0.1 + f64::from(seed)));
+        assert_eq!(report.dtype, DType::F32);
+        assert!(report.notes[0].starts_with("the function does not run in f64, it panics"), "{report}");
+        report.assert_ok();
+        let wrong = check()
+            .check(|x: Tensor<2>| value_of(x.clone().matmul(weights.clone()), -x.matmul(weights.clone())), x([3, 6], 0.1));
+        assert_eq!(hints(&wrong), [&Hint::SignFlipped], "{wrong}");
+    }
+}
+
+#[test]
+fn a_dtype_that_does_not_run() {
+    let f64_only = |x: Tensor<1>| {
+        assert!(x.dtype() != DType::F16, "no f16 here");
+        x.exp()
+    };
+    let report = check().precision([FloatDType::F16]).check(f64_only, x([3], 0.1));
+    let reason = "the function panics: no f16 here".to_string();
+    assert_eq!(report.failures, [Failure::NotRun { dtype: DType::F16, reason }], "{report}");
+}
+
+#[test]
+fn outputs_that_are_nan_or_infinite() {
+    let report = check().check(|x: Tensor<1>| x.log(), Tensor::from_data([1.0, -1.0], &Device::flex()));
+    assert_eq!(report.failures, [Failure::NanForward], "{report}");
+    let masked = |x: Tensor<1>| x.clone().exp().mask_fill(x.greater_elem(1.0), f64::NEG_INFINITY);
+    let report = check().check(masked, Tensor::from_data([0.5, 2.0], &Device::flex()));
+    assert!(report.is_ok() && report.notes.contains(&"1 infinite outputs are left out".to_string()), "{report}");
+}
+
+#[test]
+fn another_output_when_gradients_are_recorded() {
+    let report = check().check(|x: Tensor<1>| if x.is_require_grad() { x * 2 } else { x * 3 }, x([2], 0.1));
+    assert!(report.failures.iter().any(|f| matches!(f, Failure::TrackedForward { at: 0, .. })), "{report}");
+}
+
+#[test]
+fn inputs_and_outputs_of_every_form() {
+    let index = Tensor::<1, Int>::from_data([2, 0], &Device::flex());
+    let mask = Tensor::<2, Bool>::from_data([[true, false, true], [false, true, true]], &Device::flex());
+    let f = |(x, y, index, mask): (Tensor<2>, Tensor<1>, Tensor<1, Int>, Tensor<2, Bool>)| {
+        let rows = x.clone().select(1, index.clone()) * y.clone().unsqueeze();
+        (rows, vec![x.clone().mask_fill(mask, 0.5), x.exp()], y.sin(), index)
+    };
+    let inputs = (x([2, 3], 0.1), x([2], 0.7), index, mask);
+    let report = check().check(f, inputs);
+    report.assert_ok();
+    assert_eq!(report.rows.iter().map(|row| &row.name[..]).collect::<Vec<_>>(), ["input 0", "input 1"]);
+}
+
+#[derive(Module, Debug)]
+struct Nested {
+    inner: Vec<burn::nn::Linear>,
+}
+
+#[test]
+fn a_fault_in_a_module_is_named_by_its_path() {
+    let linear = || burn::nn::LinearConfig::new(3, 3).init(&Device::flex());
+    let module = Nested { inner: vec![linear(), linear()] };
+    let batch = x([2, 3], 0.4);
+    let right = |m: &Nested, x: Tensor<2>| m.inner[1].forward(m.inner[0].forward(x).tanh());
+    check().check_module_with(&module, batch.clone(), right).assert_ok();
+
+    let wrong = |m: &Nested, x: Tensor<2>| {
+        value_of(right(m, x.clone()), right(m, x.clone()) + m.inner[1].weight.val().sum().unsqueeze())
+    };
+    let report = check().check_module_with(&module, batch.clone(), wrong);
+    let named = |f: &Failure| matches!(f, Failure::Pattern { input, .. } if input == "inner.1.weight");
+    assert!(report.failures.iter().any(named) && !report.to_string().contains("✗ inner.0"), "{report}");
+
+    let device = Device::flex().autodiff();
+    let linear = || burn::nn::LinearConfig::new(3, 3).init(&device);
+    let half = Nested { inner: vec![linear().freeze(), linear()] };
+    let report = check().check_module_with(&half, batch, right);
+    report.assert_ok();
+    assert_eq!(report.rows.len(), 3, "{report}");
+    assert!(report.notes.contains(&"2 frozen parameters are not checked".to_string()), "{report}");
+}
+
 /// x², with a backward pass chosen by the caller: it gets the gradient, x, and says what to register.
 fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
     #[derive(Debug)]
@@ -195,6 +307,12 @@ fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
                 Fault::None => right,
                 Fault::DType => B::float_cast(right, FloatDType::F32),
                 Fault::Shape => B::float_reshape(right, Shape::new([1, 3])),
+                Fault::Short => B::float_sum(right),
+                Fault::Long => B::float_cat(vec![right.clone(), right], 0),
+                Fault::HalfFactor => match FloatDType::from(right.dtype()) {
+                    FloatDType::BF16 => B::float_mul_scalar(right, 1.5.into()),
+                    _ => right,
+                },
                 Fault::Random => B::float_mul_scalar(right, (1.0 + 1e-9 * CALLS.fetch_add(1, Ordering::Relaxed) as f64).into()),
                 Fault::Constant => B::float_add_scalar(right, 1e-3.into()),
                 Fault::Quadratic => B::float_mul(right.clone(), B::float_abs(right)),
@@ -220,6 +338,9 @@ enum Fault {
     None,
     DType,
     Shape,
+    Short,
+    Long,
+    HalfFactor,
     Random,
     Constant,
     Quadratic,
@@ -246,6 +367,20 @@ fn a_gradient_of_another_shape() {
     let report = faulty(Fault::Shape);
     let expected = Failure::Shape { input: "input 0".into(), expected: vec![3], found: vec![1, 3] };
     assert!(report.failures.contains(&expected), "{report}");
+    // A reduction forgotten or done twice: another count of numbers.
+    for (fault, found) in [(Fault::Short, 1), (Fault::Long, 6)] {
+        let report = faulty(fault);
+        let expected = Failure::Shape { input: "input 0".into(), expected: vec![3], found: vec![found] };
+        assert_eq!(report.failures, [expected], "{report}");
+    }
+}
+
+#[test]
+fn a_factor_in_bf16_only() {
+    let at = x([3], 0.3);
+    let report = check().precision([FloatDType::BF16]).check(|x: Tensor<1>| custom(x, Fault::HalfFactor), at.clone());
+    assert!(matches!(report.failures[..], [Failure::Precision { dtype: DType::BF16, .. }]), "{report}");
+    check().precision([FloatDType::BF16]).check(|x: Tensor<1>| custom(x, Fault::None), at).assert_ok();
 }
 
 #[test]
@@ -292,7 +427,7 @@ fn the_message_says_what_where_and_how_far() {
     let text = report.to_string();
     for part in [
         "gradient check: FAILED (differences in F64)",
-        "input 0            [1, 2]         2           0      0      2.0e0  present",
+        "input 0            [1, 2]         2           0      0        0      2.0e0  present",
         "✗ input 0: 2 of 2 numbers disagree; the sign is flipped",
         "✗ input 0 [0, 1]: backward says ",
     ] {

@@ -6,5 +6,5 @@ mod report;
 mod subject;
 
 pub use check::{GradCheck, self_test};
-pub use report::{Failure, GradCheckError, GradientKind, Hint, Report, Row};
+pub use report::{Failure, GradCheckError, GradientKind, Hint, Precision, Report, Row};
 pub use subject::{Input, Inputs, Outputs};

@@ -5,7 +5,9 @@
 //! are divided by the step that was realised. What looks suspicious is done again with Ridders' extrapolation, whose table also
 //! tells how far off it may be.
 
-use burn_core::tensor::{DType, Device};
+use std::sync::{Mutex, PoisonError};
+
+use burn_core::tensor::{DType, Device, Tensor};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::subject::{Build, Gradient, Output, Outputs, Subject};
@@ -14,16 +16,30 @@ use crate::subject::{Build, Gradient, Output, Outputs, Subject};
 pub(crate) trait Evaluate {
     fn dtype(&self) -> DType;
     /// The outputs: their numbers, and their dtypes.
-    fn outputs(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<DType>);
+    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<DType>);
     /// The gradients for a cotangent; `None` where none arrives.
     fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>>;
 
     fn phi(&self, x: &[Vec<f64>], cotangent: &[f64]) -> Phi {
-        let (values, _) = self.outputs(x);
-        let terms = || values.iter().zip(cotangent).map(|(value, v)| value * v);
+        let (values, _) = self.outputs(x, How::Plain);
+        // A number without a cotangent has no part in φ, were it infinite.
+        let terms = || values.iter().zip(cotangent).filter(|(_, v)| **v != 0.0).map(|(value, v)| value * v);
         Phi { value: terms().sum(), scale: terms().map(f64::abs).sum() }
     }
 }
+
+/// How the inputs of one evaluation are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum How {
+    Plain,
+    /// Lying in memory in another order.
+    Strided,
+    /// Recording gradients.
+    Tracked,
+}
+
+/// One evaluation at a time: a device's seed belongs to the whole process.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A subject and a function of it.
 pub(crate) struct Function<'a, S, F> {
@@ -44,10 +60,12 @@ pub(crate) struct Phi {
 
 impl<S: Subject, O: Outputs, F: Fn(S::Argument) -> O> Function<'_, S, F> {
     fn argument(&self, x: &[Vec<f64>], strided: bool, tracked: bool) -> S::Argument {
-        self.subject.build(x, &Build { device: self.device, dtype: self.dtype, strided, tracked })
+        let build = Build { device: self.device, dtype: self.dtype, strided, tracked };
+        self.subject.build(&mut x.iter(), &build)
     }
 
     fn run(&self, argument: S::Argument) -> Vec<Output> {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         self.device.seed(self.seed);
         let mut outputs = Vec::new();
         (self.f)(argument).each(&mut |output| outputs.push(output));
@@ -63,35 +81,38 @@ where
         self.dtype
     }
 
-    fn outputs(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<DType>) {
-        let outputs = self.run(self.argument(x, false, false));
+    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<DType>) {
+        let outputs = self.run(self.argument(x, how == How::Strided, how == How::Tracked));
         (outputs.iter().flat_map(|output| output.values.iter().copied()).collect(), outputs.iter().map(|o| o.dtype).collect())
     }
 
     fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>> {
-        let mut rest = cotangent;
-        let mut gradients: Vec<Option<Gradient>> = Vec::new();
-        // One backward pass for each output: outputs of several dtypes do not add up, but their gradients do. Outputs share
-        // their graph, which a backward pass consumes, so the function runs anew for each.
-        for which in 0.. {
+        let mut gradients: Vec<Option<Gradient>> = x.iter().map(|_| None).collect();
+        // Outputs of one dtype are added up and go backward together, as in training. Those of another dtype do not add up,
+        // but their gradients do; a backward pass consumes the graph, so the function runs anew for each dtype.
+        let mut done: Vec<DType> = Vec::new();
+        loop {
             let argument = self.argument(x, strided, true);
-            let mut outputs = self.run(argument.clone());
-            if which >= outputs.len() {
-                break;
+            let mut rest = cotangent;
+            let mut sum: Option<Tensor<1>> = None;
+            let mut dtype = None;
+            for output in self.run(argument.clone()) {
+                let (cotangent, later) = rest.split_at(output.values.len());
+                rest = later;
+                if !output.tracked || done.contains(&output.dtype) || *dtype.get_or_insert(output.dtype) != output.dtype {
+                    continue;
+                }
+                let weighted = (output.weighted)(cotangent);
+                sum = Some(match sum {
+                    Some(sum) => sum + weighted,
+                    None => weighted,
+                });
             }
-            let last = which + 1 == outputs.len();
-            let output = outputs.swap_remove(which);
-            let (cotangent, later) = rest.split_at(output.values.len());
-            rest = later;
-            if output.tracked {
-                let found = self.subject.gradients(&argument, &(output.weighted)(cotangent).backward());
-                gradients = if gradients.is_empty() { found } else { gradients.into_iter().zip(found).map(add).collect() };
-            }
-            if last {
-                break;
-            }
+            let (Some(sum), Some(dtype)) = (sum, dtype) else { return gradients };
+            done.push(dtype);
+            let found = self.subject.gradients(&argument, &sum.backward());
+            gradients = gradients.into_iter().zip(found).map(add).collect();
         }
-        if gradients.is_empty() { x.iter().map(|_| None).collect() } else { gradients }
     }
 }
 
@@ -140,6 +161,8 @@ pub(crate) enum Finding {
     Agrees(Slope),
     /// The slopes to both sides do not converge to each other.
     Kink,
+    /// The function is not finite close enough for a difference.
+    Unknown,
     /// The backward pass disagrees.
     Disagrees(Slope),
 }
@@ -221,6 +244,9 @@ impl Differences<'_> {
         if self.close(predicted, slope.value, slope.error_bar) {
             return Finding::Agrees(slope);
         }
+        if !slope.value.is_finite() || !slope.error_bar.is_finite() {
+            return if predicted.is_nan() && numeric.is_finite() { Finding::Disagrees(slope) } else { Finding::Unknown };
+        }
         if to.elements.len() == 1 && self.is_kink(to, predicted) { Finding::Kink } else { Finding::Disagrees(slope) }
     }
 
@@ -261,22 +287,29 @@ impl Differences<'_> {
         (best, at_best)
     }
 
-    /// Whether the slopes to the left and to the right stay apart as the step shrinks, with the analytic one between them.
+    /// Whether the slopes to the left and to the right stay apart, at some step, by more than a smooth function's would, with
+    /// the analytic slope between them.
+    ///
+    /// A kink at a distance shows in steps that reach over it and not in smaller ones; where rounding leaves no room for those,
+    /// nothing can be said of the number.
     fn is_kink(&self, to: &Move, analytic: f64) -> bool {
-        let slopes = |level: i32| {
-            let h = self.step(level);
-            let here = (self.phi)(self.x);
-            let (up, down, realised) = self.sides(to, h);
-            let (right, left) = ((up.value - here.value) / realised[0].0, (here.value - down.value) / realised[0].1);
-            (left, right, 4.0 * epsilon(self.dtype) * (up.scale + down.scale) / (realised[0].0 + realised[0].1))
-        };
-        let (wide_left, wide_right, _) = slopes(-4);
-        let (left, right, noise) = slopes(2);
-        let (wide, narrow) = ((wide_right - wide_left).abs(), (right - left).abs());
-        // A smooth function's gap shrinks with the step, 64-fold here.
-        let stays_apart = narrow > 0.25 * wide && narrow > 4.0 * noise + self.atol;
-        let slack = noise + self.atol + self.rtol * analytic.abs() + 0.01 * narrow;
-        stays_apart && analytic >= left.min(right) - slack && analytic <= left.max(right) + slack
+        let here = (self.phi)(self.x);
+        let sides: Vec<(f64, f64, f64)> = (-4..=4)
+            .map(|level| {
+                let (up, down, realised) = self.sides(to, self.step(level));
+                let (right, left) = ((up.value - here.value) / realised[0].0, (here.value - down.value) / realised[0].1);
+                (left, right, 4.0 * epsilon(self.dtype) * (up.scale + down.scale) / (realised[0].0 + realised[0].1))
+            })
+            .collect();
+        let gap = |(left, right, _): &(f64, f64, f64)| (right - left).abs();
+        // A smooth function's gap halves with the step. A gap that halves less, from one step to the next, is a kink's.
+        sides.windows(2).any(|pair| {
+            let [wide, narrow] = pair else { return false };
+            let (left, right, noise) = *narrow;
+            let stays = gap(narrow) > 0.75 * gap(wide) && gap(narrow) > 4.0 * noise + self.atol;
+            let slack = noise + self.atol + self.rtol * analytic.abs() + 0.01 * gap(narrow);
+            stays && analytic >= left.min(right) - slack && analytic <= left.max(right) + slack
+        })
     }
 }
 
@@ -285,7 +318,7 @@ fn power_of_two(x: f64) -> f64 {
     2f64.powi(x.log2().floor() as i32)
 }
 
-/// Whether gradients hold nothing that differs: for an early answer to "did anything arrive".
+/// Where two lists first differ by more than a tolerance; NaN equals NaN.
 pub(crate) fn first_difference(a: &[f64], b: &[f64], tolerance: f64) -> Option<usize> {
     a.iter().zip(b).position(|(a, b)| !((a - b).abs() <= tolerance || (a.is_nan() && b.is_nan()) || a == b))
 }

@@ -12,10 +12,21 @@ pub struct Report {
     pub dtype: DType,
     /// One row for each float input or parameter.
     pub rows: Vec<Row>,
+    /// The lower dtypes that were compared with [`dtype`](Self::dtype).
+    pub precision: Vec<Precision>,
     /// Everything that is wrong, in the order found. Empty when the gradients are right.
     pub failures: Vec<Failure>,
     /// What could not be checked, and what a reader should know.
     pub notes: Vec<String>,
+}
+
+/// What was seen of a lower dtype.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Precision {
+    /// The dtype.
+    pub dtype: DType,
+    /// The largest difference from the higher dtype, as a part of what rounding explains.
+    pub worst: f64,
 }
 
 /// What was seen of one input or parameter.
@@ -31,6 +42,8 @@ pub struct Row {
     pub directions: usize,
     /// How many numbers lie on a kink, where no derivative exists.
     pub kinks: usize,
+    /// How many numbers are too small for the differences to tell from zero, or too near the edge of the function's domain.
+    pub unknown: usize,
     /// The largest `|analytic − numeric|` relative to the larger of both, among those compared.
     pub worst: f64,
     /// Whether a gradient arrived, and what it says.
@@ -84,6 +97,8 @@ pub enum Failure {
         input: String,
         /// How many of its numbers disagree.
         mismatches: usize,
+        /// Whether there may be more, not looked for.
+        at_least: bool,
         /// Of how many compared.
         compared: usize,
         /// What they look like.
@@ -193,6 +208,38 @@ pub enum Failure {
         /// Of how many.
         compared: usize,
     },
+    /// The function gives another output when gradients are recorded.
+    TrackedForward {
+        /// Which number of the outputs.
+        at: usize,
+        /// Without gradients.
+        plain: f64,
+        /// With gradients.
+        tracked: f64,
+    },
+    /// Inputs that lie in memory in another order gave another output.
+    StridedForward {
+        /// Which number of the outputs.
+        at: usize,
+        /// At contiguous inputs.
+        contiguous: f64,
+        /// At strided inputs.
+        strided: f64,
+    },
+    /// The function gives NaN, and a NaN has no slope.
+    NanForward,
+    /// None of the numbers of a gradient can be told from zero by differences.
+    Uncertain {
+        /// The input or parameter.
+        input: String,
+    },
+    /// A dtype that was asked for, or that the inputs have, could not be compared.
+    NotRun {
+        /// The dtype.
+        dtype: DType,
+        /// Why.
+        reason: String,
+    },
     /// Every gradient and every difference is zero, or there is nothing to differentiate: the check would pass for any backward pass.
     Vacuous,
 }
@@ -250,9 +297,23 @@ impl fmt::Display for Failure {
                      off by {off:.2e} ({relative:.1e} of it)"
                 )
             }
-            Self::Pattern { input, mismatches, compared, hint } => {
-                write!(f, "{input}: {mismatches} of {compared} numbers disagree; {hint}")
+            Self::Pattern { input, mismatches, at_least, compared, hint } => {
+                let at_least = if *at_least { "at least " } else { "" };
+                write!(f, "{input}: {at_least}{mismatches} of {compared} numbers disagree; {hint}")
             }
+            Self::TrackedForward { at, plain, tracked } => write!(
+                f,
+                "output {at} is {plain:e}, but {tracked:e} when gradients are recorded; do both paths compute the same?"
+            ),
+            Self::StridedForward { at, contiguous, strided } => {
+                write!(f, "output {at} is {contiguous:e}, but {strided:e} at strided inputs; are strides ignored?")
+            }
+            Self::NanForward => f.write_str("the function gives NaN at these inputs; choose others"),
+            Self::Uncertain { input } => write!(
+                f,
+                "{input}: its gradient is too small for differences to tell from zero; scale the function, or choose other inputs"
+            ),
+            Self::NotRun { dtype, reason } => write!(f, "{dtype:?} could not be compared: {reason}"),
             Self::NotFinite { input, index, dtype, analytic } => {
                 write!(f, "{input} {index:?}: the gradient in {dtype:?} is {analytic} where the function is smooth")
             }
@@ -318,21 +379,25 @@ impl fmt::Display for Report {
         let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(5);
         writeln!(
             f,
-            "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>9}  gradient",
-            "input", "shape", "elements", "directions", "kinks", "worst"
+            "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>7}  {:>9}  gradient",
+            "input", "shape", "elements", "directions", "kinks", "unknown", "worst"
         )?;
         for row in &self.rows {
             writeln!(
                 f,
-                "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>9.1e}  {}",
+                "{:width$}  {:>16}  {:>8}  {:>10}  {:>5}  {:>7}  {:>9.1e}  {}",
                 row.name,
                 format!("{:?}", row.shape),
                 row.elements,
                 row.directions,
                 row.kinks,
+                row.unknown,
                 row.worst,
                 row.gradient
             )?;
+        }
+        for precision in &self.precision {
+            writeln!(f, "precision of {:?}: {:.0} % of what rounding explains", precision.dtype, 100.0 * precision.worst)?;
         }
         for failure in self.failures.iter().take(SHOWN) {
             writeln!(f, "  ✗ {failure}")?;

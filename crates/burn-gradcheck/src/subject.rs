@@ -5,7 +5,7 @@ use burn_core::tensor::{Bool, DType, Device, Float, Gradients, Int, Tensor, Tens
 
 /// A float input or parameter.
 #[derive(Clone, Debug)]
-pub(crate) struct Leaf {
+pub struct Leaf {
     pub name: String,
     pub shape: Vec<usize>,
     pub dtype: DType,
@@ -14,7 +14,7 @@ pub(crate) struct Leaf {
 
 /// A gradient as Burn gave it.
 #[derive(Clone, Debug)]
-pub(crate) struct Gradient {
+pub struct Gradient {
     pub shape: Vec<usize>,
     pub dtype: DType,
     pub values: Vec<f64>,
@@ -22,7 +22,7 @@ pub(crate) struct Gradient {
 
 /// How the leaves are to be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Build<'a> {
+pub struct Build<'a> {
     pub device: &'a Device,
     pub dtype: DType,
     /// Whether the numbers lie in memory in another order than the axes say.
@@ -36,7 +36,7 @@ pub(crate) trait Subject {
     /// What the function under test takes.
     type Argument;
     fn leaves(&self) -> Vec<Leaf>;
-    fn build(&self, values: &[Vec<f64>], build: &Build) -> Self::Argument;
+    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self::Argument;
     fn gradients(&self, argument: &Self::Argument, gradients: &Gradients) -> Vec<Option<Gradient>>;
 }
 
@@ -53,11 +53,12 @@ fn tensor<const D: usize>(values: &[f64], shape: [usize; D], build: &Build) -> T
         Tensor::<D>::from_data(TensorData::new(values, shape), (build.device, build.dtype))
     };
     let tensor = if build.strided && !values.is_empty() {
-        // Stored with its axes reversed and its last axis backwards, then viewed the right way round.
-        let reversed: [isize; D] = core::array::from_fn(|axis| (D - 1 - axis) as isize);
-        let plain = make(values.to_vec(), shape);
-        let stored = plain.flip([D - 1]).permute(reversed);
-        make(numbers(&stored), stored.dims()).permute(reversed).flip([D - 1])
+        // Stored with its axes reversed, or backwards where there is only one, then viewed the right way round.
+        let turned = |x: Tensor<D>| {
+            if D == 1 { x.flip([0]) } else { x.permute(core::array::from_fn::<isize, D, _>(|axis| (D - 1 - axis) as isize)) }
+        };
+        let stored = turned(make(values.to_vec(), shape));
+        turned(make(numbers(&stored), stored.dims()))
     } else {
         make(values.to_vec(), shape)
     };
@@ -72,44 +73,37 @@ fn gradient<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Option
 /// One input of a function under test: a float tensor, which is checked, or an integer or boolean one, which passes through.
 pub trait Input: Clone {
     #[doc(hidden)]
-    fn collect(&self, leaves: &mut Vec<Leaf_>);
+    fn leaf(&self, name: String) -> Option<Leaf>;
     #[doc(hidden)]
-    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self;
+    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self;
     #[doc(hidden)]
-    fn read(&self, gradients: &Gradients, found: &mut Vec<Option<Gradient_>>);
+    fn gradient(&self, gradients: &Gradients) -> Option<Option<Gradient>>;
 }
-
-/// Private in all but name: what [`Input`]'s hidden methods speak of.
-mod hidden {
-    #[doc(hidden)]
-    pub struct Leaf_(pub(crate) super::Leaf);
-    #[doc(hidden)]
-    pub struct Build_<'a>(pub(crate) super::Build<'a>);
-    #[doc(hidden)]
-    pub struct Gradient_(pub(crate) super::Gradient);
-}
-use hidden::{Build_, Gradient_, Leaf_};
 
 impl<const D: usize> Input for Tensor<D, Float> {
-    fn collect(&self, leaves: &mut Vec<Leaf_>) {
-        leaves.push(Leaf_(leaf(String::new(), self)));
+    fn leaf(&self, name: String) -> Option<Leaf> {
+        Some(leaf(name, self))
     }
-    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self {
-        tensor(values.next().expect("a value for every leaf"), self.dims(), &build.0)
+    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
+        tensor(values.next().expect("a value for every leaf"), self.dims(), build)
     }
-    fn read(&self, gradients: &Gradients, found: &mut Vec<Option<Gradient_>>) {
-        found.push(gradient(self, gradients).map(Gradient_));
+    fn gradient(&self, gradients: &Gradients) -> Option<Option<Gradient>> {
+        Some(gradient(self, gradients))
     }
 }
 
 macro_rules! passes_through {
     ($kind:ty) => {
         impl<const D: usize> Input for Tensor<D, $kind> {
-            fn collect(&self, _: &mut Vec<Leaf_>) {}
-            fn rebuild(&self, _: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self {
-                self.clone().to_device(build.0.device)
+            fn leaf(&self, _: String) -> Option<Leaf> {
+                None
             }
-            fn read(&self, _: &Gradients, _: &mut Vec<Option<Gradient_>>) {}
+            fn rebuild(&self, _: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
+                self.clone().to_device(build.device)
+            }
+            fn gradient(&self, _: &Gradients) -> Option<Option<Gradient>> {
+                None
+            }
         }
     };
 }
@@ -119,44 +113,36 @@ passes_through!(Bool);
 /// The inputs of a function under test: a tensor, or a tuple of one to eight tensors of any ranks and kinds.
 pub trait Inputs: Clone {
     #[doc(hidden)]
-    fn each(&self, visit: &mut dyn FnMut(usize, &dyn AnyInput));
+    fn leaves(&self) -> Vec<Leaf>;
     #[doc(hidden)]
-    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self;
-}
-
-/// [`Input`] as an object.
-#[doc(hidden)]
-pub trait AnyInput {
-    fn collect(&self, leaves: &mut Vec<Leaf_>);
-    fn read(&self, gradients: &Gradients, found: &mut Vec<Option<Gradient_>>);
-}
-
-impl<T: Input> AnyInput for T {
-    fn collect(&self, leaves: &mut Vec<Leaf_>) {
-        Input::collect(self, leaves);
-    }
-    fn read(&self, gradients: &Gradients, found: &mut Vec<Option<Gradient_>>) {
-        Input::read(self, gradients, found);
-    }
+    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self;
+    #[doc(hidden)]
+    fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>>;
 }
 
 impl<T: Input> Inputs for T {
-    fn each(&self, visit: &mut dyn FnMut(usize, &dyn AnyInput)) {
-        visit(0, self);
+    fn leaves(&self) -> Vec<Leaf> {
+        self.leaf("input 0".into()).into_iter().collect()
     }
-    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self {
+    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
         self.rebuild(values, build)
+    }
+    fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>> {
+        self.gradient(gradients).into_iter().collect()
     }
 }
 
 macro_rules! tuples {
     ($($name:ident $index:tt),+) => {
         impl<$($name: Input),+> Inputs for ($($name,)+) {
-            fn each(&self, visit: &mut dyn FnMut(usize, &dyn AnyInput)) {
-                $(visit($index, &self.$index);)+
+            fn leaves(&self) -> Vec<Leaf> {
+                [$(self.$index.leaf(format!("input {}", $index)),)+].into_iter().flatten().collect()
             }
-            fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build_) -> Self {
+            fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
                 ($(self.$index.rebuild(values, build),)+)
+            }
+            fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>> {
+                [$(self.$index.gradient(gradients),)+].into_iter().flatten().collect()
             }
         }
         impl<$($name: Outputs),+> Outputs for ($($name,)+) {
@@ -182,23 +168,30 @@ impl<I: Inputs> Subject for Arguments<I> {
     type Argument = I;
 
     fn leaves(&self) -> Vec<Leaf> {
-        let mut leaves = Vec::new();
-        self.0.each(&mut |index, input| {
-            let mut found = Vec::new();
-            input.collect(&mut found);
-            leaves.extend(found.into_iter().map(|leaf| Leaf { name: format!("input {index}"), ..leaf.0 }));
-        });
-        leaves
+        self.0.leaves()
     }
-
-    fn build(&self, values: &[Vec<f64>], build: &Build) -> I {
-        self.0.remake(&mut values.iter(), &Build_(build.clone()))
+    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> I {
+        self.0.remake(values, build)
     }
-
     fn gradients(&self, argument: &I, gradients: &Gradients) -> Vec<Option<Gradient>> {
-        let mut found = Vec::new();
-        argument.each(&mut |_, input| input.read(gradients, &mut found));
-        found.into_iter().map(|gradient| gradient.map(|gradient| gradient.0)).collect()
+        argument.gradients(gradients)
+    }
+}
+
+/// Two subjects, the leaves of one after those of the other: a module and its inputs.
+pub(crate) struct Both<A, B>(pub A, pub B);
+
+impl<A: Subject, B: Subject> Subject for Both<A, B> {
+    type Argument = (A::Argument, B::Argument);
+
+    fn leaves(&self) -> Vec<Leaf> {
+        [self.0.leaves(), self.1.leaves()].concat()
+    }
+    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self::Argument {
+        (self.0.build(values, build), self.1.build(values, build))
+    }
+    fn gradients(&self, argument: &Self::Argument, gradients: &Gradients) -> Vec<Option<Gradient>> {
+        [self.0.gradients(&argument.0, gradients), self.1.gradients(&argument.1, gradients)].concat()
     }
 }
 
@@ -207,6 +200,8 @@ pub(crate) struct Parameters<M> {
     module: M,
     /// Whether each float parameter is a leaf, in the order of the visit.
     trained: Vec<bool>,
+    /// How many could be trained but are frozen.
+    pub frozen: usize,
 }
 
 impl<M: Module> Parameters<M> {
@@ -223,10 +218,12 @@ impl<M: Module> Parameters<M> {
         let module = module.to_device(device);
         // A module off autodiff, or in validation mode, trains nothing; what could be trained is checked all the same, in that
         // mode. Buffers, such as running means, refuse to require gradients.
+        let trainable = trained(&module.clone().map(&mut Track));
         if !found.contains(&true) {
-            found = trained(&module.clone().map(&mut Track));
+            found.clone_from(&trainable);
         }
-        Parameters { module, trained: found }
+        let frozen = found.iter().zip(&trainable).filter(|(found, trainable)| **trainable && !**found).count();
+        Parameters { module, trained: found, frozen }
     }
 }
 
@@ -248,8 +245,8 @@ impl<M: Module> Subject for Parameters<M> {
         visitor.leaves
     }
 
-    fn build(&self, values: &[Vec<f64>], build: &Build) -> M {
-        self.module.clone().map(&mut Replace { trained: self.trained.iter(), values: values.iter(), build })
+    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> M {
+        self.module.clone().map(&mut Replace { trained: self.trained.iter(), values, build })
     }
 
     fn gradients(&self, argument: &M, gradients: &Gradients) -> Vec<Option<Gradient>> {
@@ -287,13 +284,13 @@ impl ModuleVisitor for Collect<'_> {
     }
 }
 
-struct Replace<'a> {
+struct Replace<'a, 'v> {
     trained: core::slice::Iter<'a, bool>,
-    values: core::slice::Iter<'a, Vec<f64>>,
+    values: &'a mut dyn Iterator<Item = &'v Vec<f64>>,
     build: &'a Build<'a>,
 }
 
-impl ModuleMapper for Replace<'_> {
+impl ModuleMapper for Replace<'_, '_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.trained.next() == Some(&true) {
             let values = self.values.next().expect("a value for every parameter");
