@@ -62,7 +62,11 @@ pub(crate) fn float_dot<B: DotOps>(
     let lhs = rows(lhs, &plan.lhs_order, plan.m);
     let rhs = rows(rhs, &plan.rhs_order, plan.n);
     let out = if plan.m == 1 && plan.n == 1 {
-        row_dot::<B>(lhs, rhs, plan.k)
+        let row = |x: FloatTensor<B>| {
+            let rows = x.shape()[0];
+            B::float_reshape(x, Shape::new([rows, plan.k]))
+        };
+        row_dot::<B>(row(lhs), row(rhs), plan.k)
     } else {
         B::float_matmul(lhs, B::float_swap_dims(rhs, 1, 2))
     };
@@ -122,25 +126,30 @@ fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
 /// flex), a matrix product sums in blocks (0.5 ε). Short rows are 20 to 40 times faster in one pass (pytorch#32591).
 const LONGEST_ROW_SUM: usize = 512;
 
-/// The dot product of each row of `(rows, 1, k)` with its partner; one side may have a single row. Gives `(rows, 1, 1)`.
+/// The dot product of each row of `(rows, k)` with its partner; one side may have a single row. Gives `(rows, 1)`.
 fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> FloatTensor<B> {
     if k <= LONGEST_ROW_SUM {
-        B::float_sum_dim(B::float_mul(lhs, rhs), 2)
-    } else {
-        B::float_matmul(lhs, B::float_swap_dims(rhs, 1, 2))
+        return B::float_sum_dim(B::float_mul(lhs, rhs), 1);
     }
+    let rows = lhs.shape()[0].max(rhs.shape()[0]);
+    let matrix = |x: FloatTensor<B>, [m, n]: [usize; 2]| {
+        let batch = x.shape()[0];
+        B::float_reshape(x, Shape::new([batch, m, n]))
+    };
+    B::float_reshape(B::float_matmul(matrix(lhs, [1, k]), matrix(rhs, [k, 1])), Shape::new([rows, 1]))
 }
 
-/// `x / max(‖x‖, floor)`, the norm over the last axes, `k` numbers together; see the module's page. Gives `(rows, 1, k)`.
+/// `x / max(‖x‖, floor)`, the norm over the last axes, `k` numbers together; see the module's page. Gives `(rows, k)`.
 fn normalize<B: Backend>(x: FloatTensor<B>, k: usize, floor: f64, dtype: FloatDType) -> FloatTensor<B> {
     // A floor below the smallest normal number acts as that number, so no device divides by zero.
     let floor = floor.max(dtype.finfo().min_positive);
     let bools = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    // By way of one axis, so that the numbers lie in a row: wgpu's reductions go wrong on permuted tensors of rank 4.
+    // By way of one axis, so that the numbers lie in rows: in Burn 0.22.1 wgpu's reductions go wrong on permuted tensors of
+    // rank 4, and fused ones on rank 3.
     let count = x.shape().num_elements();
-    let x = B::float_reshape(B::float_reshape(x, Shape::new([count])), Shape::new([count / k, 1, k]));
+    let x = B::float_reshape(B::float_reshape(x, Shape::new([count])), Shape::new([count / k, k]));
 
-    let largest = B::float_max_dim(B::float_abs(B::float_detach(x.clone())), 2);
+    let largest = B::float_max_dim(B::float_abs(B::float_detach(x.clone())), 1);
     let scale = B::float_clamp_min(largest.clone(), floor.into());
     let y = B::float_div(x, scale);
 
