@@ -287,7 +287,9 @@ fn assert_long(config: &DotConfig, dtype: DType, lhs: &Array, rhs: &Array) {
     let norms = if config.normalize { (dot(lhs, lhs) * dot(rhs, rhs)).sqrt() } else { 1.0 };
     let scale = lhs.data.iter().zip(&rhs.data).map(|(x, y)| (x * y).abs()).sum::<f64>() / norms;
     let (out, expected) = (forward(config, dtype, lhs, rhs)[0], dot(lhs, rhs) / norms);
-    assert!((out - expected).abs() <= tolerance(dtype) * scale, "{dtype:?}, {config:?}: {out} is not {expected}");
+    // On a GPU the order of the sum is the kernel's.
+    let allowed = tolerance(dtype) * scale * if is_ieee() { 1.0 } else { 64.0 };
+    assert!((out - expected).abs() <= allowed, "{dtype:?}, {config:?}: {out} is not {expected}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use burn_core::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{FloatTensor, IntTensor},
 };
-use burn_core::tensor::{DType, FloatDType, IntDType, Shape};
+use burn_core::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
 
 use crate::{ops::DotOps, plan::Plan};
 
@@ -78,7 +78,9 @@ pub(crate) fn float_dot<B: DotOps>(
 pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &Plan) -> IntTensor<B> {
     let dtype: IntDType = lhs.dtype().into();
     if plan.k == 0 || plan.output.contains(&0) {
-        return B::int_zeros(plan.output.clone().into(), &lhs.device(), dtype);
+        // From the host: in Burn 0.22.1 integer zeros made on wgpu with fusion hold what was in memory.
+        let zeros = TensorData::full_dtype(plan.output.clone(), 0, dtype.into());
+        return B::int_from_data(zeros, &lhs.device());
     }
     // Backends multiply matrices of i32 and i64 only. The low bits of a product are the same in a wider integer.
     let compute = match dtype {
