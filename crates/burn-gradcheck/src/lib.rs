@@ -1,7 +1,11 @@
 #![doc = include_str!("../README.md")]
 
 mod check;
+mod formula;
+mod hint;
+mod laws;
 mod numeric;
+mod precision;
 mod report;
 mod subject;
 

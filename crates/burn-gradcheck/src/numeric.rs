@@ -322,3 +322,20 @@ fn power_of_two(x: f64) -> f64 {
 pub(crate) fn first_difference(a: &[f64], b: &[f64], tolerance: f64) -> Option<usize> {
     a.iter().zip(b).position(|(a, b)| !((a - b).abs() <= tolerance || (a.is_nan() && b.is_nan()) || a == b))
 }
+
+/// A gradient that is zero by a law of the function (a bias before a softmax) is rounding noise of its neighbours; it is judged
+/// against this part of the largest of them.
+pub(crate) const OTHERS: f64 = 0.1;
+
+/// The largest finite size.
+pub(crate) fn largest(values: &[f64]) -> f64 {
+    values.iter().filter(|value| value.is_finite()).fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+/// The index of a number in row-major order.
+pub(crate) fn index_of(i: usize, shape: &[usize]) -> Vec<usize> {
+    let mut rest = i;
+    let mut index: Vec<usize> = shape.iter().rev().map(|size| (rest % size, rest /= size).0).collect();
+    index.reverse();
+    index
+}
