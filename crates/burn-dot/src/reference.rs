@@ -13,7 +13,8 @@
 //! u = y / t                     = x / max(‖x‖, floor)
 //! ```
 //!
-//! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / floor`. Elsewhere it is `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
+//! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / floor`. Elsewhere it is
+//! `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
 
 use alloc::vec::Vec;
 
