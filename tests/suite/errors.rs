@@ -115,9 +115,10 @@ fn a_rank_too_small() {
     );
 }
 
+#[cfg(feature = "flex")] // Not every backend repeats without a copy.
 #[test]
 fn an_output_too_large() {
-    let x = Tensor::<3>::ones([1, 1, 3], &device()).expand::<3, _>([1, 1i64 << 33, 3]);
+    let x = Tensor::<3>::ones([1, 1, 3], &Device::flex()).expand::<3, _>([1, 1i64 << 33, 3]);
     assert_eq!(
         refused::<3, 3, 3, _>(DotConfig::new(2), x.clone(), x).to_string(),
         "Dot: the output [1, 8589934592, 8589934592] has more numbers than memory can address; \
