@@ -1,5 +1,7 @@
 //! The device under test, and what it can hold.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::prelude::*;
 use burn::tensor::DType;
 
@@ -24,6 +26,12 @@ pub fn device() -> Device {
         "tch" => Device::libtorch(),
         name => panic!("BURN_DEVICE={name} asks for a device this build does not have; add --features {name}"),
     }
+}
+
+/// A device's random generator belongs to the whole process: tests that draw from it take turns.
+pub fn turn_to_draw() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The float dtypes the device can hold, most precise first. f32 is always among them.

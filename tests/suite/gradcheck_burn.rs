@@ -8,7 +8,10 @@ use burn::prelude::*;
 use burn::tensor::{DType, activation::*, module, ops::*};
 use burn_gradcheck::{Failure, GradCheck, Report};
 
-use crate::run::{tensor, wave};
+use crate::{
+    device::turn_to_draw,
+    run::{tensor, wave},
+};
 
 /// What is examined here is Burn, on its CPU backend; the checker itself runs on every device with `Dot`'s gradients.
 fn device() -> Device {
@@ -224,6 +227,7 @@ fn operations_of_burn_raise_no_false_alarm() {
 
 #[test]
 fn modules_of_burn_raise_no_false_alarm() {
+    let _turn = turn_to_draw();
     let d = device().autodiff();
     let mut t = Table::default();
     t.module("Linear", LinearConfig::new(3, 4).init(&d), x([2, 3]), |m, x| m.forward(x));

@@ -18,6 +18,7 @@ use burn_gradcheck::{Failure, GradCheck, GradientKind, Hint, Report, self_test};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{
+    device::turn_to_draw,
     oracle::Array,
     run::{tensor, wave},
 };
@@ -269,6 +270,7 @@ struct Nested {
 
 #[test]
 fn a_fault_in_a_module_is_named_by_its_path() {
+    let _turn = turn_to_draw();
     let linear = || burn::nn::LinearConfig::new(3, 3).init(&Device::flex());
     let module = Nested { inner: vec![linear(), linear()] };
     let batch = x([2, 3], 0.4);

@@ -7,7 +7,7 @@ use burn_dot::{DotConfig, dot};
 
 use crate::{
     cases::{Case, table},
-    device::{device, int_dtypes},
+    device::{device, int_dtypes, turn_to_draw},
     oracle::{self, Array},
     run::{array, out_rank, product, wave, with_ranks},
 };
@@ -93,6 +93,7 @@ fn every_pairing_of_every_integer_dtype_agrees_with_the_oracle() {
 
 #[test]
 fn two_dense_layers_and_a_dot_give_one_score_per_row() {
+    let _turn = turn_to_draw();
     let device = device();
     let x = arange(0, [5, 2]).float();
     let y = arange(10, [5, 2]).float();
