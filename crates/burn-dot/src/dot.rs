@@ -11,8 +11,9 @@ use burn_core::tensor::{DType, FloatDType, Tensor, kind::Numeric};
 
 use crate::{
     error::{DotError, Operand, Shapes},
-    plan::{Axes, Pairing, Plan},
-    reference::{self, FloatOptions},
+    ops::{self, DotOps},
+    plan::{Axes, FloatOptions, Pairing, Plan},
+    reference,
 };
 
 /// Configuration of a [`Dot`] layer: the axes to contract, and the options of the product.
@@ -277,7 +278,13 @@ impl Dot {
         rhs: Tensor<D2, K>,
     ) -> Result<Tensor<DO, K>, DotError> {
         let plan = self.plan::<D1, D2, DO, K>(&lhs, &rhs)?;
-        Ok(self.compose(&plan, lhs, rhs))
+        let float = lhs.dtype().is_float();
+        let (lhs, rhs) = (lhs.into_dispatch(), rhs.into_dispatch());
+        Ok(Tensor::from_dispatch(if float {
+            Dispatch::float_dot(lhs, rhs, plan, self.float_options())
+        } else {
+            reference::int_dot::<Dispatch>(lhs, rhs, &plan)
+        }))
     }
 
     /// The same result as [`forward`](Self::forward), composed from Burn's tensor operations (normalize, permute, reshape,
@@ -295,28 +302,22 @@ impl Dot {
         rhs: Tensor<D2, K>,
     ) -> Tensor<DO, K> {
         match self.plan::<D1, D2, DO, K>(&lhs, &rhs) {
-            Ok(plan) => self.compose(&plan, lhs, rhs),
+            Ok(plan) => {
+                let float = lhs.dtype().is_float();
+                let (lhs, rhs) = (lhs.into_dispatch(), rhs.into_dispatch());
+                Tensor::from_dispatch(if float {
+                    ops::float_dot_composed(lhs, rhs, &plan, self.float_options())
+                } else {
+                    reference::int_dot::<Dispatch>(lhs, rhs, &plan)
+                })
+            }
             Err(error) => panic!("{error}"),
         }
     }
 
-    fn compose<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
-        &self,
-        plan: &Plan,
-        lhs: Tensor<D1, K>,
-        rhs: Tensor<D2, K>,
-    ) -> Tensor<DO, K> {
-        let float = lhs.dtype().is_float();
-        let (lhs, rhs) = (lhs.into_dispatch(), rhs.into_dispatch());
-        Tensor::from_dispatch(if float {
-            let options = FloatOptions {
-                normalize: self.config.normalize.then_some(self.config.epsilon),
-                output: self.config.output_dtype,
-            };
-            reference::float_dot::<Dispatch>(lhs, rhs, plan, options)
-        } else {
-            reference::int_dot::<Dispatch>(lhs, rhs, plan)
-        })
+    fn float_options(&self) -> FloatOptions {
+        let DotConfig { normalize, epsilon, output_dtype, .. } = self.config;
+        FloatOptions { normalize: normalize.then_some(epsilon), output: output_dtype }
     }
 
     /// Checks everything that can be wrong, in the order a reader would: what the inputs are, where they are, how they meet.

@@ -18,6 +18,8 @@
 
 extern crate alloc;
 
+#[cfg(feature = "autodiff")]
+mod backward;
 mod dot;
 mod error;
 mod keras;

@@ -1,11 +1,33 @@
 //! What `Dot` needs from a backend beyond Burn's own operations, and the one list of backends.
 //!
-//! Every backend gets the default body. `Autodiff<B, C>` replaces it to give the operation a backward pass of its own,
-//! written once for any `B`.
+//! Every backend gets the default bodies, the composition in `reference.rs`. A backend with a kernel overrides them; `Autodiff<B, C>`
+//! does so in `backward.rs`, to give the product a backward pass of its own, written once for any `B`.
+
+// Without a backend the macro has nowhere to send the arguments of default bodies.
+#![cfg_attr(
+    not(any(
+        feature = "flex",
+        feature = "ndarray",
+        feature = "wgpu",
+        feature = "cuda",
+        feature = "rocm",
+        feature = "cpu",
+        feature = "tch",
+        feature = "remote",
+        feature = "capture"
+    )),
+    allow(unused_variables)
+)]
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.
-use burn_core::backend::{Backend, backend_extension, tensor::FloatTensor};
+use burn_core::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn_core::tensor::FloatDType;
+
+use crate::{
+    error::Operand,
+    plan::{FloatOptions, Plan},
+    reference,
+};
 
 /// Operations of `Dot` on a backend's primitives.
 #[backend_extension(
@@ -19,14 +41,65 @@ use burn_core::tensor::FloatDType;
     Capture: cfg(feature = "capture"),
 )]
 pub trait DotOps: Backend {
+    /// The product of float tensors.
+    fn float_dot(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> FloatTensor<Self> {
+        reference::float_dot::<Self>(lhs, rhs, &plan, options)
+    }
+
+    /// The gradient of the product with respect to one input, where `grad` is the gradient of the output.
+    fn float_dot_grad(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+        of: Operand,
+    ) -> FloatTensor<Self> {
+        reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of)
+    }
+
+    /// The gradients of the product with respect to both inputs.
+    fn float_dot_grads(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (l, r, g) = (lhs.clone(), rhs.clone(), grad.clone());
+        let grad_lhs = Self::float_dot_grad(l, r, g, plan.clone(), options, Operand::Lhs);
+        (grad_lhs, Self::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Rhs))
+    }
+
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
     /// them would give infinity. Only half precision comes here; f32 and f64 have the room.
-    #[allow(unused_variables)] // Without a backend the macro has nowhere to send them.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
     }
+}
+
+/// The product composed from operations that `Dispatch` differentiates.
+pub(crate) fn float_dot_composed(
+    lhs: FloatTensor<Dispatch>,
+    rhs: FloatTensor<Dispatch>,
+    plan: &Plan,
+    options: FloatOptions,
+) -> FloatTensor<Dispatch> {
+    let input: FloatDType = lhs.dtype().into();
+    let compute = options.accumulator(input);
+    if options.normalize.is_none() || input == compute {
+        return reference::float_dot::<Dispatch>(lhs, rhs, plan, options);
+    }
+    let output = Some(options.output.unwrap_or(input));
+    let widen = |x| Dispatch::float_cast_finite_grad(x, compute);
+    reference::float_dot::<Dispatch>(widen(lhs), widen(rhs), plan, FloatOptions { output, ..options })
 }
 
 #[cfg(feature = "flex")]
@@ -41,47 +114,3 @@ impl DotOps for burn_core::backend::LibTorch {}
 impl DotOps for burn_core::backend::Remote {}
 #[cfg(feature = "capture")]
 impl DotOps for burn_core::backend::Capture {}
-
-#[cfg(feature = "autodiff")]
-mod autodiff {
-    use super::*;
-    use burn_core::backend::{
-        Autodiff, TensorMetadata,
-        autodiff::{
-            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-            grads::Gradients,
-            ops::{Backward, Ops, OpsKind},
-        },
-    };
-
-    #[derive(Debug)]
-    struct CastFiniteGrad;
-
-    impl<B: Backend> Backward<B, 1> for CastFiniteGrad {
-        /// Dtype of the input.
-        type State = FloatDType;
-
-        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-            let grad = grads.consume::<B>(&ops.node);
-            let [parent] = ops.parents;
-            if let Some(parent) = parent {
-                // Flex32 is stored as f32.
-                let largest = if ops.state == FloatDType::Flex32 { FloatDType::F32 } else { ops.state }.finfo().max;
-                let grad = B::float_clamp(grad, (-largest).into(), largest.into());
-                grads.register::<B>(parent.id, B::float_cast(grad, ops.state));
-            }
-        }
-    }
-
-    impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
-        fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
-            match CastFiniteGrad.prepare::<C>([tensor.node()]).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => {
-                    let from = tensor.dtype().into();
-                    prep.finish(from, B::float_cast(tensor.into_primitive(), dtype))
-                }
-                OpsKind::UnTracked(prep) => prep.finish(B::float_cast(tensor.into_primitive(), dtype)),
-            }
-        }
-    }
-}

@@ -12,6 +12,8 @@
 use alloc::{vec, vec::Vec};
 use core::fmt;
 
+use burn_core::tensor::FloatDType;
+
 use crate::error::{Axis, DotError, Operand, Shapes};
 
 /// The axes to contract: one for both inputs, a pair, or several pairs.
@@ -223,9 +225,26 @@ fn only_agreeing_pair(batch_dims: usize, lhs: &[Option<usize>], rhs: &[Option<us
     if agreeing.next().is_none() { first } else { None }
 }
 
+/// How a float product is to be computed.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatOptions {
+    /// The floor on the norm, where the inputs are to be normalized.
+    pub normalize: Option<f64>,
+    /// Dtype of the output; that of the inputs where not given.
+    pub output: Option<FloatDType>,
+}
+
+impl FloatOptions {
+    /// The dtype to multiply and accumulate in: at least f32, and at least as wide as both ends.
+    pub(crate) fn accumulator(&self, input: FloatDType) -> FloatDType {
+        let f64 = input == FloatDType::F64 || self.output == Some(FloatDType::F64);
+        if f64 { FloatDType::F64 } else { FloatDType::F32 }
+    }
+}
+
 /// One product with every size known, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// Sizes of the batch axes in the output.
     pub batch_shape: Vec<usize>,
     /// Product of `batch_shape`.
@@ -236,10 +255,16 @@ pub(crate) struct Plan {
     pub k: usize,
     /// Product of rhs's free sizes.
     pub n: usize,
+    /// How many axes of each input are contracted.
+    pub contracted: usize,
     /// Axes of lhs in the order batch, free, contracted.
     pub lhs_order: Vec<usize>,
     /// Axes of rhs in the order batch, free, contracted.
     pub rhs_order: Vec<usize>,
+    /// Shape of lhs.
+    pub lhs_shape: Vec<usize>,
+    /// Shape of rhs.
+    pub rhs_shape: Vec<usize>,
     /// Shape of the output.
     pub output: Vec<usize>,
 }
@@ -273,10 +298,18 @@ impl Plan {
             m: product(&pairing.lhs.free, lhs),
             k: product(&pairing.lhs.contracted, lhs),
             n: product(&pairing.rhs.free, rhs),
+            contracted: pairing.lhs.contracted.len(),
             lhs_order: order(&pairing.lhs),
             rhs_order: order(&pairing.rhs),
             batch_shape,
+            lhs_shape: lhs.to_vec(),
+            rhs_shape: rhs.to_vec(),
             output,
         })
+    }
+
+    /// Whether the output holds nothing, or nothing but zeros: no arithmetic is needed.
+    pub(crate) fn is_trivial(&self) -> bool {
+        self.k == 0 || self.output.contains(&0)
     }
 }

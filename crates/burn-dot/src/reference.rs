@@ -16,52 +16,41 @@
 //! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / floor`. Elsewhere it is
 //! `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 
 use burn_core::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 use burn_core::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
 
-use crate::{ops::DotOps, plan::Plan};
-
-/// How a float product is to be computed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FloatOptions {
-    /// The floor on the norm, where the inputs are to be normalized.
-    pub normalize: Option<f64>,
-    /// Dtype of the output; that of the inputs where not given.
-    pub output: Option<FloatDType>,
-}
+use crate::{
+    error::Operand,
+    plan::{FloatOptions, Plan},
+};
 
 /// The product of float tensors.
-pub(crate) fn float_dot<B: DotOps>(
+pub(crate) fn float_dot<B: Backend>(
     lhs: FloatTensor<B>,
     rhs: FloatTensor<B>,
     plan: &Plan,
     options: FloatOptions,
 ) -> FloatTensor<B> {
     let output = options.output.unwrap_or(lhs.dtype().into());
-    let compute = accumulator(lhs.dtype().into(), output);
-    if plan.k == 0 || plan.output.contains(&0) {
+    let compute = options.accumulator(lhs.dtype().into());
+    if plan.is_trivial() {
         return cast::<B>(zeros::<B>(cast::<B>(lhs, compute), cast::<B>(rhs, compute), plan), output);
     }
-    let rows = |x: FloatTensor<B>, order: &[usize], free: usize| {
-        let own_batch = Shape::from(x.shape().iter().take(plan.batch_shape.len()).copied().collect::<Vec<_>>());
+    let matrices = |x: FloatTensor<B>, side: Side| {
+        let x = side.rows::<B>(cast::<B>(x, compute));
         let x = match options.normalize {
-            Some(_) if x.dtype() != DType::from(compute) => B::float_cast_finite_grad(x, compute),
-            _ => cast::<B>(x, compute),
-        };
-        let x = B::float_permute(x, order);
-        let x = match options.normalize {
-            Some(floor) => normalize::<B>(x, plan.k, floor, compute),
+            Some(floor) => Normalized::<B>::new(x, floor, compute).unit,
             None => x,
         };
-        repeat_batch::<B>(x, own_batch, plan, free)
+        side.repeat_batch::<B>(x)
     };
-    let lhs = rows(lhs, &plan.lhs_order, plan.m);
-    let rhs = rows(rhs, &plan.rhs_order, plan.n);
+    let lhs = matrices(lhs, Side::lhs(plan));
+    let rhs = matrices(rhs, Side::rhs(plan));
     let out = if plan.m == 1 && plan.n == 1 {
         let row = |x: FloatTensor<B>| {
             let rows = x.shape()[0];
@@ -73,6 +62,122 @@ pub(crate) fn float_dot<B: DotOps>(
     };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
     B::float_reshape(cast::<B>(out, output), plan.output.clone().into())
+}
+
+/// The gradient of the product with respect to one input; the derivation is on the page of `backward.rs`.
+pub(crate) fn float_dot_grad<B: Backend>(
+    lhs: FloatTensor<B>,
+    rhs: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    plan: &Plan,
+    options: FloatOptions,
+    of: Operand,
+) -> FloatTensor<B> {
+    let dtype: FloatDType = lhs.dtype().into();
+    let compute = options.accumulator(dtype);
+    let (own, other, side, other_side) = match of {
+        Operand::Lhs => (lhs, rhs, Side::lhs(plan), Side::rhs(plan)),
+        Operand::Rhs => (rhs, lhs, Side::rhs(plan), Side::lhs(plan)),
+    };
+    if plan.is_trivial() {
+        return B::float_zeros(own.shape(), &own.device(), dtype);
+    }
+    let grad = B::float_reshape(cast::<B>(grad, compute), Shape::new([plan.batch, plan.m, plan.n]));
+    let grad = match of {
+        Operand::Lhs => grad,
+        Operand::Rhs => B::float_swap_dims(grad, 1, 2),
+    };
+    let other = other_side.rows::<B>(cast::<B>(other, compute));
+    let product = |other: FloatTensor<B>| {
+        let other = other_side.repeat_batch::<B>(other);
+        // A matrix product over one term is slow.
+        let product = if other_side.free == 1 { B::float_mul(grad, other) } else { B::float_matmul(grad, other) };
+        side.collect_batch::<B>(product)
+    };
+    let Some(floor) = options.normalize else {
+        return cast::<B>(side.into_place::<B>(product(other)), dtype);
+    };
+    let grad = product(Normalized::<B>::new(other, floor, compute).unit);
+    let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), floor, compute);
+    cast_finite::<B>(side.into_place::<B>(own.grad(grad)), dtype)
+}
+
+/// One input of a plan: how its axes become those of a matrix, and back.
+struct Side<'a> {
+    plan: &'a Plan,
+    shape: &'a [usize],
+    order: &'a [usize],
+    free: usize,
+}
+
+impl<'a> Side<'a> {
+    fn lhs(plan: &'a Plan) -> Self {
+        Side { plan, shape: &plan.lhs_shape, order: &plan.lhs_order, free: plan.m }
+    }
+
+    fn rhs(plan: &'a Plan) -> Self {
+        Side { plan, shape: &plan.rhs_shape, order: &plan.rhs_order, free: plan.n }
+    }
+
+    /// Sizes of the batch axes, which are 1 where the other input has more.
+    fn batch_shape(&self) -> &'a [usize] {
+        &self.shape[..self.plan.batch_shape.len()]
+    }
+
+    /// The batch axes, then others.
+    fn batched(&self, batch: &[usize], rest: [usize; 2]) -> Shape {
+        [batch, &rest].concat().into()
+    }
+
+    /// The vectors to contract as the rows of a matrix.
+    fn rows<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        // By way of one axis, so that the numbers lie in rows: in Burn 0.22.1 wgpu's reductions go wrong on permuted tensors of
+        // rank 4, and fused ones on rank 3.
+        let count = self.shape.iter().product::<usize>();
+        let x = B::float_reshape(B::float_permute(x, self.order), Shape::new([count]));
+        B::float_reshape(x, Shape::new([count / self.plan.k, self.plan.k]))
+    }
+
+    /// Rows as `(batch, free, k)`, repeated where the other input's batch is larger; a batch of one row stays one, for the product to
+    /// repeat.
+    fn repeat_batch<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+        let Plan { batch_shape, batch, k, .. } = self.plan;
+        let own = self.batch_shape().iter().product::<usize>();
+        if own == 1 || own == *batch {
+            return B::float_reshape(rows, Shape::new([own, self.free, *k]));
+        }
+        let rows = B::float_reshape(rows, self.batched(self.batch_shape(), [self.free, *k]));
+        let rows = B::float_expand(rows, self.batched(batch_shape, [self.free, *k]));
+        B::float_reshape(rows, Shape::new([*batch, self.free, *k]))
+    }
+
+    /// The opposite of [`repeat_batch`](Self::repeat_batch): sums `(batch, free, k)` over repeated axes, into rows.
+    fn collect_batch<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B> {
+        let Plan { batch_shape, k, .. } = self.plan;
+        let mut grad = grad;
+        let mut sizes = batch_shape.clone();
+        for (axis, own) in self.batch_shape().iter().enumerate() {
+            if *own == sizes[axis] {
+                continue;
+            }
+            let outer = sizes[..axis].iter().product::<usize>();
+            let inner = sizes[axis + 1..].iter().product::<usize>() * self.free * k;
+            grad = B::float_sum_dim(B::float_reshape(grad, Shape::new([outer, sizes[axis], inner])), 1);
+            sizes[axis] = 1;
+        }
+        let rows = sizes.iter().product::<usize>() * self.free;
+        B::float_reshape(grad, Shape::new([rows, *k]))
+    }
+
+    /// The opposite of [`rows`](Self::rows).
+    fn into_place<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+        let ordered = self.order.iter().map(|&axis| self.shape[axis]).collect::<Vec<_>>();
+        let mut inverse = vec![0; self.order.len()];
+        for (place, &axis) in self.order.iter().enumerate() {
+            inverse[axis] = place;
+        }
+        B::float_permute(B::float_reshape(rows, ordered.into()), &inverse)
+    }
 }
 
 /// The product of integer tensors, wrapping as the dtype does.
@@ -116,13 +221,18 @@ fn low_bits<B: Backend>(x: IntTensor<B>, dtype: IntDType) -> IntTensor<B> {
     B::int_sub_scalar(B::bitwise_xor_scalar(low, sign.into()), sign.into())
 }
 
-/// The dtype to multiply and accumulate in: at least f32, and at least as wide as both ends.
-fn accumulator(input: FloatDType, output: FloatDType) -> FloatDType {
-    if input == FloatDType::F64 || output == FloatDType::F64 { FloatDType::F64 } else { FloatDType::F32 }
-}
-
 fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     if x.dtype() == DType::from(dtype) { x } else { B::float_cast(x, dtype) }
+}
+
+/// Casts without leaving the finite range of a narrower dtype.
+pub(crate) fn cast_finite<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    if x.dtype() == DType::from(dtype) {
+        return x;
+    }
+    // Flex32 is stored as f32.
+    let largest = if dtype == FloatDType::Flex32 { FloatDType::F32 } else { dtype }.finfo().max;
+    B::float_cast(B::float_clamp(x, (-largest).into(), largest.into()), dtype)
 }
 
 /// Rows longer than this are multiplied as matrices: a long sum term by term loses digits (50 ε at 65,536 terms of f32 in
@@ -142,45 +252,48 @@ fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> Fl
     B::float_reshape(B::float_matmul(matrix(lhs, [1, k]), matrix(rhs, [k, 1])), Shape::new([rows, 1]))
 }
 
-/// `x / max(‖x‖, floor)`, the norm over the last axes, `k` numbers together; see the module's page. Gives `(rows, k)`.
-fn normalize<B: Backend>(x: FloatTensor<B>, k: usize, floor: f64, dtype: FloatDType) -> FloatTensor<B> {
-    // A floor below the smallest normal number acts as that number, so no device divides by zero.
-    let floor = floor.max(dtype.finfo().min_positive);
-    let bools = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    // By way of one axis, so that the numbers lie in rows: in Burn 0.22.1 wgpu's reductions go wrong on permuted tensors of
-    // rank 4, and fused ones on rank 3.
-    let count = x.shape().num_elements();
-    let x = B::float_reshape(B::float_reshape(x, Shape::new([count])), Shape::new([count / k, k]));
-
-    let largest = B::float_max_dim(B::float_abs(B::float_detach(x.clone())), 1);
-    let scale = B::float_clamp_min(largest.clone(), floor.into());
-    let y = B::float_div(x, scale);
-
-    let square = row_dot::<B>(y.clone(), y.clone(), k);
-    // Both conditions say the same in exact arithmetic; a GPU's division may put ‖x/x‖ a little below 1.
-    let below_floor = B::bool_and(
-        B::float_lower_elem(B::float_detach(square.clone()), 1.0.into(), bools),
-        B::float_lower_elem(largest, floor.into(), bools),
-    );
-    let square = B::float_mask_fill(square, below_floor, 1.0.into());
-    // A step of Heron's method from a constant root: its value is the root, its gradient 1/(2 root). Burn takes the gradient of
-    // `sqrt` through `powf`, which shaders do not have in f64.
-    let root = B::float_sqrt(B::float_detach(square.clone()));
-    let norm = B::float_mul_scalar(B::float_add(B::float_div(square, root.clone()), root), 0.5.into());
-    B::float_div(y, norm)
+/// Rows divided by `max(‖x‖, floor)`; see the module's page.
+struct Normalized<B: Backend> {
+    unit: FloatTensor<B>,
+    /// The divisor in two factors, `c` and `t`, whose product may overflow.
+    scale: FloatTensor<B>,
+    norm: FloatTensor<B>,
+    below_floor: BoolTensor<B>,
 }
 
-/// Brings rows with a batch of their own to `(batch, free, k)`; a batch of one row stays one, for the product to repeat.
-fn repeat_batch<B: Backend>(x: FloatTensor<B>, own_batch: Shape, plan: &Plan, free: usize) -> FloatTensor<B> {
-    let batch = if own_batch.num_elements() == 1 { 1 } else { plan.batch };
-    let matrix = Shape::new([batch, free, plan.k]);
-    if batch == own_batch.num_elements() {
-        return B::float_reshape(x, matrix);
+impl<B: Backend> Normalized<B> {
+    fn new(rows: FloatTensor<B>, floor: f64, dtype: FloatDType) -> Self {
+        // A floor below the smallest normal number acts as that number, so no device divides by zero.
+        let floor = floor.max(dtype.finfo().min_positive);
+        let bools = get_or_init_device_settings::<B>(&rows.device()).bool_dtype;
+        let k = rows.shape()[1];
+
+        let largest = B::float_max_dim(B::float_abs(B::float_detach(rows.clone())), 1);
+        let scale = B::float_clamp_min(largest.clone(), floor.into());
+        let y = B::float_div(rows, scale.clone());
+
+        let square = row_dot::<B>(y.clone(), y.clone(), k);
+        // Both conditions say the same in exact arithmetic; a GPU's division may put ‖x/x‖ a little below 1.
+        let below_floor = B::bool_and(
+            B::float_lower_elem(B::float_detach(square.clone()), 1.0.into(), bools),
+            B::float_lower_elem(largest, floor.into(), bools),
+        );
+        let square = B::float_mask_fill(square, below_floor.clone(), 1.0.into());
+        // A step of Heron's method from a constant root: its value is the root, its gradient 1/(2 root). Burn takes the gradient of
+        // `sqrt` through `powf`, which shaders do not have in f64.
+        let root = B::float_sqrt(B::float_detach(square.clone()));
+        let norm = B::float_mul_scalar(B::float_add(B::float_div(square, root.clone()), root), 0.5.into());
+        Normalized { unit: B::float_div(y, norm.clone()), scale, norm, below_floor }
     }
-    let tail = [free, plan.k];
-    let own = Shape::from(own_batch.iter().chain(&tail).copied().collect::<Vec<_>>());
-    let joint = Shape::from([&plan.batch_shape[..], &tail].concat());
-    B::float_reshape(B::float_expand(B::float_reshape(x, own), joint), matrix)
+
+    /// The gradient of the rows, from that of the units.
+    fn grad(self, grad: FloatTensor<B>) -> FloatTensor<B> {
+        let k = grad.shape()[1];
+        let along = row_dot::<B>(self.unit.clone(), grad.clone(), k);
+        let along = B::float_mask_fill(along, self.below_floor, 0.0.into());
+        let across = B::float_sub(grad, B::float_mul(self.unit, along));
+        B::float_div(B::float_div(across, self.norm), self.scale)
+    }
 }
 
 /// Clamps to [-1, 1]; the gradient passes as if nothing had happened. NaN stays NaN.

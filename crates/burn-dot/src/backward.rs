@@ -1,0 +1,163 @@
+//! The backward pass of the product: its derivation, and the operation for `Autodiff<B, C>`, generic over `B`.
+//!
+//! # Derivation
+//!
+//! Every pairing is a batch of matrix products: with `b` over the shared axes, `i` and `j` over the free axes of lhs and rhs, `k` over
+//! the contracted ones,
+//!
+//! ```text
+//! out_ij = Σₖ u_ik v_jk            (for each b)
+//! ```
+//!
+//! where `u = x`, `v = y` for the plain product. With `g = ∂L/∂out`, the chain rule gives
+//!
+//! ```text
+//! ∂L/∂u_ik = Σⱼ g_ij v_jk          ∂L/∂v_jk = Σᵢ g_ij u_ik
+//! ```
+//!
+//! A batch of 1 that is repeated for the other input's batch collects the sum over that batch.
+//!
+//! Normalized, `u = x/t` with `t = max(‖x‖, floor)`. Above the floor `∂t/∂x = u`, so for a vector `h = ∂L/∂u`
+//!
+//! ```text
+//! ∂L/∂x = (h − u (u·h)) / t        ‖x‖ ≥ floor: the part of h along u cannot change a unit vector
+//! ∂L/∂x = h / floor                ‖x‖ < floor: t is constant
+//! ```
+//!
+//! Only the inputs are kept for the backward pass, not the normalized ones, not the norms: a kernel that reads a row to make its
+//! gradient has its norm for nothing. Written for such a kernel, with `s = 1/t`, the gradient of the normalized product is that of a
+//! plain product with scaled `g`, and a projection:
+//!
+//! ```text
+//! w_ij = g_ij sᵢ sⱼ                one matrix for both sides
+//! p_i  = Σⱼ w_ij y_j               plain product
+//! ∂L/∂x_i = p_i − x_i sᵢ² (x_i·p_i)          the second term only where ‖x_i‖ ≥ floor
+//! ```
+//!
+//! The guard that keeps outputs in [-1, 1] moves them by rounding errors only, and is left out of the gradient.
+//!
+//! # Checkpointing
+//!
+//! An input is kept only if some tracked gradient needs it, and by its node: under gradient checkpointing it is computed anew from its
+//! own parents if these are light. The product itself counts as heavy, its output being smaller than its inputs: computing it
+//! twice would save little memory.
+
+use burn_core::backend::{
+    Autodiff, Backend, TensorMetadata,
+    autodiff::{
+        NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    tensor::FloatTensor,
+};
+use burn_core::tensor::FloatDType;
+
+use crate::{
+    error::Operand,
+    ops::DotOps,
+    plan::{FloatOptions, Plan},
+    reference,
+};
+
+#[derive(Debug)]
+struct FloatDot;
+
+#[derive(Clone, Debug)]
+struct State {
+    /// The inputs, where a tracked gradient needs them.
+    lhs: Option<NodeId>,
+    rhs: Option<NodeId>,
+    dtype: FloatDType,
+    plan: Plan,
+    options: FloatOptions,
+}
+
+impl<B: DotOps> Backward<B, 2> for FloatDot {
+    type State = State;
+
+    fn backward(self, ops: Ops<State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let State { lhs, rhs, dtype, plan, options } = ops.state;
+        let grad = grads.consume::<B>(&ops.node);
+        let mut input = |kept: Option<NodeId>, shape: &[usize]| -> FloatTensor<B> {
+            match kept {
+                Some(node) => checkpointer.retrieve_node_output(node),
+                None => stand_in::<B>(shape, dtype, &grad.device()),
+            }
+        };
+        let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+        match ops.parents {
+            [Some(lhs_node), Some(rhs_node)] => {
+                let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, plan, options);
+                grads.register::<B>(lhs_node.id, grad_lhs);
+                grads.register::<B>(rhs_node.id, grad_rhs);
+            }
+            [Some(node), None] => {
+                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Lhs));
+            }
+            [None, Some(node)] => {
+                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Rhs));
+            }
+            [None, None] => {}
+        }
+    }
+}
+
+/// Has the shape of an input and takes no memory, where the numbers of the input are not needed: one zero, repeated.
+fn stand_in<B: Backend>(shape: &[usize], dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
+    let zero = B::float_zeros(alloc::vec![1; shape.len()].into(), device, dtype);
+    B::float_expand(zero, shape.to_vec().into())
+}
+
+#[derive(Debug)]
+struct CastFiniteGrad;
+
+impl<B: Backend> Backward<B, 1> for CastFiniteGrad {
+    /// Dtype of the input.
+    type State = FloatDType;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            grads.register::<B>(parent.id, reference::cast_finite::<B>(grad, ops.state));
+        }
+    }
+}
+
+impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
+    fn float_dot(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> FloatTensor<Self> {
+        match FloatDot.prepare::<C>([lhs.node(), rhs.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let normalized = options.normalize.is_some();
+                let state = State {
+                    lhs: (normalized || rhs.is_tracked()).then(|| prep.checkpoint(&lhs)),
+                    rhs: (normalized || lhs.is_tracked()).then(|| prep.checkpoint(&rhs)),
+                    dtype: lhs.dtype().into(),
+                    plan: plan.clone(),
+                    options,
+                };
+                prep.finish(state, B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options))
+            }
+        }
+    }
+
+    fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        match CastFiniteGrad.prepare::<C>([tensor.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let from = tensor.dtype().into();
+                prep.finish(from, B::float_cast(tensor.into_primitive(), dtype))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::float_cast(tensor.into_primitive(), dtype)),
+        }
+    }
+}
