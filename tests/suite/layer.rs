@@ -8,7 +8,7 @@ use burn_dot::{Dot, DotConfig};
 
 use crate::{
     device::{device, turn_to_draw},
-    run::array,
+    run::{apply, array},
 };
 
 #[derive(Module, Debug)]
@@ -28,7 +28,7 @@ impl TwoTower {
     }
 
     fn forward(&self, user: Tensor<2>, item: Tensor<2>) -> Tensor<2> {
-        self.dot.forward(self.user.forward(user), self.item.forward(item))
+        apply(&self.dot, self.user.forward(user), self.item.forward(item))
     }
 }
 

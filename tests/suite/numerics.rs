@@ -7,7 +7,7 @@ use burn_dot::DotConfig;
 use crate::{
     device::{best_float, device, float_dtypes, is_ieee},
     oracle::{self, Array, indices},
-    run::{Layout, array, assert_close, assert_exact, product, rounded, run, tensor, tolerance, wave},
+    run::{Layout, apply, array, assert_close, assert_exact, product, rounded, run, tensor, tolerance, wave},
 };
 
 fn cosine() -> DotConfig {
@@ -22,7 +22,7 @@ fn row(data: &[f64]) -> Array {
 /// Forward along axis 1 in a dtype, as f64.
 fn forward(config: &DotConfig, dtype: DType, lhs: &Array, rhs: &Array) -> Vec<f64> {
     let device = device();
-    let out: Tensor<2> = config.init().forward(tensor::<2>(lhs, dtype, &device), tensor::<2>(rhs, dtype, &device));
+    let out: Tensor<2> = apply(&config.init(), tensor::<2>(lhs, dtype, &device), tensor::<2>(rhs, dtype, &device));
     assert_eq!(out.dtype(), config.output_dtype.map_or(dtype, DType::from));
     array(&out).data
 }
@@ -195,7 +195,7 @@ fn nan_reaches_only_the_outputs_it_belongs_to() {
             lhs.data[4 + 2] = f64::NAN; // batch 0, row 1
             let device = device();
             let rhs = tensor::<3>(&wave(&[2, 5, 4], 0.6), dtype, &device);
-            let out: Tensor<3> = config.init().forward(tensor::<3>(&lhs, dtype, &device), rhs);
+            let out: Tensor<3> = apply(&config.init(), tensor::<3>(&lhs, dtype, &device), rhs);
             for (index, value) in indices(&[2, 3, 5]).iter().zip(array(&out).data) {
                 assert_eq!(value.is_nan(), index[0] == 0 && index[1] == 1, "{dtype:?}, {index:?}: {value}");
             }
@@ -241,7 +241,7 @@ fn contracting_nothing_gives_zeros_and_zero_gradients() {
     }
     let device = device();
     let nothing = Tensor::<2, Int>::zeros([2, 0], &device);
-    let out: Tensor<2, Int> = DotConfig::new(1).init().forward(nothing.clone(), nothing);
+    let out: Tensor<2, Int> = apply(&DotConfig::new(1).init(), nothing.clone(), nothing);
     assert_eq!(array(&out), Array::new(&[2, 1], vec![0.0, 0.0]));
 }
 
@@ -254,7 +254,7 @@ fn inputs_expanded_with_stride_zero_give_what_copies_give() {
             let (small, rhs) = (rounded(&wave(&[1, 1, 5], 0.3), dtype), rounded(&wave(&[2, 3, 5], 0.8), dtype));
             let leaf = tensor::<3>(&small, dtype, &device).require_grad();
             let expanded = leaf.clone().expand::<3, _>([2, 4, 5]);
-            let out: Tensor<3> = config.init().forward(expanded, tensor::<3>(&rhs, dtype, &device));
+            let out: Tensor<3> = apply(&config.init(), expanded, tensor::<3>(&rhs, dtype, &device));
 
             let copied = Array::from_fn(&[2, 4, 5], |index| small.data[index[2]]);
             let expected = oracle::answer(&product(&config, 3, 3), &copied, &rhs, ones);

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     device::{best_float, max_rank},
     oracle::{self, Array},
-    run::{Layout, array, assert_close, product, run, tensor, wave},
+    run::{Layout, apply, array, assert_close, product, run, tensor, wave},
 };
 
 #[derive(Deserialize)]
@@ -104,6 +104,6 @@ fn burns_own_cosine_fails_where_the_readme_says_so() {
     let x = tensor::<2>(&wave(&[100_000, 7], 0.0), DType::F32, &device);
     let above_one = |out: Tensor<2>| array(&out).data.into_iter().filter(|out| *out > 1.0).count();
     let theirs = above_one(cosine_similarity(x.clone(), x.clone(), 1, None));
-    let ours = above_one(DotConfig::new(1).with_normalize(true).init().forward(x.clone(), x));
+    let ours = above_one(apply(&DotConfig::new(1).with_normalize(true).init(), x.clone(), x));
     assert!(theirs > 10_000 && ours == 0, "above 1 of 100,000 rows: Burn's {theirs}, ours {ours}");
 }

@@ -11,7 +11,7 @@ use proptest::{
 use crate::{
     device::{best_float, device},
     oracle::Array,
-    run::{array, tensor, tolerance},
+    run::{apply, array, tensor, tolerance},
 };
 
 const SEED: [u8; 32] = *b"burn-dot: the laws of a product.";
@@ -45,7 +45,7 @@ fn close(a: Tensor<3>, b: Tensor<3>) -> Result<(), TestCaseError> {
 }
 
 fn dot(normalize: bool, lhs: Tensor<3>, rhs: Tensor<3>) -> Tensor<3> {
-    DotConfig::new(2).with_normalize(normalize).init().forward(lhs, rhs)
+    apply(&DotConfig::new(2).with_normalize(normalize).init(), lhs, rhs)
 }
 
 #[test]
@@ -90,8 +90,8 @@ fn the_cosine_does_not_know_the_length_of_its_inputs() {
         // A power of two scales exactly. Keep every norm above the floor.
         let x = x.clone().sign() * 0.01 + x;
         let config = DotConfig::new(2).with_normalize(true).with_epsilon(1e-30);
-        let scaled: Tensor<3> = config.init().forward(x.clone() * 2f64.powi(exponent), y.clone());
-        close(scaled, config.init().forward(x, y))
+        let scaled: Tensor<3> = apply(&config.init(), x.clone() * 2f64.powi(exponent), y.clone());
+        close(scaled, apply(&config.init(), x, y))
     });
 }
 

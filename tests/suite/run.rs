@@ -2,12 +2,25 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn_dot::{Axes, DotConfig};
+use burn_dot::{Axes, Dot, DotConfig};
 
 use crate::{
     device::device,
     oracle::{self, Answer, Array, Product},
 };
+
+/// The layer by the path that `BURN_DOT_PATH` names: what a user calls, or the composition that it must agree with.
+pub fn apply<const L: usize, const R: usize, const O: usize, K: burn::tensor::kind::Numeric>(
+    dot: &Dot,
+    lhs: Tensor<L, K>,
+    rhs: Tensor<R, K>,
+) -> Tensor<O, K> {
+    match std::env::var("BURN_DOT_PATH").as_deref().unwrap_or("fused") {
+        "fused" => dot.forward(lhs, rhs),
+        "composed" => dot.forward_composed(lhs, rhs),
+        other => panic!("BURN_DOT_PATH={other} is neither fused nor composed"),
+    }
+}
 
 /// How the numbers of an input lie in memory. The values are the same in all of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,7 +134,7 @@ fn run_ranked<const L: usize, const R: usize, const O: usize>(
     let device = device().autodiff();
     let (lhs_leaf, lhs_view) = leaf_and_view::<L>(lhs, dtype, layout, &device);
     let (rhs_leaf, rhs_view) = leaf_and_view::<R>(rhs, dtype, layout, &device);
-    let out: Tensor<O> = config.init().forward(lhs_view, rhs_view);
+    let out: Tensor<O> = apply(&config.init(), lhs_view, rhs_view);
     let cotangent = tensor::<O>(&cotangent(&out.dims()), out.dtype(), &device);
     let grads = (out.clone() * cotangent).sum().backward();
     let grad = |shape: &[usize], grad: Array| {

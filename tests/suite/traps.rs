@@ -7,14 +7,14 @@ use burn_dot::DotConfig;
 use crate::{
     device::{device, float_dtypes},
     oracle::Array,
-    run::{Layout, array, assert_exact, tensor, tolerance, wave},
+    run::{Layout, apply, array, assert_exact, tensor, tolerance, wave},
 };
 
 #[test]
 fn rows_with_rows_give_one_column_not_a_square() {
     // keras#5131, keras#4588
     let x = Tensor::<2>::ones([3, 4], &device());
-    let out: Tensor<2> = DotConfig::new(1).init().forward(x.clone(), x);
+    let out: Tensor<2> = apply(&DotConfig::new(1).init(), x.clone(), x);
     assert_eq!(array(&out), Array::new(&[3, 1], vec![4.0; 3]));
 }
 
@@ -33,7 +33,7 @@ fn an_empty_tensor_is_reshaped_without_guessing() {
     // pytorch#63352: reshape with −1 is ambiguous when another size is 0.
     let x = Tensor::<4>::ones([0, 2, 3, 5], &device());
     let y = Tensor::<3>::ones([0, 5, 4], &device());
-    let out: Tensor<4> = DotConfig::new((3, 1)).init().forward(x, y);
+    let out: Tensor<4> = apply(&DotConfig::new((3, 1)).init(), x, y);
     assert_eq!(out.dims(), [0, 2, 3, 4]);
 }
 
@@ -47,7 +47,7 @@ fn two_short_vectors_keep_their_cosine() {
         let device = device();
         let x = |a: f64, b: f64| tensor::<2>(&Array::new(&[1, 2], vec![a * tiny, b * tiny]), dtype, &device);
         let config = DotConfig::new(1).with_normalize(true).with_epsilon(tiny / 1e3);
-        let out: Tensor<2> = config.init().forward(x(3.0, 4.0), x(4.0, 3.0));
+        let out: Tensor<2> = apply(&config.init(), x(3.0, 4.0), x(4.0, 3.0));
         assert!((array(&out).data[0] - 0.96).abs() < tolerance(dtype), "{dtype:?}: {out}");
     }
 }
@@ -59,7 +59,7 @@ fn cosine_is_neither_zero_nor_above_one_nor_nan_in_any_dtype() {
         let device = device();
         for x in [wave(&[200, 7], 0.0), wave(&[200, 7], 0.0).map(|x| x * 1e-3), wave(&[200, 7], 0.0).map(|x| x * 2e4)] {
             let x = tensor::<2>(&x, dtype, &device);
-            let out: Tensor<2> = DotConfig::new(1).with_normalize(true).init().forward(x.clone(), x);
+            let out: Tensor<2> = apply(&DotConfig::new(1).with_normalize(true).init(), x.clone(), x);
             for out in array(&out).data {
                 assert!((1.0 - tolerance(dtype)..=1.0).contains(&out), "{dtype:?}: {out}");
             }
@@ -73,7 +73,7 @@ fn a_batch_is_repeated_after_it_is_normalized() {
     let device = device();
     let one = Tensor::<2>::ones([1, 3], &device);
     let many = Tensor::<2>::ones([3, 3], &device);
-    let out: Tensor<2> = DotConfig::new(1).with_normalize(true).with_broadcast_batch(true).init().forward(one, many);
+    let out: Tensor<2> = apply(&DotConfig::new(1).with_normalize(true).with_broadcast_batch(true).init(), one, many);
     for out in array(&out).data {
         assert!((out - 1.0).abs() < 1e-6, "{out}");
     }
@@ -85,9 +85,9 @@ fn many_small_rows_and_one_large_product_are_both_possible() {
     // The products of 512 × 512 × 512 would fill a gigabyte in f64.
     let device = device();
     let rows = Tensor::<2>::ones([65_536, 3], &device);
-    let out: Tensor<2> = DotConfig::new(1).init().forward(rows.clone(), rows);
+    let out: Tensor<2> = apply(&DotConfig::new(1).init(), rows.clone(), rows);
     assert_eq!(out.sum().into_scalar::<f32>(), 3.0 * 65_536.0);
     let square = Tensor::<3>::ones([1, 512, 512], &device);
-    let out: Tensor<3> = DotConfig::new((2, 1)).init().forward(square.clone(), square);
+    let out: Tensor<3> = apply(&DotConfig::new((2, 1)).init(), square.clone(), square);
     assert_eq!(out.max().into_scalar::<f32>(), 512.0);
 }

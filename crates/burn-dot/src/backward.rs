@@ -127,12 +127,7 @@ impl<B: Backend> Backward<B, 1> for CastFiniteGrad {
 }
 
 impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
-    fn float_dot(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
-        plan: Plan,
-        options: FloatOptions,
-    ) -> FloatTensor<Self> {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
         match FloatDot.prepare::<C>([lhs.node(), rhs.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let normalized = options.normalize.is_some();
@@ -145,9 +140,7 @@ impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
                 };
                 prep.finish(state, B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options))
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options)),
         }
     }
 

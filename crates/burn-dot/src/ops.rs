@@ -42,12 +42,7 @@ use crate::{
 )]
 pub trait DotOps: Backend {
     /// The product of float tensors.
-    fn float_dot(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
-        plan: Plan,
-        options: FloatOptions,
-    ) -> FloatTensor<Self> {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
         reference::float_dot::<Self>(lhs, rhs, &plan, options)
     }
 
