@@ -20,6 +20,8 @@ extern crate alloc;
 
 #[cfg(feature = "autodiff")]
 mod backward;
+#[cfg(feature = "flex")]
+mod cpu;
 mod dot;
 mod error;
 mod keras;

@@ -23,6 +23,8 @@ use burn_core as burn; // The macro writes paths that begin with `burn`.
 use burn_core::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn_core::tensor::FloatDType;
 
+#[cfg(feature = "flex")]
+use crate::cpu;
 use crate::{
     error::Operand,
     plan::{FloatOptions, Plan},
@@ -66,9 +68,7 @@ pub trait DotOps: Backend {
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (l, r, g) = (lhs.clone(), rhs.clone(), grad.clone());
-        let grad_lhs = Self::float_dot_grad(l, r, g, plan.clone(), options, Operand::Lhs);
-        (grad_lhs, Self::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Rhs))
+        reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options)
     }
 
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
@@ -97,8 +97,41 @@ pub(crate) fn float_dot_composed(
     reference::float_dot::<Dispatch>(widen(lhs), widen(rhs), plan, FloatOptions { output, ..options })
 }
 
+/// Kernels where they apply, else the composition.
 #[cfg(feature = "flex")]
-impl DotOps for burn_core::backend::Flex {}
+impl DotOps for burn_core::backend::Flex {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
+        cpu::float_dot(&lhs, &rhs, &plan, options).unwrap_or_else(|| reference::float_dot::<Self>(lhs, rhs, &plan, options))
+    }
+
+    fn float_dot_grad(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+        of: Operand,
+    ) -> FloatTensor<Self> {
+        let wanted = [of == Operand::Lhs, of == Operand::Rhs];
+        match cpu::float_dot_grads(&lhs, &rhs, &grad, &plan, options, wanted) {
+            Some([Some(only), _] | [_, Some(only)]) => only,
+            _ => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
+        }
+    }
+
+    fn float_dot_grads(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match cpu::float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]) {
+            Some([Some(grad_lhs), Some(grad_rhs)]) => (grad_lhs, grad_rhs),
+            _ => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
+        }
+    }
+}
 #[cfg(feature = "ndarray")]
 impl DotOps for burn_core::backend::NdArray {}
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]

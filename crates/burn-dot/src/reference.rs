@@ -102,6 +102,18 @@ pub(crate) fn float_dot_grad<B: Backend>(
     cast_finite::<B>(side.into_place::<B>(own.grad(grad)), dtype)
 }
 
+/// The gradients of the product with respect to both inputs.
+pub(crate) fn float_dot_grads<B: Backend>(
+    lhs: FloatTensor<B>,
+    rhs: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    plan: &Plan,
+    options: FloatOptions,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let grad_lhs = float_dot_grad::<B>(lhs.clone(), rhs.clone(), grad.clone(), plan, options, Operand::Lhs);
+    (grad_lhs, float_dot_grad::<B>(lhs, rhs, grad, plan, options, Operand::Rhs))
+}
+
 /// One input of a plan: how its axes become those of a matrix, and back.
 struct Side<'a> {
     plan: &'a Plan,

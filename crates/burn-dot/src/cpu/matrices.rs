@@ -1,0 +1,551 @@
+//! Products where both inputs have several vectors for each batch index: matrix products, by the `gemm` crate.
+//!
+//! Matrices are read where they lie, by their strides. Norms are applied to the output, or to the gradient that comes in, never to copies
+//! of the inputs. What must be converted (f16, bf16) or scaled is brought into small blocks first.
+
+use alloc::{vec, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::{
+    kernel::{self, CHUNK, Element, Real, Run},
+    space::{self, Axes, Axis, DX, NX, NY, OUT, Space, Steps, X, Y},
+    threads::{self, Ptr},
+};
+
+/// Rows of a block that is converted, scaled or rounded: many enough for a matrix product to run at full speed.
+const BLOCK_ROWS: usize = 128;
+/// Terms of such a block.
+const BLOCK_TERMS: usize = 512;
+/// Columns of such a block: with the terms, half of a second-level cache.
+const BLOCK_COLUMNS: usize = 256;
+/// Numbers of an output that is rounded at the end.
+const BLOCK_OUTPUT: usize = 1 << 16;
+
+/// The tensors of a product, each by its first number.
+#[derive(Clone, Copy)]
+pub(super) struct Matrices<T, O> {
+    pub x: *const T,
+    pub y: *const T,
+    /// The output, or its gradient.
+    pub out: *mut O,
+}
+
+/// The product. False where a norm is so large or so small that the plain product of the vectors might overflow or lose digits: the
+/// output is then not to be used.
+///
+/// # Safety
+///
+/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out`.
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, floor: Option<f64>) -> bool
+where
+    T: Element,
+    O: Element<Real = T::Real>,
+{
+    // Tasks are cut along the rows.
+    let swap = space.batch.len() == 1 && space.i.len() < space.j.len();
+    let (tensors, space) =
+        if swap { (Matrices { x: tensors.y, y: tensors.x, ..tensors }, space.swapped()) } else { (tensors, space) };
+    let product = Product { batch: &space.batch, rows: &space.i, columns: &space.j, sum: &space.k, a: X, b: Y, c: OUT };
+    let Some(floor) = floor else {
+        // SAFETY: the caller's promise.
+        unsafe { product.run(tensors.x, tensors.y, tensors.out, None, false, |_, _| {}) };
+        return true;
+    };
+    // SAFETY: the caller's promise.
+    let (x, y) = unsafe { both_norms(tensors, &space, floor) };
+    let (Some(x), Some(y)) = (x, y) else { return false };
+    let finish = |tile: &mut Tile<T::Real>, at: Steps| tile.scale(at, &x.inverse, &y.inverse);
+    // SAFETY: the caller's promise.
+    unsafe { product.run(tensors.x, tensors.y, tensors.out, None, false, finish) };
+    true
+}
+
+/// The gradient of `x`, written to `dx`. False as in [`forward`].
+///
+/// # Safety
+///
+/// As [`forward`], for `dx`.
+pub(super) unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, floor: Option<f64>) -> bool
+where
+    T: Element,
+    O: Element<Real = T::Real>,
+{
+    // Where x is repeated along the batch, its gradient collects the sum.
+    let (own, repeated) = space.batch.split_by(DX);
+    let sum = repeated.followed_by(&space.j);
+    let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
+    let Some(floor) = floor else {
+        // SAFETY: the caller's promise.
+        unsafe { product.run(tensors.out, tensors.y, dx, None, false, |_, _| {}) };
+        return true;
+    };
+    // SAFETY: the caller's promise.
+    let (x, y) = unsafe { both_norms(tensors, space, floor) };
+    let (Some(x), Some(y)) = (x, y) else { return false };
+    let own_x = Ptr(tensors.x);
+    // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
+    let finish = |tile: &mut Tile<T::Real>, at: Steps| unsafe { tile.project(at, own_x.get(), &x.projected) };
+    // SAFETY: the caller's promise.
+    unsafe { product.run(tensors.out, tensors.y, dx, Some((&x.inverse, &y.inverse)), true, finish) };
+    true
+}
+
+/// `c[b, i, j] = Σₖ a[b, i, k] b[b, j, k]`: which axes are which, and which tensors.
+struct Product<'a> {
+    batch: &'a Axes,
+    rows: &'a Axes,
+    columns: &'a Axes,
+    sum: &'a Axes,
+    a: usize,
+    b: usize,
+    c: usize,
+}
+
+impl Product<'_> {
+    /// Multiplies, calls `finish` with each block of rows that is complete, and rounds.
+    ///
+    /// `scales` are factors of `a`, one for each row (by [`NX`]) and one for each term (by [`NY`]).
+    unsafe fn run<A, B, C>(
+        &self,
+        a: *const A,
+        b: *const B,
+        c: *mut C,
+        scales: Option<(&[A::Real], &[A::Real])>,
+        saturate: bool,
+        finish: impl Fn(&mut Tile<A::Real>, Steps) + Send + Sync,
+    ) where
+        A: Element,
+        B: Element<Real = A::Real>,
+        C: Element<Real = A::Real>,
+    {
+        let (rows_outer, rows) = self.rows.inner();
+        let (columns_outer, columns) = self.columns.inner();
+        let (sum_outer, sum) = self.sum.inner();
+        let copy_a = scales.is_some() || A::as_real(&[]).is_none();
+        let copy_b = B::as_real(&[]).is_none();
+        let round = C::as_real(&[]).is_none();
+        let width = self.columns.len();
+
+        let units = self.batch.len() * rows_outer.len();
+        let work = units.saturating_mul(rows.size).saturating_mul(width).saturating_mul(self.sum.len());
+        let blocks = threads::tasks(work).div_ceil(units).min(rows.size);
+        let mut block = rows.size.div_ceil(blocks);
+        if copy_a || copy_b || round {
+            block = block.min(BLOCK_ROWS);
+        }
+        if round {
+            block = block.min((BLOCK_OUTPUT / width).max(1));
+        }
+        let blocks = rows.size.div_ceil(block);
+        let terms = if copy_a || copy_b { sum.size.min(BLOCK_TERMS) } else { sum.size };
+        let piece = if copy_b { columns.size.min(BLOCK_COLUMNS) } else { columns.size };
+        let pointers = Ptr((a, b, c));
+
+        threads::for_each(units * blocks, |task| {
+            let (a, b, c) = pointers.get();
+            let (unit, first) = (task / blocks, task % blocks * block);
+            let height = block.min(rows.size - first);
+            let (batch, outer) = (unit / rows_outer.len(), unit % rows_outer.len());
+            let unit_at = space::sum(self.batch.offset(batch), rows_outer.offset(outer));
+            let at = advance(unit_at, &rows, first);
+
+            let mut a_block = vec![A::Real::default(); if copy_a { height * terms } else { 0 }];
+            let mut b_block = vec![A::Real::default(); if copy_b { terms * piece } else { 0 }];
+            let mut scratch = vec![A::Real::default(); if round { height * width } else { 0 }];
+            let mut tile = Tile {
+                // SAFETY: the caller's promise; C is its own real dtype where it is not rounded.
+                at: if round { scratch.as_mut_ptr() } else { unsafe { c.offset(at[self.c]) }.cast() },
+                height,
+                row_step: if round { width as isize } else { rows.step[self.c] },
+                column_step: if round { 1 } else { columns.step[self.c] },
+                places: (0..columns_outer.len())
+                    .map(|i| if round { (i * columns.size) as isize } else { columns_outer.offset(i)[self.c] })
+                    .collect(),
+                rows,
+                columns,
+                columns_outer: &columns_outer,
+            };
+            for panel in 0..columns_outer.len() {
+                for column in (0..columns.size).step_by(piece) {
+                    let piece = piece.min(columns.size - column);
+                    let panel_at = advance(space::sum(at, columns_outer.offset(panel)), &columns, column);
+                    for part in 0..sum_outer.len() {
+                        for term in (0..sum.size).step_by(terms) {
+                            let terms = terms.min(sum.size - term);
+                            let from = advance(space::sum(panel_at, sum_outer.offset(part)), &sum, term);
+                            // SAFETY: the caller's promise: blocks lie within the tensors; the tile belongs to this task.
+                            unsafe {
+                                let a = View {
+                                    at: a.offset(from[self.a]),
+                                    rows: (height, rows.step[self.a]),
+                                    columns: (terms, sum.step[self.a]),
+                                };
+                                let b = View {
+                                    at: b.offset(from[self.b]),
+                                    rows: (terms, sum.step[self.b]),
+                                    columns: (piece, columns.step[self.b]),
+                                };
+                                let scales = scales.map(|(by_row, by_term)| Scales {
+                                    by_row: (by_row.as_ptr().offset(from[NX]), rows.step[NX]),
+                                    by_column: (by_term.as_ptr().offset(from[NY]), sum.step[NY]),
+                                });
+                                let a = if copy_a { a.copy(&mut a_block, scales) } else { a.cast() };
+                                let b = if copy_b { b.copy(&mut b_block, None) } else { b.cast() };
+                                let to = tile.place(panel, column);
+                                multiply(to, tile.row_step, tile.column_step, part + term > 0, a, b);
+                            }
+                        }
+                    }
+                }
+            }
+            kernel::vectorized(
+                #[inline(always)]
+                || {
+                    finish(&mut tile, at);
+                    if round {
+                        // SAFETY: the caller's promise; the rows of this task belong to it.
+                        unsafe { tile.round(c.offset(at[self.c]), self.c, saturate) };
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// Where a tensor lies after some steps along an axis.
+#[inline(always)]
+fn advance(at: Steps, axis: &Axis, steps: usize) -> Steps {
+    core::array::from_fn(|t| at[t] + steps as isize * axis.step[t])
+}
+
+/// A matrix in memory: sizes and steps.
+struct View<T> {
+    at: *const T,
+    rows: (usize, isize),
+    columns: (usize, isize),
+}
+
+/// Factors of the rows and columns of a matrix, each at equal steps.
+#[derive(Clone, Copy)]
+struct Scales<R> {
+    by_row: (*const R, isize),
+    by_column: (*const R, isize),
+}
+
+impl<T: Element> View<T> {
+    /// The same memory, of a dtype that is its own real one.
+    fn cast(self) -> View<T::Real> {
+        View { at: self.at.cast(), rows: self.rows, columns: self.columns }
+    }
+
+    /// Copies the matrix in the order in which it lies, converted and scaled.
+    unsafe fn copy(self, to: &mut [T::Real], scales: Option<Scales<T::Real>>) -> View<T::Real> {
+        let View { at, rows, columns } = self;
+        // The lines are what lies side by side.
+        let by_columns = rows.1 == 1 && columns.1 != 1;
+        let (lines, (len, step)) = if by_columns { (columns, rows) } else { (rows, columns) };
+        let scales =
+            scales.map(|Scales { by_row, by_column }| if by_columns { (by_column, by_row) } else { (by_row, by_column) });
+        kernel::vectorized(
+            #[inline(always)]
+            || {
+                for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
+                    let i = i as isize;
+                    // SAFETY: the caller's promise.
+                    unsafe { Run { at: at.offset(i * lines.1), step, len }.copy(to) };
+                    if let Some(((of_lines, line_step), (within, within_step))) = scales {
+                        // SAFETY: the caller's promise: there is a factor for each row and each column.
+                        let line = unsafe { *of_lines.offset(i * line_step) };
+                        if within_step == 1 {
+                            let within = unsafe { core::slice::from_raw_parts(within, len) };
+                            to.iter_mut().zip(within).for_each(|(to, &factor)| *to = *to * line * factor);
+                        } else {
+                            for (j, to) in to.iter_mut().enumerate() {
+                                *to = *to * line * unsafe { *within.offset(j as isize * within_step) };
+                            }
+                        }
+                    }
+                }
+            },
+        );
+        let len = len as isize;
+        let (row_step, column_step) = if by_columns { (1, len) } else { (len, 1) };
+        View { at: to.as_ptr(), rows: (rows.0, row_step), columns: (columns.0, column_step) }
+    }
+}
+
+/// `to = a b`, or `to += a b`.
+unsafe fn multiply<R: Real>(to: *mut R, row_step: isize, column_step: isize, add: bool, a: View<R>, b: View<R>) {
+    // SAFETY: the caller's promise: the matrices lie within their tensors, and `to` belongs to the caller.
+    unsafe {
+        gemm::gemm(
+            a.rows.0,
+            b.columns.0,
+            a.columns.0,
+            to,
+            column_step,
+            row_step,
+            add,
+            a.at,
+            a.columns.1,
+            a.rows.1,
+            b.at,
+            b.columns.1,
+            b.rows.1,
+            R::from_f64(1.0),
+            R::from_f64(1.0),
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// A block of complete rows of a result, in the output itself or aside.
+struct Tile<'a, R> {
+    at: *mut R,
+    height: usize,
+    row_step: isize,
+    column_step: isize,
+    /// Where each run of columns begins.
+    places: Vec<isize>,
+    rows: Axis,
+    columns: Axis,
+    columns_outer: &'a Axes,
+}
+
+impl<R: Real> Tile<'_, R> {
+    #[inline(always)]
+    unsafe fn place(&self, panel: usize, column: usize) -> *mut R {
+        // SAFETY: the caller's promise.
+        unsafe { self.at.offset(self.places[panel] + column as isize * self.column_step) }
+    }
+
+    /// Multiplies each number by the factors of its row and its column, and keeps it in [-1, 1].
+    #[inline(always)]
+    fn scale(&mut self, at: Steps, by_row: &[R], by_column: &[R]) {
+        let (one, minus_one) = (R::from_f64(1.0), R::from_f64(-1.0));
+        let bounded = |x: R| {
+            if x > one {
+                one
+            } else if x < minus_one {
+                minus_one
+            } else {
+                x
+            }
+        };
+        for panel in 0..self.places.len() {
+            let columns_at = at[NY] + self.columns_outer.offset(panel)[NY];
+            // SAFETY: the tile belongs to this task; there is a factor for each row and each column.
+            unsafe {
+                let to = self.place(panel, 0);
+                let row = |i: usize| by_row.as_ptr().offset(at[NX] + i as isize * self.rows.step[NX]);
+                let column = |j: usize| by_column.as_ptr().offset(columns_at + j as isize * self.columns.step[NY]);
+                // Along what lies side by side.
+                if self.column_step == 1 && (self.columns.step[NY] == 1 || self.columns.size == 1) {
+                    let factors = core::slice::from_raw_parts(column(0), self.columns.size);
+                    for i in 0..self.height {
+                        let line = core::slice::from_raw_parts_mut(to.offset(i as isize * self.row_step), self.columns.size);
+                        let factor = *row(i);
+                        line.iter_mut().zip(factors).for_each(|(x, &other)| *x = bounded(*x * factor * other));
+                    }
+                } else if self.row_step == 1 && (self.rows.step[NX] == 1 || self.height == 1) {
+                    let factors = core::slice::from_raw_parts(row(0), self.height);
+                    for j in 0..self.columns.size {
+                        let line = core::slice::from_raw_parts_mut(to.offset(j as isize * self.column_step), self.height);
+                        let factor = *column(j);
+                        line.iter_mut().zip(factors).for_each(|(x, &other)| *x = bounded(*x * factor * other));
+                    }
+                } else {
+                    for i in 0..self.height {
+                        for j in 0..self.columns.size {
+                            let x = to.offset(i as isize * self.row_step + j as isize * self.column_step);
+                            *x = bounded(*x * *row(i) * *column(j));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes from each row its part along the vector it is the gradient of: `p − x (x·p) s²`.
+    #[inline(always)]
+    unsafe fn project<T: Element<Real = R>>(&mut self, at: Steps, x: *const T, projected: &[R]) {
+        let mut buffers = [[R::default(); CHUNK]; 2];
+        let [x_buffer, p_buffer] = &mut buffers;
+        let factor = |i: usize| projected[(at[NX] + i as isize * self.rows.step[NX]) as usize].to_f64();
+        let (x_row, x_column) = (self.rows.step[X], self.columns.step[X]);
+        if x_row == 1 && self.row_step == 1 && (self.height > 1 || self.columns.size == 1) {
+            // The numbers of different rows lie side by side: all rows of a piece at once.
+            let mut along = [0.0; CHUNK];
+            for first in (0..self.height).step_by(CHUNK) {
+                let height = CHUNK.min(self.height - first);
+                let along = &mut along[..height];
+                along.fill(0.0);
+                for write in [false, true] {
+                    if write {
+                        along.iter_mut().enumerate().for_each(|(i, along)| *along *= factor(first + i));
+                    }
+                    for panel in 0..self.places.len() {
+                        let from = at[X] + first as isize + self.columns_outer.offset(panel)[X];
+                        for j in 0..self.columns.size {
+                            // SAFETY: the caller's promise: x lies where its gradient does; the tile belongs to this task.
+                            unsafe {
+                                let x = Run { at: x.offset(from + j as isize * x_column), step: 1, len: height };
+                                let x = x.as_real().unwrap_or_else(|| x.copy(x_buffer));
+                                let p = core::slice::from_raw_parts_mut(self.place(panel, j).add(first), height);
+                                if write {
+                                    kernel::subtract_products(p, along, x);
+                                } else {
+                                    kernel::accumulate_products(along, x, p);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            return;
+        }
+        for i in 0..self.height {
+            let mut along = 0.0;
+            for write in [false, true] {
+                for panel in 0..self.places.len() {
+                    let from = at[X] + i as isize * x_row + self.columns_outer.offset(panel)[X];
+                    for j in (0..self.columns.size).step_by(CHUNK) {
+                        let len = CHUNK.min(self.columns.size - j);
+                        // SAFETY: as above.
+                        unsafe {
+                            let x = Run { at: x.offset(from + j as isize * x_column), step: x_column, len };
+                            let x = x.as_real().unwrap_or_else(|| x.copy(x_buffer));
+                            let to = self.place(panel, j).offset(i as isize * self.row_step);
+                            let p = Run { at: to.cast_const(), step: self.column_step, len }.copy(p_buffer);
+                            if !write {
+                                along += kernel::dot(x, p);
+                                continue;
+                            }
+                            for (j, (&p, x)) in p.iter().zip(x).enumerate() {
+                                *to.offset(j as isize * self.column_step) = R::from_f64(p.to_f64() - along * x.to_f64());
+                            }
+                        }
+                    }
+                }
+                if !write {
+                    along *= factor(i);
+                    if along == 0.0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rounds the tile into the output.
+    #[inline(always)]
+    unsafe fn round<C: Element<Real = R>>(&self, to: *mut C, tensor: usize, saturate: bool) {
+        for panel in 0..self.places.len() {
+            let panel_at = self.columns_outer.offset(panel)[tensor];
+            for i in 0..self.height as isize {
+                for j in 0..self.columns.size as isize {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let x = *self.place(panel, j as usize).offset(i * self.row_step);
+                        let to = to.offset(panel_at + i * self.rows.step[tensor] + j * self.columns.step[tensor]);
+                        *to = if saturate { C::saturated(x) } else { C::rounded(x) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Of the vectors of one input: `1 / max(‖x‖, floor)`, and the factor `1/‖x‖²` of the projection, 0 below the floor.
+struct Norms<R> {
+    inverse: Vec<R>,
+    projected: Vec<R>,
+}
+
+unsafe fn both_norms<T: Element, O>(
+    tensors: Matrices<T, O>,
+    space: &Space,
+    floor: f64,
+) -> (Option<Norms<T::Real>>, Option<Norms<T::Real>>) {
+    let of = |at: *const T, free: &Axes, tensor: usize, number: usize| {
+        let vectors = space.batch.split_by(number).0.followed_by(free);
+        // SAFETY: the caller's promise.
+        unsafe { norms(at, &vectors, &space.k, tensor, number, floor) }
+    };
+    (of(tensors.x, &space.i, X, NX), of(tensors.y, &space.j, Y, NY))
+}
+
+/// `None` where a norm is too large or too small for the plain product.
+unsafe fn norms<T: Element>(
+    x: *const T,
+    vectors: &Axes,
+    k: &Axes,
+    tensor: usize,
+    number: usize,
+    floor: f64,
+) -> Option<Norms<T::Real>> {
+    let count = vectors.len();
+    let mut norms = Norms { inverse: vec![T::Real::default(); count], projected: vec![T::Real::default(); count] };
+    let (outer, inner) = vectors.inner();
+    let (k_outer, k_inner) = k.inner();
+    let (step, k_step) = (inner.step[tensor], k_inner.step[tensor]);
+    let blocks = inner.size.div_ceil(CHUNK);
+    let floor = floor.max(T::Real::SMALLEST);
+    let trusted = AtomicBool::new(true);
+    let pointers = Ptr((x, norms.inverse.as_mut_ptr(), norms.projected.as_mut_ptr()));
+    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * k.len(), |range| {
+        let (x, inverse, projected) = pointers.get();
+        kernel::vectorized(
+            #[inline(always)]
+            || {
+                let mut buffer = [T::Real::default(); CHUNK];
+                for task in range {
+                    let first = task % blocks * CHUNK;
+                    let at = advance(outer.offset(task / blocks), &inner, first);
+                    let height = CHUNK.min(inner.size - first);
+                    let mut squares = [0.0; CHUNK];
+                    let squares = &mut squares[..height];
+                    for part in 0..k_outer.len() {
+                        let from = at[tensor] + k_outer.offset(part)[tensor];
+                        // SAFETY: the caller's promise, in both.
+                        if step == 1 && k_step != 1 {
+                            for term in 0..k_inner.size {
+                                let run = Run { at: unsafe { x.offset(from + term as isize * k_step) }, step, len: height };
+                                let run = unsafe { run.as_real().unwrap_or_else(|| run.copy(&mut buffer)) };
+                                kernel::accumulate_products(squares, run, run);
+                            }
+                        } else {
+                            for (i, square) in squares.iter_mut().enumerate() {
+                                for term in (0..k_inner.size).step_by(CHUNK) {
+                                    let len = CHUNK.min(k_inner.size - term);
+                                    let from = from + i as isize * step + term as isize * k_step;
+                                    let run = Run { at: unsafe { x.offset(from) }, step: k_step, len };
+                                    let run = unsafe { run.as_real().unwrap_or_else(|| run.copy(&mut buffer)) };
+                                    *square += kernel::dot(run, run);
+                                }
+                            }
+                        }
+                    }
+                    for (i, square) in squares.iter().enumerate() {
+                        let norm = square.sqrt();
+                        let divisor = norm.max(floor);
+                        if !T::Real::MATRIX_NORMS.contains(&divisor) {
+                            trusted.store(false, Ordering::Relaxed);
+                        }
+                        let scale = 1.0 / divisor;
+                        let place = (at[number] + i as isize * inner.step[number]) as usize;
+                        // SAFETY: each vector has a number of its own.
+                        unsafe {
+                            *inverse.add(place) = <T::Real>::from_f64(scale);
+                            *projected.add(place) = <T::Real>::from_f64(if norm >= floor { scale * scale } else { 0.0 });
+                        }
+                    }
+                }
+            },
+        );
+    });
+    trusted.into_inner().then_some(norms)
+}

@@ -1,0 +1,187 @@
+//! Kernels for flex: the door between tensors and numbers in memory.
+//!
+//! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops), on the way
+//! described by `space` (axes and steps) and cut into tasks by `threads`.
+//!
+//! Sizes and strides were checked by the plan and by flex; here they are taken as one value, [`Space`], whose indices lie within the
+//! tensors. That is the one precondition of all `unsafe` below.
+//!
+//! What the kernels leave to the composition, by returning `None`: dtypes that are rarely mixed (f32 in, f16 out), and vectors whose norms
+//! lie so far from 1 that their plain product would overflow or lose digits.
+
+use alloc::vec::Vec;
+
+use burn_core::backend::{
+    TensorMetadata,
+    flex::{FlexTensor, Layout},
+};
+use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, bf16, f16};
+
+use crate::plan::{FloatOptions, Plan};
+
+mod kernel;
+mod matrices;
+mod rows;
+mod space;
+mod threads;
+
+use kernel::Element;
+use matrices::Matrices;
+use rows::Rows;
+use space::{Space, Strides};
+
+/// The product.
+pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions) -> Option<FlexTensor> {
+    if plan.is_trivial() {
+        return None;
+    }
+    let floor = options.normalize;
+    match (lhs.dtype(), options.output.map_or(lhs.dtype(), DType::from)) {
+        (DType::F32, DType::F32) => forward::<f32, f32>(lhs, rhs, plan, floor),
+        (DType::F64, DType::F64) => forward::<f64, f64>(lhs, rhs, plan, floor),
+        (DType::F16, DType::F16) => forward::<f16, f16>(lhs, rhs, plan, floor),
+        (DType::F16, DType::F32) => forward::<f16, f32>(lhs, rhs, plan, floor),
+        (DType::BF16, DType::BF16) => forward::<bf16, bf16>(lhs, rhs, plan, floor),
+        (DType::BF16, DType::F32) => forward::<bf16, f32>(lhs, rhs, plan, floor),
+        _ => None,
+    }
+}
+
+/// The gradient of the product with respect to one input, or to both: those for which `wanted` is true.
+pub(crate) fn float_dot_grads(
+    lhs: &FlexTensor,
+    rhs: &FlexTensor,
+    grad: &FlexTensor,
+    plan: &Plan,
+    options: FloatOptions,
+    wanted: [bool; 2],
+) -> Option<[Option<FlexTensor>; 2]> {
+    if plan.is_trivial() {
+        return None;
+    }
+    let floor = options.normalize;
+    match (lhs.dtype(), grad.dtype()) {
+        (DType::F32, DType::F32) => backward::<f32, f32>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::F64, DType::F64) => backward::<f64, f64>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::F16, DType::F16) => backward::<f16, f16>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::F16, DType::F32) => backward::<f16, f32>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::BF16, DType::BF16) => backward::<bf16, bf16>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::BF16, DType::F32) => backward::<bf16, f32>(lhs, rhs, grad, plan, floor, wanted),
+        _ => None,
+    }
+}
+
+/// An [`Element`] that flex stores.
+trait Stored: Element + BurnElement + bytemuck::Pod {}
+impl<T: Element + BurnElement + bytemuck::Pod> Stored for T {}
+
+fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
+    lhs: &FlexTensor,
+    rhs: &FlexTensor,
+    plan: &Plan,
+    floor: Option<f64>,
+) -> Option<FlexTensor> {
+    let mut out = Fresh::<O>::new(Layout::contiguous(Shape::from(plan.output.clone())));
+    let space = Space::new(
+        plan,
+        Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.layout.strides(), ..Default::default() },
+    );
+    let (x, y) = (first::<T>(lhs), first::<T>(rhs));
+    // SAFETY: `space` walks the tensors by their own strides; the output is fresh.
+    let trusted = unsafe {
+        if plan.m == 1 || plan.n == 1 {
+            let (x, y, space) = if plan.m == 1 { (x, y, space) } else { (y, x, space.swapped()) };
+            rows::forward(Rows { x, y, out: out.at(), dx: None, dy: None }, &space, floor)
+        } else {
+            matrices::forward(Matrices { x, y, out: out.at() }, space, floor)
+        }
+    };
+    // SAFETY: the kernels wrote every number of the output.
+    trusted.then(|| unsafe { out.into_tensor() })
+}
+
+fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
+    lhs: &FlexTensor,
+    rhs: &FlexTensor,
+    grad: &FlexTensor,
+    plan: &Plan,
+    floor: Option<f64>,
+    wanted: [bool; 2],
+) -> Option<[Option<FlexTensor>; 2]> {
+    let fresh = |x: &FlexTensor, wanted: bool| wanted.then(|| Fresh::<T>::new(layout_of_gradient(x)));
+    let (mut dl, mut dr) = (fresh(lhs, wanted[0]), fresh(rhs, wanted[1]));
+    let strides = |fresh: &Option<Fresh<T>>| fresh.as_ref().map_or(Vec::new(), |fresh| fresh.layout.strides().to_vec());
+    let (dl_strides, dr_strides) = (strides(&dl), strides(&dr));
+    let space = Space::new(
+        plan,
+        Strides {
+            lhs: lhs.layout().strides(),
+            rhs: rhs.layout().strides(),
+            grad_lhs: &dl_strides,
+            grad_rhs: &dr_strides,
+            out: grad.layout().strides(),
+        },
+    );
+    let (x, y) = (first::<T>(lhs), first::<T>(rhs));
+    // Only read.
+    let out = first::<O>(grad).cast_mut();
+    let at = |fresh: &mut Option<Fresh<T>>| fresh.as_mut().map(Fresh::at);
+    let (dx, dy) = (at(&mut dl), at(&mut dr));
+    // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh.
+    let trusted = unsafe {
+        // A vector with many partners collects their sum, so a batch that is repeated must be that of x.
+        let repeats = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
+        if (plan.m == 1 && !repeats(&plan.rhs_shape)) || (plan.n == 1 && !repeats(&plan.lhs_shape)) {
+            let swap = !(plan.m == 1 && !repeats(&plan.rhs_shape));
+            let (x, y, dx, dy, space) = if swap { (y, x, dy, dx, space.swapped()) } else { (x, y, dx, dy, space) };
+            rows::backward(Rows { x, y, out, dx, dy }, &space, floor, false)
+        } else {
+            let of_lhs = dx.is_none_or(|dx| matrices::gradient(Matrices { x, y, out }, dx, &space, floor));
+            of_lhs && dy.is_none_or(|dy| matrices::gradient(Matrices { x: y, y: x, out }, dy, &space.swapped(), floor))
+        }
+    };
+    // SAFETY: the kernels wrote every number of the gradients.
+    trusted.then(|| unsafe { [dl.map(|fresh| fresh.into_tensor()), dr.map(|fresh| fresh.into_tensor())] })
+}
+
+/// The first number of a tensor.
+fn first<T: Stored>(x: &FlexTensor) -> *const T {
+    x.storage::<T>()[x.layout().start_offset()..].as_ptr()
+}
+
+/// A gradient lies in memory as its input does, so that both are walked in one order; without gaps and repetitions.
+fn layout_of_gradient(x: &FlexTensor) -> Layout {
+    let layout = x.layout();
+    let mut axes: Vec<_> =
+        layout.strides().iter().copied().zip(layout.shape().iter().copied()).filter(|axis| axis.1 > 1).collect();
+    axes.sort_unstable();
+    let mut next = 1;
+    let dense = axes.iter().all(|&(stride, size)| core::mem::replace(&mut next, stride * size as isize) == stride);
+    if dense { Layout::new(layout.shape().clone(), layout.strides().to_vec(), 0) } else { Layout::contiguous(x.shape()) }
+}
+
+/// Memory for a result, not yet written: zeroing it first would cost a pass.
+struct Fresh<T> {
+    numbers: Vec<T>,
+    layout: Layout,
+}
+
+impl<T: Stored> Fresh<T> {
+    fn new(layout: Layout) -> Self {
+        Fresh { numbers: Vec::with_capacity(layout.num_elements()), layout }
+    }
+
+    fn at(&mut self) -> *mut T {
+        self.numbers.as_mut_ptr()
+    }
+
+    /// # Safety
+    ///
+    /// Every number has been written.
+    unsafe fn into_tensor(self) -> FlexTensor {
+        let Fresh { mut numbers, layout } = self;
+        // SAFETY: the capacity is the number of elements, and the caller wrote them.
+        unsafe { numbers.set_len(layout.num_elements()) };
+        FlexTensor::new(Bytes::from_elems(numbers), layout, T::dtype())
+    }
+}

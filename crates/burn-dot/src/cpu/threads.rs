@@ -1,0 +1,55 @@
+//! Work over threads: rayon's, where the feature is on.
+
+use core::ops::Range;
+
+/// A product with fewer multiplications stays on the caller's thread.
+#[cfg(feature = "rayon")]
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// Tasks for each thread: enough that one that is late is helped.
+#[cfg(feature = "rayon")]
+const TASKS_PER_THREAD: usize = 4;
+
+/// A pointer, or several, that tasks share. What they do with it is theirs to prove safe.
+#[derive(Clone, Copy)]
+pub(super) struct Ptr<P>(pub P);
+
+// SAFETY: tasks dereference it only under the promises of the kernels: they write to places of their own.
+unsafe impl<P> Send for Ptr<P> {}
+// SAFETY: as above.
+unsafe impl<P> Sync for Ptr<P> {}
+
+impl<P: Copy> Ptr<P> {
+    /// A method, so that closures capture the whole.
+    #[inline(always)]
+    pub fn get(&self) -> P {
+        self.0
+    }
+}
+
+/// How many tasks work of this size is to be cut into.
+pub(super) fn tasks(multiplications: usize) -> usize {
+    #[cfg(feature = "rayon")]
+    if multiplications >= PARALLEL_FROM {
+        let threads = rayon::current_num_threads();
+        return if threads == 1 { 1 } else { TASKS_PER_THREAD * threads };
+    }
+    let _ = multiplications;
+    1
+}
+
+/// Calls `f` for each task.
+pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Send + Sync) {
+    #[cfg(feature = "rayon")]
+    if tasks > 1 {
+        use rayon::prelude::*;
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(f);
+    }
+    (0..tasks).for_each(f);
+}
+
+/// Calls `f` with ranges that together make `0..count`, where each index costs so many multiplications.
+pub(super) fn for_each_range(count: usize, cost: usize, f: impl Fn(Range<usize>) + Send + Sync) {
+    let tasks = tasks(count.saturating_mul(cost)).min(count);
+    for_each(tasks, |task| f(task * count / tasks..(task + 1) * count / tasks));
+}
