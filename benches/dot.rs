@@ -109,10 +109,10 @@ fn drive(args: &Args) -> Result<()> {
     let threads = args.threads.map_or(cores, usize::from);
     ensure!(threads <= cores, "--threads {threads}, but this machine has {cores} cores");
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
-    let folder = Folder::new()?;
+    let (folder, load) = (Folder::new()?, report::load_average());
     let mut workers = start(args, &folder.0, threads, cores)?;
     let versions = workers.iter().filter_map(|worker| worker.versions.clone()).collect();
-    let mut run = Run::new(versions, threads, args.rounds, args.preload.as_deref().map(allocator));
+    let mut run = Run::new(versions, threads, args.rounds, args.preload.as_deref().map(allocator), &load);
 
     let names: Vec<String> = cells::names().map(String::from).collect();
     let chosen = if args.cells.is_empty() { &names } else { &args.cells };
@@ -231,11 +231,12 @@ fn measure(case: &Case, workers: &mut [Worker], folder: &Path, rounds: u32) -> R
             for turn in 0..workers.len() {
                 // Each round begins with another engine: none is always behind the same one.
                 let turn = (turn + round) % workers.len();
-                let (name, engine) = &mut measured[turn];
+                let engine = &mut measured[turn].1;
                 if engine.can(what) {
-                    let reply = workers[turn].ask(&Ask::Time { what, seconds: SECONDS });
-                    let reply = reply.with_context(|| format!("timing {name} on {}", case.title()))?;
-                    engine.times(what).push(reply.us);
+                    match workers[turn].ask(&Ask::Time { what, seconds: SECONDS }) {
+                        Ok(reply) => engine.times(what).push(reply.us),
+                        Err(dead) => *engine = Measured { skip: Some(format!("{dead:#}")), ..Measured::default() },
+                    }
                     thread::sleep(PAUSE);
                 }
             }
@@ -248,7 +249,7 @@ fn measure(case: &Case, workers: &mut [Worker], folder: &Path, rounds: u32) -> R
 }
 
 fn load(case: &Case, answer: &Answer, worker: &mut Worker, inputs: [&PathBuf; 2], results: &[PathBuf; 3]) -> Result<Measured> {
-    let ask = Ask::Load { case: case.clone(), inputs: inputs.map(Clone::clone), results: results.clone() };
+    let ask = Ask::Load { case: Box::new(case.clone()), inputs: inputs.map(Clone::clone), results: results.clone() };
     let reply = match worker.ask(&ask) {
         Ok(reply) => reply,
         Err(dead) => return Ok(Measured { skip: Some(format!("{dead:#}")), ..Measured::default() }),

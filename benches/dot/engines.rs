@@ -56,8 +56,7 @@ fn burn_engine<const L: usize, const R: usize, const O: usize>(
     let (lhs, rhs) =
         (TensorData::from_bytes_vec(lhs, &case.lhs[..], dtype), TensorData::from_bytes_vec(rhs, &case.rhs[..], dtype));
     let (x, y) = (Tensor::<L>::from_data(lhs, (&device, dtype)), Tensor::<R>::from_data(rhs, (&device, dtype)));
-    let device = device.autodiff();
-    let (tracked_x, tracked_y) = (x.clone().to_device(&device), y.clone().to_device(&device));
+    let (tracked_x, tracked_y) = (x.clone().autodiff(), y.clone().autodiff());
     let both = {
         let product = product.clone();
         move || {

@@ -127,9 +127,9 @@ impl Number for f16 {
     type Sum = f32;
     #[inline(always)]
     fn up(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-        f32::from_bits(size.to_bits() | (bits & 0x8000) << 16)
+        // The sign is repeated into the upper bits, of which the mask leaves one.
+        let bits = (i32::from(self.to_bits() as i16) << 13) as u32 & 0x8fff_e000;
+        f32::from_bits(bits) * f32::from_bits((127 + 112) << 23)
     }
     #[inline(always)]
     fn down(sum: f32) -> f16 {
@@ -438,7 +438,7 @@ fn blend<T: Number, const W: usize, const BOTH: bool, const STREAM: bool>(
 #[inline(always)]
 fn past_the_caches<T: Number, const W: usize>(to: &mut [T; W], from: &[T; W]) {
     #[cfg(target_arch = "x86_64")]
-    if to.as_ptr().addr() % 16 == 0 && size_of::<[T; W]>() % 16 == 0 {
+    if to.as_ptr().addr().is_multiple_of(16) && size_of::<[T; W]>().is_multiple_of(16) {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         for i in 0..size_of::<[T; W]>() / 16 {
             // SAFETY: both have that many times 16 bytes, and `to` is aligned.

@@ -74,8 +74,8 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn new(versions: Vec<String>, threads: usize, rounds: u32, allocator: Option<String>) -> Self {
-        let machine = machine(versions, threads, allocator.as_deref());
+    pub fn new(versions: Vec<String>, threads: usize, rounds: u32, allocator: Option<String>, load: &str) -> Self {
+        let machine = machine(versions, threads, allocator.as_deref(), load);
         Run { machine, rounds, allocator, engines: Vec::new(), cases: Vec::new() }
     }
 
@@ -110,8 +110,14 @@ impl Run {
     }
 }
 
+/// How busy the machine is; to be asked before the workers start.
+pub fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().into()
+}
+
 /// What it ran on, line by line.
-fn machine(versions: Vec<String>, threads: usize, allocator: Option<&str>) -> Vec<String> {
+fn machine(versions: Vec<String>, threads: usize, allocator: Option<&str>, load: &str) -> Vec<String> {
     let said = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().map(|output| output.stdout).unwrap_or_default();
         String::from_utf8_lossy(&output).trim().to_string()
@@ -123,21 +129,23 @@ fn machine(versions: Vec<String>, threads: usize, allocator: Option<&str>) -> Ve
         Some(format!("L{} {} {}", read("level")?.trim(), read("type")?.trim().to_lowercase(), read("size")?.trim()))
     };
     let caches: Vec<_> = (0..5).filter_map(cache).collect();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let lock = include_str!("../../Cargo.lock");
     let locked = |name: &str| {
         let start = lock.find(&format!("name = \"{name}\"\n")).unwrap_or_default();
         format!("{name} {}", lock[start..].split('"').nth(3).unwrap_or_default())
     };
-    let mut versions =
-        [vec![said("rustc", &["--version"]), locked("burn"), locked("candle-core"), locked("gemm")], versions].concat();
-    let mut seen = Vec::new();
-    versions.retain(|version| !seen.contains(version) && (seen.push(version.clone()), true).1);
+    let own = [said("rustc", &["--version"]), locked("burn"), locked("candle-core"), locked("gemm")];
+    let mut all: Vec<&str> = own.iter().map(String::as_str).collect();
+    for version in versions.iter().flat_map(|versions| versions.split("; ")) {
+        if !all.contains(&version) {
+            all.push(version);
+        }
+    }
     vec![
         format!("{model}, {} cores; {}", thread::available_parallelism().map_or(0, usize::from), caches.join(", ")),
         format!("{threads} threads; allocators: the system's{}", allocator.map(|name| format!(", {name}")).unwrap_or_default()),
-        versions.join("; "),
-        format!("{}; load average before the run {}", said("date", &["-u", "+%F"]), load.split(' ').next().unwrap_or_default()),
+        all.join("; "),
+        format!("{}; load average before the run {load}", said("date", &["-u", "+%F"])),
     ]
 }
 
@@ -237,7 +245,10 @@ fn remarks(run: &Run) -> String {
             }
         }
     }
-    let lines = reasons.iter().map(|(reason, cells)| format!("- {reason} ({})\n", cells.join("; ")));
+    let lines = reasons.iter().map(|(reason, cells)| match cells.len() {
+        0..=6 => format!("- {reason} ({})\n", cells.join("; ")),
+        many => format!("- {reason} ({many} cells)\n"),
+    });
     if reasons.is_empty() {
         String::new()
     } else {

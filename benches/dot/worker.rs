@@ -20,7 +20,7 @@ use crate::cells::Case;
 pub enum Ask {
     /// Read the inputs, run both passes once, write output and gradients.
     Load {
-        case: Case,
+        case: Box<Case>,
         inputs: [PathBuf; 2],
         results: [PathBuf; 3],
     },
