@@ -7,9 +7,26 @@
 use burn_core::tensor::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
+/// Work that is compiled once for each level of instructions.
+///
+/// A type, not a closure: everything down to the loops must be inlined for them to see the level, and only functions that say
+/// `inline(always)` surely are. For the same reason closures on the way say it too.
+pub(super) trait Task {
+    type Output;
+    fn run(self) -> Self::Output;
+}
+
 /// Runs a task with the widest vectors of this machine.
-pub(super) fn vectorized<R>(task: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(task)
+pub(super) fn vectorized<T: Task>(task: T) -> T::Output {
+    struct Vectorized<T>(T);
+    impl<T: Task> pulp::WithSimd for Vectorized<T> {
+        type Output = T::Output;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> T::Output {
+            self.0.run()
+        }
+    }
+    pulp::Arch::new().dispatch(Vectorized(task))
 }
 
 /// Independent sums that run side by side: enough to hide the latency of an addition.
@@ -79,6 +96,9 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     fn as_real_mut(slice: &mut [Self]) -> Option<&mut [Self::Real]>;
 
     fn widen(from: &[Self], to: &mut [Self::Real]);
+
+    /// Rounds numbers that may be changed on the way.
+    fn narrow(from: &mut [Self::Real], to: &mut [Self], saturate: bool);
 }
 
 macro_rules! real_element {
@@ -107,6 +127,10 @@ macro_rules! real_element {
             }
             #[inline(always)]
             fn widen(from: &[Self], to: &mut [$real]) {
+                to.copy_from_slice(from);
+            }
+            #[inline(always)]
+            fn narrow(from: &mut [$real], to: &mut [Self], _: bool) {
                 to.copy_from_slice(from);
             }
         }
@@ -143,6 +167,17 @@ macro_rules! half_element {
             #[inline(always)]
             fn widen(from: &[Self], to: &mut [f32]) {
                 from.convert_to_f32_slice(to);
+            }
+            #[inline(always)]
+            fn narrow(from: &mut [f32], to: &mut [Self], saturate: bool) {
+                if saturate {
+                    let (least, most) = (Self::MIN.to_f32(), Self::MAX.to_f32());
+                    from.iter_mut().for_each(
+                        #[inline(always)]
+                        |x| *x = x.clamp(least, most),
+                    );
+                }
+                to.convert_from_f32_slice(from);
             }
         }
     };
@@ -202,22 +237,24 @@ pub(super) struct RunMut<T> {
 }
 
 impl<T: Element> RunMut<T> {
-    /// Lets `write` fill the numbers: in place where they are side by side in the dtype to multiply in, else by way of a buffer.
+    /// Lets `write` fill the numbers: in place where they are side by side in the dtype to multiply in, else by way of the buffer.
     ///
     /// # Safety
     ///
-    /// All the places lie within one allocation that nothing else reads or writes meanwhile. At most [`CHUNK`] unless they are side by
-    /// side in a [`Real`] dtype.
+    /// All the places lie within one allocation that nothing else reads or writes meanwhile. At most as many as the buffer holds,
+    /// unless they are side by side in a [`Real`] dtype.
     #[inline(always)]
-    pub unsafe fn fill(self, write: impl FnOnce(&mut [T::Real])) {
+    pub unsafe fn fill(self, buffer: &mut [T::Real], write: impl FnOnce(&mut [T::Real])) {
         if self.step == 1 {
             // SAFETY: the caller's promise, at step 1.
             let slice = unsafe { core::slice::from_raw_parts_mut(self.at, self.len) };
             if let Some(real) = T::as_real_mut(slice) {
                 return write(real);
             }
+            let buffer = &mut buffer[..self.len];
+            write(buffer);
+            return T::narrow(buffer, slice, self.saturate);
         }
-        let mut buffer = [T::Real::default(); CHUNK];
         let buffer = &mut buffer[..self.len];
         write(buffer);
         for (i, &x) in buffer.iter().enumerate() {
@@ -299,7 +336,7 @@ pub(super) fn dot_and_squares<R: Real>(x: &[R], y: &[R]) -> (f64, f64, f64) {
 
 /// `to = a x + b y`, each number rounded once.
 #[inline(always)]
-pub(super) fn combine<R: Real>(to: &mut [R], (a, x): (f64, &[R]), (b, y): (f64, &[R])) {
+pub(super) fn combine<R: Real, X: Real>(to: &mut [R], (a, x): (f64, &[X]), (b, y): (f64, &[R])) {
     for ((to, x), y) in to.iter_mut().zip(x).zip(y) {
         *to = R::from_f64(a * x.to_f64() + b * y.to_f64());
     }
@@ -307,7 +344,7 @@ pub(super) fn combine<R: Real>(to: &mut [R], (a, x): (f64, &[R]), (b, y): (f64, 
 
 /// `to = a x`.
 #[inline(always)]
-pub(super) fn scale<R: Real>(to: &mut [R], a: f64, x: &[R]) {
+pub(super) fn scale<R: Real, X: Real>(to: &mut [R], a: f64, x: &[X]) {
     for (to, x) in to.iter_mut().zip(x) {
         *to = R::from_f64(a * x.to_f64());
     }
@@ -334,5 +371,18 @@ pub(super) fn accumulate_products<R: Real>(sum: &mut [f64], x: &[R], y: &[R]) {
 pub(super) fn subtract_products<R: Real>(to: &mut [R], a: &[f64], x: &[R]) {
     for ((to, a), x) in to.iter_mut().zip(a).zip(x) {
         *to = R::from_f64(to.to_f64() - a * x.to_f64());
+    }
+}
+
+/// Clamps to [-1, 1]; NaN stays NaN.
+#[inline(always)]
+pub(super) fn into_range<R: Real>(x: R) -> R {
+    let (least, most) = (R::from_f64(-1.0), R::from_f64(1.0));
+    if x > most {
+        most
+    } else if x < least {
+        least
+    } else {
+        x
     }
 }

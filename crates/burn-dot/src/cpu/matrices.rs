@@ -7,7 +7,7 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run},
+    kernel::{self, CHUNK, Element, Real, Run, RunMut, Task},
     space::{self, Axes, Axis, DX, NX, NY, OUT, Space, Steps, X, Y},
     threads::{self, Ptr},
 };
@@ -48,15 +48,15 @@ where
     let product = Product { batch: &space.batch, rows: &space.i, columns: &space.j, sum: &space.k, a: X, b: Y, c: OUT };
     let Some(floor) = floor else {
         // SAFETY: the caller's promise.
-        unsafe { product.run(tensors.x, tensors.y, tensors.out, None, false, |_, _| {}) };
+        unsafe { product.run(tensors.x, tensors.y, tensors.out, None, Finish::<'_, T>::Nothing) };
         return true;
     };
     // SAFETY: the caller's promise.
     let (x, y) = unsafe { both_norms(tensors, &space, floor) };
     let (Some(x), Some(y)) = (x, y) else { return false };
-    let finish = |tile: &mut Tile<T::Real>, at: Steps| tile.scale(at, &x.inverse, &y.inverse);
+    let finish: Finish<'_, T> = Finish::Scale { by_row: &x.inverse, by_column: &y.inverse };
     // SAFETY: the caller's promise.
-    unsafe { product.run(tensors.x, tensors.y, tensors.out, None, false, finish) };
+    unsafe { product.run(tensors.x, tensors.y, tensors.out, None, finish) };
     true
 }
 
@@ -76,18 +76,31 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let Some(floor) = floor else {
         // SAFETY: the caller's promise.
-        unsafe { product.run(tensors.out, tensors.y, dx, None, false, |_, _| {}) };
+        unsafe { product.run(tensors.out, tensors.y, dx, None, Finish::<'_, T>::Nothing) };
         return true;
     };
     // SAFETY: the caller's promise.
     let (x, y) = unsafe { both_norms(tensors, space, floor) };
     let (Some(x), Some(y)) = (x, y) else { return false };
-    let own_x = Ptr(tensors.x);
+    let finish = Finish::Project { x: tensors.x, projected: &x.projected };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
-    let finish = |tile: &mut Tile<T::Real>, at: Steps| unsafe { tile.project(at, own_x.get(), &x.projected) };
-    // SAFETY: the caller's promise.
-    unsafe { product.run(tensors.out, tensors.y, dx, Some((&x.inverse, &y.inverse)), true, finish) };
+    unsafe { product.run(tensors.out, tensors.y, dx, Some((&x.inverse, &y.inverse)), finish) };
     true
+}
+
+/// What is left to do with complete rows.
+enum Finish<'a, T: Element> {
+    Nothing,
+    /// Multiply each number by the factors of its row and its column, and keep it in [-1, 1].
+    Scale {
+        by_row: &'a [T::Real],
+        by_column: &'a [T::Real],
+    },
+    /// Take from each row its part along the vector it is the gradient of.
+    Project {
+        x: *const T,
+        projected: &'a [T::Real],
+    },
 }
 
 /// `c[b, i, j] = Σₖ a[b, i, k] b[b, j, k]`: which axes are which, and which tensors.
@@ -102,18 +115,18 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Multiplies, calls `finish` with each block of rows that is complete, and rounds.
+    /// Multiplies, finishes each block of rows that is complete, and rounds.
     ///
     /// `scales` are factors of `a`, one for each row (by [`NX`]) and one for each term (by [`NY`]).
-    unsafe fn run<A, B, C>(
+    unsafe fn run<A, B, C, T>(
         &self,
         a: *const A,
         b: *const B,
         c: *mut C,
         scales: Option<(&[A::Real], &[A::Real])>,
-        saturate: bool,
-        finish: impl Fn(&mut Tile<A::Real>, Steps) + Send + Sync,
+        finish: Finish<'_, T>,
     ) where
+        T: Element<Real = A::Real>,
         A: Element,
         B: Element<Real = A::Real>,
         C: Element<Real = A::Real>,
@@ -139,10 +152,10 @@ impl Product<'_> {
         let blocks = rows.size.div_ceil(block);
         let terms = if copy_a || copy_b { sum.size.min(BLOCK_TERMS) } else { sum.size };
         let piece = if copy_b { columns.size.min(BLOCK_COLUMNS) } else { columns.size };
-        let pointers = Ptr((a, b, c));
+        let pointers = Ptr((a, b, c, &finish));
 
         threads::for_each(units * blocks, |task| {
-            let (a, b, c) = pointers.get();
+            let (a, b, c, finish) = pointers.get();
             let (unit, first) = (task / blocks, task % blocks * block);
             let height = block.min(rows.size - first);
             let (batch, outer) = (unit / rows_outer.len(), unit % rows_outer.len());
@@ -152,7 +165,7 @@ impl Product<'_> {
             let mut a_block = vec![A::Real::default(); if copy_a { height * terms } else { 0 }];
             let mut b_block = vec![A::Real::default(); if copy_b { terms * piece } else { 0 }];
             let mut scratch = vec![A::Real::default(); if round { height * width } else { 0 }];
-            let mut tile = Tile {
+            let tile = Tile {
                 // SAFETY: the caller's promise; C is its own real dtype where it is not rounded.
                 at: if round { scratch.as_mut_ptr() } else { unsafe { c.offset(at[self.c]) }.cast() },
                 height,
@@ -198,17 +211,39 @@ impl Product<'_> {
                     }
                 }
             }
-            kernel::vectorized(
-                #[inline(always)]
-                || {
-                    finish(&mut tile, at);
-                    if round {
-                        // SAFETY: the caller's promise; the rows of this task belong to it.
-                        unsafe { tile.round(c.offset(at[self.c]), self.c, saturate) };
-                    }
-                },
-            );
+            // SAFETY: the caller's promise; the rows of this task belong to it.
+            let round = round.then(|| (unsafe { c.offset(at[self.c]) }, self.c));
+            kernel::vectorized(Finished { tile, at, finish, round });
         });
+    }
+}
+
+/// A block that is multiplied: the rest of the work on it.
+struct Finished<'a, R, T: Element, C> {
+    tile: Tile<'a, R>,
+    at: Steps,
+    finish: &'a Finish<'a, T>,
+    /// Where to round it to, and which tensor that is.
+    round: Option<(*mut C, usize)>,
+}
+
+impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, R, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Finished { tile, at, finish, round } = self;
+        let mut saturate = true;
+        match finish {
+            Finish::Nothing => saturate = false,
+            Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
+            // SAFETY: the promise made to `gradient`.
+            Finish::Project { x, projected } => unsafe { tile.project(at, *x, projected) },
+        }
+        if let Some((to, tensor)) = round {
+            // SAFETY: the promise made to `Product::run`.
+            unsafe { tile.round(to, tensor, saturate) };
+        }
     }
 }
 
@@ -228,9 +263,12 @@ struct View<T> {
 /// Factors of the rows and columns of a matrix, each at equal steps.
 #[derive(Clone, Copy)]
 struct Scales<R> {
-    by_row: (*const R, isize),
-    by_column: (*const R, isize),
+    by_row: Factors<R>,
+    by_column: Factors<R>,
 }
+
+/// Numbers at equal steps.
+type Factors<R> = (*const R, isize);
 
 impl<T: Element> View<T> {
     /// The same memory, of a dtype that is its own real one.
@@ -239,6 +277,10 @@ impl<T: Element> View<T> {
     }
 
     /// Copies the matrix in the order in which it lies, converted and scaled.
+    ///
+    /// # Safety
+    ///
+    /// The matrix lies within one allocation, and there is a factor for each row and each column.
     unsafe fn copy(self, to: &mut [T::Real], scales: Option<Scales<T::Real>>) -> View<T::Real> {
         let View { at, rows, columns } = self;
         // The lines are what lies side by side.
@@ -246,31 +288,51 @@ impl<T: Element> View<T> {
         let (lines, (len, step)) = if by_columns { (columns, rows) } else { (rows, columns) };
         let scales =
             scales.map(|Scales { by_row, by_column }| if by_columns { (by_column, by_row) } else { (by_row, by_column) });
-        kernel::vectorized(
-            #[inline(always)]
-            || {
-                for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
-                    let i = i as isize;
-                    // SAFETY: the caller's promise.
-                    unsafe { Run { at: at.offset(i * lines.1), step, len }.copy(to) };
-                    if let Some(((of_lines, line_step), (within, within_step))) = scales {
-                        // SAFETY: the caller's promise: there is a factor for each row and each column.
-                        let line = unsafe { *of_lines.offset(i * line_step) };
-                        if within_step == 1 {
-                            let within = unsafe { core::slice::from_raw_parts(within, len) };
-                            to.iter_mut().zip(within).for_each(|(to, &factor)| *to = *to * line * factor);
-                        } else {
-                            for (j, to) in to.iter_mut().enumerate() {
-                                *to = *to * line * unsafe { *within.offset(j as isize * within_step) };
-                            }
-                        }
-                    }
-                }
-            },
-        );
+        kernel::vectorized(CopyLines { at, lines, len, step, to, scales });
         let len = len as isize;
         let (row_step, column_step) = if by_columns { (1, len) } else { (len, 1) };
         View { at: to.as_ptr(), rows: (rows.0, row_step), columns: (columns.0, column_step) }
+    }
+}
+
+/// Lines of a matrix, to be copied side by side.
+struct CopyLines<'a, T: Element> {
+    at: *const T,
+    lines: (usize, isize),
+    len: usize,
+    step: isize,
+    to: &'a mut [T::Real],
+    /// Factors of the lines, and of the numbers within each.
+    scales: Option<(Factors<T::Real>, Factors<T::Real>)>,
+}
+
+impl<T: Element> Task for CopyLines<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let CopyLines { at, lines, len, step, to, scales } = self;
+        for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
+            let i = i as isize;
+            // SAFETY: the promise made to `View::copy`.
+            unsafe { Run { at: at.offset(i * lines.1), step, len }.copy(to) };
+            if let Some(((of_lines, line_step), (within, within_step))) = scales {
+                // SAFETY: as above: there is a factor for each row and each column.
+                let line = unsafe { *of_lines.offset(i * line_step) };
+                if within_step == 1 {
+                    // SAFETY: as above.
+                    let within = unsafe { core::slice::from_raw_parts(within, len) };
+                    for (to, &factor) in to.iter_mut().zip(within) {
+                        *to = *to * line * factor;
+                    }
+                } else {
+                    for (j, to) in to.iter_mut().enumerate() {
+                        // SAFETY: as above.
+                        *to = *to * line * unsafe { *within.offset(j as isize * within_step) };
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -324,17 +386,7 @@ impl<R: Real> Tile<'_, R> {
 
     /// Multiplies each number by the factors of its row and its column, and keeps it in [-1, 1].
     #[inline(always)]
-    fn scale(&mut self, at: Steps, by_row: &[R], by_column: &[R]) {
-        let (one, minus_one) = (R::from_f64(1.0), R::from_f64(-1.0));
-        let bounded = |x: R| {
-            if x > one {
-                one
-            } else if x < minus_one {
-                minus_one
-            } else {
-                x
-            }
-        };
+    fn scale(&self, at: Steps, by_row: &[R], by_column: &[R]) {
         for panel in 0..self.places.len() {
             let columns_at = at[NY] + self.columns_outer.offset(panel)[NY];
             // SAFETY: the tile belongs to this task; there is a factor for each row and each column.
@@ -348,20 +400,24 @@ impl<R: Real> Tile<'_, R> {
                     for i in 0..self.height {
                         let line = core::slice::from_raw_parts_mut(to.offset(i as isize * self.row_step), self.columns.size);
                         let factor = *row(i);
-                        line.iter_mut().zip(factors).for_each(|(x, &other)| *x = bounded(*x * factor * other));
+                        for (x, &other) in line.iter_mut().zip(factors) {
+                            *x = kernel::into_range(*x * factor * other);
+                        }
                     }
                 } else if self.row_step == 1 && (self.rows.step[NX] == 1 || self.height == 1) {
                     let factors = core::slice::from_raw_parts(row(0), self.height);
                     for j in 0..self.columns.size {
                         let line = core::slice::from_raw_parts_mut(to.offset(j as isize * self.column_step), self.height);
                         let factor = *column(j);
-                        line.iter_mut().zip(factors).for_each(|(x, &other)| *x = bounded(*x * factor * other));
+                        for (x, &other) in line.iter_mut().zip(factors) {
+                            *x = kernel::into_range(*x * factor * other);
+                        }
                     }
                 } else {
                     for i in 0..self.height {
                         for j in 0..self.columns.size {
                             let x = to.offset(i as isize * self.row_step + j as isize * self.column_step);
-                            *x = bounded(*x * *row(i) * *column(j));
+                            *x = kernel::into_range(*x * *row(i) * *column(j));
                         }
                     }
                 }
@@ -371,7 +427,7 @@ impl<R: Real> Tile<'_, R> {
 
     /// Takes from each row its part along the vector it is the gradient of: `p − x (x·p) s²`.
     #[inline(always)]
-    unsafe fn project<T: Element<Real = R>>(&mut self, at: Steps, x: *const T, projected: &[R]) {
+    unsafe fn project<T: Element<Real = R>>(&self, at: Steps, x: *const T, projected: &[R]) {
         let mut buffers = [[R::default(); CHUNK]; 2];
         let [x_buffer, p_buffer] = &mut buffers;
         let factor = |i: usize| projected[(at[NX] + i as isize * self.rows.step[NX]) as usize].to_f64();
@@ -385,7 +441,9 @@ impl<R: Real> Tile<'_, R> {
                 along.fill(0.0);
                 for write in [false, true] {
                     if write {
-                        along.iter_mut().enumerate().for_each(|(i, along)| *along *= factor(first + i));
+                        for (i, along) in along.iter_mut().enumerate() {
+                            *along *= factor(first + i);
+                        }
                     }
                     for panel in 0..self.places.len() {
                         let from = at[X] + first as isize + self.columns_outer.offset(panel)[X];
@@ -393,7 +451,7 @@ impl<R: Real> Tile<'_, R> {
                             // SAFETY: the caller's promise: x lies where its gradient does; the tile belongs to this task.
                             unsafe {
                                 let x = Run { at: x.offset(from + j as isize * x_column), step: 1, len: height };
-                                let x = x.as_real().unwrap_or_else(|| x.copy(x_buffer));
+                                let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
                                 let p = core::slice::from_raw_parts_mut(self.place(panel, j).add(first), height);
                                 if write {
                                     kernel::subtract_products(p, along, x);
@@ -417,7 +475,7 @@ impl<R: Real> Tile<'_, R> {
                         // SAFETY: as above.
                         unsafe {
                             let x = Run { at: x.offset(from + j as isize * x_column), step: x_column, len };
-                            let x = x.as_real().unwrap_or_else(|| x.copy(x_buffer));
+                            let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
                             let to = self.place(panel, j).offset(i as isize * self.row_step);
                             let p = Run { at: to.cast_const(), step: self.column_step, len }.copy(p_buffer);
                             if !write {
@@ -440,18 +498,25 @@ impl<R: Real> Tile<'_, R> {
         }
     }
 
-    /// Rounds the tile into the output.
+    /// Rounds the tile, which lies aside in rows, into the output.
     #[inline(always)]
     unsafe fn round<C: Element<Real = R>>(&self, to: *mut C, tensor: usize, saturate: bool) {
+        let mut buffer = [R::default(); CHUNK];
         for panel in 0..self.places.len() {
             let panel_at = self.columns_outer.offset(panel)[tensor];
             for i in 0..self.height as isize {
-                for j in 0..self.columns.size as isize {
+                for first in (0..self.columns.size).step_by(CHUNK) {
+                    let len = CHUNK.min(self.columns.size - first);
+                    let step = self.columns.step[tensor];
                     // SAFETY: the caller's promise.
                     unsafe {
-                        let x = *self.place(panel, j as usize).offset(i * self.row_step);
-                        let to = to.offset(panel_at + i * self.rows.step[tensor] + j * self.columns.step[tensor]);
-                        *to = if saturate { C::saturated(x) } else { C::rounded(x) };
+                        let from = Run { at: self.place(panel, first).offset(i * self.row_step).cast_const(), step: 1, len };
+                        let at = to.offset(panel_at + i * self.rows.step[tensor] + first as isize * step);
+                        RunMut { at, step, len, saturate }.fill(
+                            &mut buffer,
+                            #[inline(always)]
+                            |to| _ = from.copy(to),
+                        );
                     }
                 }
             }
@@ -491,61 +556,81 @@ unsafe fn norms<T: Element>(
     let mut norms = Norms { inverse: vec![T::Real::default(); count], projected: vec![T::Real::default(); count] };
     let (outer, inner) = vectors.inner();
     let (k_outer, k_inner) = k.inner();
-    let (step, k_step) = (inner.step[tensor], k_inner.step[tensor]);
     let blocks = inner.size.div_ceil(CHUNK);
     let floor = floor.max(T::Real::SMALLEST);
     let trusted = AtomicBool::new(true);
     let pointers = Ptr((x, norms.inverse.as_mut_ptr(), norms.projected.as_mut_ptr()));
     threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * k.len(), |range| {
         let (x, inverse, projected) = pointers.get();
-        kernel::vectorized(
-            #[inline(always)]
-            || {
-                let mut buffer = [T::Real::default(); CHUNK];
-                for task in range {
-                    let first = task % blocks * CHUNK;
-                    let at = advance(outer.offset(task / blocks), &inner, first);
-                    let height = CHUNK.min(inner.size - first);
-                    let mut squares = [0.0; CHUNK];
-                    let squares = &mut squares[..height];
-                    for part in 0..k_outer.len() {
-                        let from = at[tensor] + k_outer.offset(part)[tensor];
-                        // SAFETY: the caller's promise, in both.
-                        if step == 1 && k_step != 1 {
-                            for term in 0..k_inner.size {
-                                let run = Run { at: unsafe { x.offset(from + term as isize * k_step) }, step, len: height };
-                                let run = unsafe { run.as_real().unwrap_or_else(|| run.copy(&mut buffer)) };
-                                kernel::accumulate_products(squares, run, run);
-                            }
-                        } else {
-                            for (i, square) in squares.iter_mut().enumerate() {
-                                for term in (0..k_inner.size).step_by(CHUNK) {
-                                    let len = CHUNK.min(k_inner.size - term);
-                                    let from = from + i as isize * step + term as isize * k_step;
-                                    let run = Run { at: unsafe { x.offset(from) }, step: k_step, len };
-                                    let run = unsafe { run.as_real().unwrap_or_else(|| run.copy(&mut buffer)) };
-                                    *square += kernel::dot(run, run);
-                                }
-                            }
-                        }
-                    }
-                    for (i, square) in squares.iter().enumerate() {
-                        let norm = square.sqrt();
-                        let divisor = norm.max(floor);
-                        if !T::Real::MATRIX_NORMS.contains(&divisor) {
-                            trusted.store(false, Ordering::Relaxed);
-                        }
-                        let scale = 1.0 / divisor;
-                        let place = (at[number] + i as isize * inner.step[number]) as usize;
-                        // SAFETY: each vector has a number of its own.
-                        unsafe {
-                            *inverse.add(place) = <T::Real>::from_f64(scale);
-                            *projected.add(place) = <T::Real>::from_f64(if norm >= floor { scale * scale } else { 0.0 });
-                        }
-                    }
+        for task in range {
+            let first = task % blocks * CHUNK;
+            let at = advance(outer.offset(task / blocks), &inner, first);
+            let height = CHUNK.min(inner.size - first);
+            let mut squares = [0.0; CHUNK];
+            let squares = &mut squares[..height];
+            // SAFETY: the caller's promise.
+            let x = unsafe { x.offset(at[tensor]) };
+            kernel::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
+            for (i, square) in squares.iter().enumerate() {
+                let norm = square.sqrt();
+                let divisor = norm.max(floor);
+                if !T::Real::MATRIX_NORMS.contains(&divisor) {
+                    trusted.store(false, Ordering::Relaxed);
                 }
-            },
-        );
+                let scale = 1.0 / divisor;
+                let place = (at[number] + i as isize * inner.step[number]) as usize;
+                // SAFETY: each vector has a number of its own.
+                unsafe {
+                    *inverse.add(place) = <T::Real>::from_f64(scale);
+                    *projected.add(place) = <T::Real>::from_f64(if norm >= floor { scale * scale } else { 0.0 });
+                }
+            }
+        }
     });
     trusted.into_inner().then_some(norms)
+}
+
+/// Adds the squares of vectors that follow each other at equal steps.
+struct Squares<'a, T> {
+    x: *const T,
+    step: isize,
+    k_outer: &'a Axes,
+    k_inner: Axis,
+    tensor: usize,
+    squares: &'a mut [f64],
+}
+
+impl<T: Element> Task for Squares<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Squares { x, step, k_outer, k_inner, tensor, squares } = self;
+        let k_step = k_inner.step[tensor];
+        let mut buffer = [T::Real::default(); CHUNK];
+        for part in 0..k_outer.len() {
+            // SAFETY: the promise made to `norms`, here and below.
+            let x = unsafe { x.offset(k_outer.offset(part)[tensor]) };
+            if step == 1 && k_step != 1 {
+                for term in 0..k_inner.size {
+                    unsafe {
+                        let run = Run { at: x.offset(term as isize * k_step), step, len: squares.len() };
+                        let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
+                        kernel::accumulate_products(squares, run, run);
+                    }
+                }
+                continue;
+            }
+            for (i, square) in squares.iter_mut().enumerate() {
+                for term in (0..k_inner.size).step_by(CHUNK) {
+                    let len = CHUNK.min(k_inner.size - term);
+                    unsafe {
+                        let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
+                        let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
+                        *square += kernel::dot(run, run);
+                    }
+                }
+            }
+        }
+    }
 }

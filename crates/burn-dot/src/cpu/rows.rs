@@ -3,11 +3,14 @@
 //! `out[b, j] = Σₖ x[b, k] y[b, j, k]`. Every row is read once from memory: its product and its norm come from one pass, and in the
 //! backward pass its gradient is written while it is still in the cache. Memory sets the pace.
 
-use alloc::vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use alloc::{vec, vec::Vec};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run, RunMut},
+    kernel::{self, CHUNK, Element, Real, Run, RunMut, Task},
     space::{self, Axes, Axis, DX, DY, OUT, Space, Steps, X, Y},
     threads::{self, Ptr},
 };
@@ -34,33 +37,9 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let (vectors, n) = (space.batch.len(), space.j.len());
-    let pieces = Pieces::new::<T>(&space.k, false);
-    let tensors = Ptr(tensors);
-    all_ranges(vectors * n, space.k.len(), |rows| {
-        let tensors = tensors.get();
-        let mut x_square = None;
-        let mut last = usize::MAX;
-        for row in rows {
-            let (vector, j) = if n == 1 { (row, 0) } else { (row / n, row % n) };
-            if core::mem::replace(&mut last, vector) != vector {
-                x_square = None;
-            }
-            let at = space::sum(space.batch.offset(vector), space.j.offset(j));
-            // SAFETY: the caller's promise.
-            let out = match floor {
-                None => unsafe { tensors.product(&pieces, at) },
-                Some(floor) => {
-                    let sums = unsafe { tensors.sums(&pieces, at, &mut x_square) };
-                    let Some(scaled) = Scaled::new::<T::Real>(sums, floor) else { return false };
-                    into_range(scaled.cosine)
-                }
-            };
-            // SAFETY: the caller's promise; no two rows share a place in the output.
-            unsafe { *tensors.out.offset(at[OUT]) = O::rounded(<T::Real>::from_f64(out)) };
-        }
-        true
-    })
+    let work = Work { rows: tensors, pieces: &Pieces::new::<T>(&space.k, false), floor };
+    let work = Ptr(&work);
+    all_ranges(space.batch.len() * space.j.len(), space.k.len(), |rows| Forward { work: work.get(), space, rows })
 }
 
 /// The gradients that are wanted. False as in [`forward`].
@@ -74,7 +53,8 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let pieces = Pieces::new::<T>(&space.k, in_place);
+    let work = Work { rows: tensors, pieces: &Pieces::new::<T>(&space.k, in_place), floor };
+    let work = Ptr(&work);
     // Where x is repeated along the batch its gradient collects a sum, as it does along j.
     let (own, repeated) = match tensors.dx {
         Some(_) => space.batch.split_by(DX),
@@ -82,68 +62,59 @@ where
     };
     let many = repeated.followed_by(&space.j);
     let (vectors, n, k) = (own.len(), many.len(), space.k.len());
-    let tensors = Ptr(tensors);
+    let (own, many) = (&own, &many);
     if n == 1 {
-        return all_ranges(vectors, k, |rows| {
-            let tensors = tensors.get();
-            // SAFETY: the caller's promise; no two rows share a place.
-            rows.into_iter().all(|row| unsafe { tensors.pair_gradients(&pieces, own.offset(row), floor) })
-        });
+        return all_ranges(vectors, k, |rows| Pairs { work: work.get(), own, rows });
     }
 
     // A vector with many partners. Where there are few vectors, several tasks share one, and their sums are added in the end.
     let tasks = threads::tasks(vectors.saturating_mul(n).saturating_mul(k));
     let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n) };
-    let gather = |vector: usize, share: usize, sum: &mut [f64]| {
-        let (tensors, start) = (tensors.get(), own.offset(vector));
-        let partners = (share * n / shares..(share + 1) * n / shares).map(|j| space::sum(start, many.offset(j)));
-        // SAFETY: the caller's promise; no two partners share a place in dy.
-        unsafe { tensors.partner_gradients(&pieces, partners, floor, sum) }
+    let width = if tensors.dx.is_some() { k } else { 0 };
+    let trusted = AtomicBool::new(true);
+    let share = |vector: usize, share: usize, sum: Vec<f64>| {
+        let partners = share * n / shares..(share + 1) * n / shares;
+        kernel::vectorized(Partners { work: work.get(), start: own.offset(vector), many, partners, sum })
     };
-    let finish = |vector: usize, along: f64, sum: &[f64]| {
-        // SAFETY: the caller's promise; each vector is finished once.
-        unsafe { tensors.get().collected_gradient(&pieces, own.offset(vector), floor, along, sum) }
+    let collect = |vector: usize, along: f64, sum: &[f64]| {
+        kernel::vectorized(Collected { work: work.get(), at: own.offset(vector), along, sum })
     };
     if shares == 1 {
-        return all_ranges(vectors, n * k, |range| {
-            let mut sum = vec![0.0; if tensors.get().dx.is_some() { k } else { 0 }];
-            range.into_iter().all(|vector| {
+        threads::for_each_range(vectors, n * k, |range| {
+            let mut sum = vec![0.0; width];
+            for vector in range {
                 sum.fill(0.0);
-                gather(vector, 0, &mut sum).is_some_and(|along| finish(vector, along, &sum))
-            })
+                match share(vector, 0, core::mem::take(&mut sum)) {
+                    Some((along, collected)) if collect(vector, along, &collected) => sum = collected,
+                    _ => return trusted.store(false, Ordering::Relaxed),
+                }
+            }
         });
+        return trusted.into_inner();
     }
-    let width = if tensors.get().dx.is_some() { k } else { 0 };
-    let mut sums = vec![(0.0, vec![0.0; width]); vectors * shares];
+    let mut sums: Vec<(f64, Vec<f64>)> = vec![Default::default(); vectors * shares];
     let slots = Ptr(sums.as_mut_ptr());
-    let trusted = all_ranges(vectors * shares, n * k / shares, |range| {
-        range.into_iter().all(|task| {
-            // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
-            let (along, sum) = unsafe { &mut *slots.get().add(task) };
-            let gathered = gather(task / shares, task % shares, sum);
-            *along = gathered.unwrap_or(f64::NAN);
-            gathered.is_some()
-        })
+    threads::for_each(vectors * shares, |task| match share(task / shares, task % shares, vec![0.0; width]) {
+        // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
+        Some(gathered) => unsafe { *slots.get().add(task) = gathered },
+        None => trusted.store(false, Ordering::Relaxed),
     });
-    trusted
+    trusted.into_inner()
         && sums.chunks_mut(shares).enumerate().all(|(vector, shares)| {
             let (first, rest) = shares.split_first_mut().expect("at least one share");
             for (along, sum) in rest {
                 first.0 += *along;
                 first.1.iter_mut().zip(sum).for_each(|(total, more)| *total += *more);
             }
-            finish(vector, first.0, &first.1)
+            collect(vector, first.0, &first.1)
         })
 }
 
-/// Cuts the work into ranges and runs each with the widest vectors; true if all of them are.
-fn all_ranges(count: usize, cost: usize, task: impl Fn(core::ops::Range<usize>) -> bool + Send + Sync) -> bool {
+/// Cuts the work into ranges; true if all of their tasks are.
+fn all_ranges<T: Task<Output = bool>>(count: usize, cost: usize, task: impl Fn(Range<usize>) -> T + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        if !kernel::vectorized(
-            #[inline(always)]
-            || task(range),
-        ) {
+        if !kernel::vectorized(task(range)) {
             all.store(false, Ordering::Relaxed);
         }
     });
@@ -158,6 +129,8 @@ struct Pieces {
     len: usize,
     /// Whether the inputs can be read where they are.
     as_they_are: bool,
+    /// Whether that takes one piece.
+    single: bool,
 }
 
 impl Pieces {
@@ -166,199 +139,429 @@ impl Pieces {
         let as_they_are = !in_place && T::as_real(&[]).is_some() && [X, Y].iter().all(|&t| inner.step[t] == 1);
         // Gradients are written in pieces too, unless they lie side by side.
         let whole = as_they_are && [DX, DY].iter().all(|&t| matches!(inner.step[t], 0 | 1));
-        Pieces { len: if whole { inner.size } else { CHUNK.min(inner.size) }, outer, inner, as_they_are }
+        let single = whole && outer.len() == 1;
+        Pieces { len: if whole { inner.size } else { CHUNK.min(inner.size) }, outer, inner, as_they_are, single }
     }
 }
 
-impl<T: Element, O: Element<Real = T::Real>> Rows<T, O> {
-    /// Calls `f(x, y, place, first)` with the pieces of a row and its partner, in the dtype to multiply in.
+/// What every task of a product knows.
+struct Work<'a, T, O> {
+    rows: Rows<T, O>,
+    pieces: &'a Pieces,
+    floor: Option<f64>,
+}
+
+/// Where a task brings numbers of other dtypes or steps: inputs, and a gradient on its way out.
+struct Buffers<R> {
+    x: [R; CHUNK],
+    y: [R; CHUNK],
+    out: [R; CHUNK],
+}
+
+impl<R: Real> Buffers<R> {
     #[inline(always)]
-    unsafe fn for_each_piece(
-        &self,
-        pieces: &Pieces,
-        row: Steps,
-        mut f: impl FnMut(&[T::Real], &[T::Real], Steps, core::ops::Range<usize>),
-    ) {
-        let Pieces { outer, inner, len, as_they_are } = pieces;
+    fn new() -> Self {
+        Buffers { x: [R::default(); CHUNK], y: [R::default(); CHUNK], out: [R::default(); CHUNK] }
+    }
+}
+
+/// A piece of a row and its partner, in the dtype to multiply in.
+struct Piece<'a, R> {
+    x: &'a [R],
+    y: &'a [R],
+    /// Where it lies.
+    at: Steps,
+    /// Which of the contracted indices it holds.
+    range: Range<usize>,
+    buffer: &'a mut [R],
+}
+
+impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
+    /// Calls `f` with the pieces of a row and its partner.
+    #[inline(always)]
+    unsafe fn for_each_piece(&self, buffers: &mut Buffers<T::Real>, row: Steps, mut f: impl FnMut(Piece<'_, T::Real>)) {
+        let Pieces { outer, inner, len, as_they_are, single } = self.pieces;
+        let run = |at: Steps, len: usize| {
+            // SAFETY: the promise made at the door: every index lies within the tensors.
+            let (x, y) = unsafe { (self.rows.x.offset(at[X]), self.rows.y.offset(at[Y])) };
+            (Run { at: x, step: inner.step[X], len }, Run { at: y, step: inner.step[Y], len })
+        };
+        if *single {
+            let (x, y) = run(row, *len);
+            // SAFETY: nothing writes to the inputs unless in place, which is not as they are.
+            if let (Some(x), Some(y)) = unsafe { (x.as_real(), y.as_real()) } {
+                f(Piece { x, y, at: row, range: 0..*len, buffer: &mut buffers.out });
+            }
+            return;
+        }
         for block in 0..outer.len() {
             let block_at = space::sum(row, outer.offset(block));
-            for from in (0..inner.size).step_by(*len) {
+            let mut from = 0;
+            while from < inner.size {
                 let len = (*len).min(inner.size - from);
                 let at: Steps = core::array::from_fn(|t| block_at[t] + from as isize * inner.step[t]);
                 let first = block * inner.size + from;
-                // SAFETY: the caller's promise: every index lies within the tensors.
-                let (x, y) = unsafe { (self.x.offset(at[X]), self.y.offset(at[Y])) };
-                let (x, y) = (Run { at: x, step: inner.step[X], len }, Run { at: y, step: inner.step[Y], len });
-                if *as_they_are {
-                    // SAFETY: nothing writes to the inputs unless in place, which is not as they are.
-                    if let (Some(x), Some(y)) = unsafe { (x.as_real(), y.as_real()) } {
-                        f(x, y, at, first..first + len);
-                        continue;
+                let (x, y) = run(at, len);
+                // SAFETY: as above; pieces that are not as they are fit the buffers.
+                let (x, y) = unsafe {
+                    match (*as_they_are, x.as_real(), y.as_real()) {
+                        (true, Some(x), Some(y)) => (x, y),
+                        _ => (x.copy(&mut buffers.x), y.copy(&mut buffers.y)),
                     }
-                }
-                let mut buffers = [[T::Real::default(); CHUNK]; 2];
-                let [x_buffer, y_buffer] = &mut buffers;
-                // SAFETY: as above; pieces that are not as they are fit the buffer.
-                let (x, y) = unsafe { (x.copy(x_buffer), y.copy(y_buffer)) };
-                f(x, y, at, first..first + len);
+                };
+                f(Piece { x, y, at, range: first..first + len, buffer: &mut buffers.out });
+                from += len;
             }
         }
     }
 
     /// `Σ x y` of one row.
     #[inline(always)]
-    unsafe fn product(&self, pieces: &Pieces, at: Steps) -> f64 {
+    unsafe fn product(&self, buffers: &mut Buffers<T::Real>, at: Steps) -> f64 {
         let mut xy = 0.0;
         // SAFETY: the caller's promise.
-        unsafe { self.for_each_piece(pieces, at, |x, y, _, _| xy += kernel::dot(x, y)) };
+        unsafe {
+            self.for_each_piece(
+                buffers,
+                at,
+                #[inline(always)]
+                |piece| xy += kernel::dot(piece.x, piece.y),
+            )
+        };
         xy
     }
 
-    /// `Σ x x`, `Σ x y`, `Σ y y` of one row; the first is remembered while the vector stays the same.
+    /// `Σ x x`.
     #[inline(always)]
-    unsafe fn sums(&self, pieces: &Pieces, at: Steps, x_square: &mut Option<f64>) -> [f64; 3] {
+    unsafe fn x_square(&self, buffers: &mut Buffers<T::Real>, at: Steps) -> f64 {
+        let mut xx = 0.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.for_each_piece(
+                buffers,
+                at,
+                #[inline(always)]
+                |piece| xx += kernel::dot(piece.x, piece.x),
+            )
+        };
+        xx
+    }
+
+    /// A row with a partner, normalized; `x` where it is known.
+    #[inline(always)]
+    unsafe fn normalized(&self, buffers: &mut Buffers<T::Real>, at: Steps, floor: f64, x: Option<Scale>) -> Option<Scaled> {
         let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
         // SAFETY: the caller's promise, in both.
-        if let Some(known) = *x_square {
-            xx = known;
+        if x.is_some() {
             unsafe {
-                self.for_each_piece(pieces, at, |x, y, _, _| {
-                    let more = kernel::dot_and_square(x, y);
-                    (xy, yy) = (xy + more.0, yy + more.1);
-                })
+                self.for_each_piece(
+                    buffers,
+                    at,
+                    #[inline(always)]
+                    |piece| {
+                        let more = kernel::dot_and_square(piece.x, piece.y);
+                        (xy, yy) = (xy + more.0, yy + more.1);
+                    },
+                )
             };
         } else {
             unsafe {
-                self.for_each_piece(pieces, at, |x, y, _, _| {
-                    let more = kernel::dot_and_squares(x, y);
-                    (xx, xy, yy) = (xx + more.0, xy + more.1, yy + more.2);
-                })
+                self.for_each_piece(
+                    buffers,
+                    at,
+                    #[inline(always)]
+                    |piece| {
+                        let more = kernel::dot_and_squares(piece.x, piece.y);
+                        (xx, xy, yy) = (xx + more.0, xy + more.1, yy + more.2);
+                    },
+                )
             };
-            *x_square = Some(xx);
         }
-        [xx, xy, yy]
+        let x = match x {
+            Some(x) => x,
+            None => Scale::new::<T::Real>(xx, floor)?,
+        };
+        let y = Scale::new::<T::Real>(yy, floor)?;
+        Some(Scaled { x, y, cosine: xy * x.inverse * y.inverse })
     }
 
     /// The gradient of the output at a place.
     #[inline(always)]
     unsafe fn grad(&self, at: Steps) -> f64 {
         // SAFETY: the caller's promise.
-        unsafe { *self.out.offset(at[OUT]) }.real().to_f64()
+        unsafe { *self.rows.out.offset(at[OUT]) }.real().to_f64()
     }
 
-    /// Both gradients of a row with its only partner.
+    /// Fills a piece of a gradient, where it is wanted.
     #[inline(always)]
-    unsafe fn pair_gradients(&self, pieces: &Pieces, at: Steps, floor: Option<f64>) -> bool {
-        // SAFETY: the caller's promise, here and below.
-        let g = unsafe { self.grad(at) };
-        let Some(floor) = floor else {
+    unsafe fn write(
+        &self,
+        (gradient, tensor): (Option<*mut T>, usize),
+        at: Steps,
+        len: usize,
+        buffer: &mut [T::Real],
+        write: impl FnOnce(&mut [T::Real]),
+    ) {
+        if let Some(gradient) = gradient {
+            let step = self.pieces.inner.step[tensor];
+            // SAFETY: the caller's promise.
             unsafe {
-                self.for_each_piece(pieces, at, |x, y, at, _| {
-                    self.write(self.dx, DX, pieces, at, false, x.len(), |to| kernel::scale(to, g, y));
-                    self.write(self.dy, DY, pieces, at, false, x.len(), |to| kernel::scale(to, g, x));
-                })
-            };
+                let run = RunMut { at: gradient.offset(at[tensor]), step, len, saturate: self.floor.is_some() };
+                run.fill(buffer, write);
+            }
+        }
+    }
+}
+
+/// The output of some rows.
+struct Forward<'a, T, O> {
+    work: &'a Work<'a, T, O>,
+    space: &'a Space,
+    rows: Range<usize>,
+}
+
+impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let Forward { work, space, rows } = self;
+        let n = space.j.len();
+        let buffers = &mut Buffers::new();
+        // SAFETY: the promise made to `forward`; no two rows share a place in the output.
+        let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::rounded(<T::Real>::from_f64(out)) };
+        if n == 1 {
+            for at in space.batch.walk(rows) {
+                // SAFETY: as above.
+                let out = match work.floor {
+                    None => unsafe { work.product(buffers, at) },
+                    Some(floor) => match unsafe { work.normalized(buffers, at, floor, None) } {
+                        Some(scaled) => kernel::into_range(scaled.cosine),
+                        None => return false,
+                    },
+                };
+                write(at, out);
+            }
             return true;
-        };
-        let sums = unsafe { self.sums(pieces, at, &mut None) };
-        let Some(Scaled { x: sx, y: sy, cosine }) = Scaled::new::<T::Real>(sums, floor) else { return false };
-        let w = g * sx.inverse * sy.inverse;
-        let (px, py) = (g * cosine * sx.projected(), g * cosine * sy.projected());
-        unsafe {
-            self.for_each_piece(pieces, at, |x, y, at, _| {
-                self.write(self.dx, DX, pieces, at, true, x.len(), |to| kernel::combine(to, (w, y), (-px, x)));
-                self.write(self.dy, DY, pieces, at, true, x.len(), |to| kernel::combine(to, (w, x), (-py, y)));
-            })
-        };
+        }
+        let vectors = rows.start / n..rows.end.div_ceil(n);
+        for (vector, start) in vectors.clone().zip(space.batch.walk(vectors)) {
+            let first = vector * n;
+            let partners = rows.start.max(first) - first..rows.end.min(first + n) - first;
+            // SAFETY: as above.
+            let x = match work.floor {
+                None => None,
+                Some(floor) => match Scale::new::<T::Real>(unsafe { work.x_square(buffers, start) }, floor) {
+                    None => return false,
+                    known => known,
+                },
+            };
+            for at in space.j.walk(partners) {
+                let at = space::sum(start, at);
+                // SAFETY: as above.
+                let out = match work.floor {
+                    None => unsafe { work.product(buffers, at) },
+                    Some(floor) => match unsafe { work.normalized(buffers, at, floor, x) } {
+                        Some(scaled) => kernel::into_range(scaled.cosine),
+                        None => return false,
+                    },
+                };
+                write(at, out);
+            }
+        }
         true
     }
+}
 
-    /// The gradients of the partners of one vector; adds to `sum` what they give to the gradient of its direction, and returns how
-    /// much of that lies along it.
+/// Both gradients of rows that have one partner each.
+struct Pairs<'a, T, O> {
+    work: &'a Work<'a, T, O>,
+    own: &'a Axes,
+    rows: Range<usize>,
+}
+
+impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
+    type Output = bool;
+
     #[inline(always)]
-    unsafe fn partner_gradients(
-        &self,
-        pieces: &Pieces,
-        partners: impl Iterator<Item = Steps>,
-        floor: Option<f64>,
-        sum: &mut [f64],
-    ) -> Option<f64> {
+    fn run(self) -> bool {
+        let Pairs { work, own, rows } = self;
+        let (dx, dy) = ((work.rows.dx, DX), (work.rows.dy, DY));
+        let buffers = &mut Buffers::new();
+        for at in own.walk(rows) {
+            // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
+            let g = unsafe { work.grad(at) };
+            let Some(floor) = work.floor else {
+                unsafe {
+                    work.for_each_piece(
+                        buffers,
+                        at,
+                        #[inline(always)]
+                        |Piece { x, y, at, buffer, .. }| {
+                            work.write(
+                                dx,
+                                at,
+                                x.len(),
+                                buffer,
+                                #[inline(always)]
+                                |to| kernel::scale(to, g, y),
+                            );
+                            work.write(
+                                dy,
+                                at,
+                                x.len(),
+                                buffer,
+                                #[inline(always)]
+                                |to| kernel::scale(to, g, x),
+                            );
+                        },
+                    )
+                };
+                continue;
+            };
+            let Some(scaled) = (unsafe { work.normalized(buffers, at, floor, None) }) else { return false };
+            let Scaled { x: sx, y: sy, cosine } = scaled;
+            let w = g * sx.inverse * sy.inverse;
+            let (px, py) = (g * cosine * sx.projected(), g * cosine * sy.projected());
+            unsafe {
+                work.for_each_piece(
+                    buffers,
+                    at,
+                    #[inline(always)]
+                    |Piece { x, y, at, buffer, .. }| {
+                        work.write(
+                            dx,
+                            at,
+                            x.len(),
+                            buffer,
+                            #[inline(always)]
+                            |to| kernel::combine(to, (w, y), (-px, x)),
+                        );
+                        work.write(
+                            dy,
+                            at,
+                            x.len(),
+                            buffer,
+                            #[inline(always)]
+                            |to| kernel::combine(to, (w, x), (-py, y)),
+                        );
+                    },
+                )
+            };
+        }
+        true
+    }
+}
+
+/// The gradients of some of the partners of one vector.
+struct Partners<'a, T, O> {
+    work: &'a Work<'a, T, O>,
+    start: Steps,
+    many: &'a Axes,
+    partners: Range<usize>,
+    sum: Vec<f64>,
+}
+
+impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
+    /// How much of what the partners give to the gradient of the vector's direction lies along it, and all that they give.
+    type Output = Option<(f64, Vec<f64>)>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Partners { work, start, many, partners, mut sum } = self;
+        let buffers = &mut Buffers::new();
         let mut along = 0.0;
-        let mut x_square = None;
-        for at in partners {
-            // SAFETY: the caller's promise, here and below.
-            let g = unsafe { self.grad(at) };
-            let (to_y, to_x, from_y) = match floor {
+        // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
+        let known = match work.floor {
+            None => None,
+            Some(floor) => Some(Scale::new::<T::Real>(unsafe { work.x_square(buffers, start) }, floor)?),
+        };
+        for at in many.walk(partners) {
+            let at = space::sum(start, at);
+            let g = unsafe { work.grad(at) };
+            let (to_y, to_x, from_y) = match work.floor {
                 None => (g, g, None),
                 Some(floor) => {
-                    let sums = unsafe { self.sums(pieces, at, &mut x_square) };
-                    let Scaled { x: sx, y: sy, cosine } = Scaled::new::<T::Real>(sums, floor)?;
+                    let Scaled { x: sx, y: sy, cosine } = unsafe { work.normalized(buffers, at, floor, known) }?;
                     along += g * cosine;
                     (g * sx.inverse * sy.inverse, g * sy.inverse, Some(g * cosine * sy.projected()))
                 }
             };
             unsafe {
-                self.for_each_piece(pieces, at, |x, y, at, range| {
-                    if !sum.is_empty() {
-                        kernel::accumulate(&mut sum[range], to_x, y);
-                    }
-                    self.write(self.dy, DY, pieces, at, floor.is_some(), x.len(), |to| match from_y {
-                        None => kernel::scale(to, to_y, x),
-                        Some(py) => kernel::combine(to, (to_y, x), (-py, y)),
-                    });
-                })
+                work.for_each_piece(
+                    buffers,
+                    at,
+                    #[inline(always)]
+                    |Piece { x, y, at, range, buffer }| {
+                        if !sum.is_empty() {
+                            kernel::accumulate(&mut sum[range], to_x, y);
+                        }
+                        work.write(
+                            (work.rows.dy, DY),
+                            at,
+                            x.len(),
+                            buffer,
+                            #[inline(always)]
+                            |to| match from_y {
+                                None => kernel::scale(to, to_y, x),
+                                Some(py) => kernel::combine(to, (to_y, x), (-py, y)),
+                            },
+                        );
+                    },
+                )
             };
         }
-        Some(along)
+        Some((along, sum))
     }
+}
 
-    /// The gradient of a vector from what its partners gave.
+/// The gradient of a vector from what its partners gave.
+struct Collected<'a, T, O> {
+    work: &'a Work<'a, T, O>,
+    at: Steps,
+    along: f64,
+    sum: &'a [f64],
+}
+
+impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
+    type Output = bool;
+
     #[inline(always)]
-    unsafe fn collected_gradient(&self, pieces: &Pieces, at: Steps, floor: Option<f64>, along: f64, sum: &[f64]) -> bool {
-        if self.dx.is_none() {
+    fn run(self) -> bool {
+        let Collected { work, at, along, sum } = self;
+        if work.rows.dx.is_none() {
             return true;
         }
-        let (factor, px) = match floor {
-            None => (1.0, 0.0),
-            Some(floor) => {
-                let mut xx = 0.0;
-                // SAFETY: the caller's promise, here and below.
-                unsafe { self.for_each_piece(pieces, at, |x, _, _, _| xx += kernel::dot(x, x)) };
-                let Some(x) = Scale::new::<T::Real>(xx, floor) else { return false };
-                (x.inverse, along * x.projected())
-            }
+        let buffers = &mut Buffers::new();
+        // SAFETY: the promise made to `backward`, here and below.
+        let (factor, projected) = match work.floor {
+            None => (1.0, None),
+            Some(floor) => match Scale::new::<T::Real>(unsafe { work.x_square(buffers, at) }, floor) {
+                Some(x) => (x.inverse, Some(along * x.projected())),
+                None => return false,
+            },
         };
         unsafe {
-            self.for_each_piece(pieces, at, |x, _, at, range| {
-                self.write(self.dx, DX, pieces, at, floor.is_some(), x.len(), |to| {
-                    for ((to, &sum), x) in to.iter_mut().zip(&sum[range]).zip(x) {
-                        let projected = if floor.is_some() { px * x.to_f64() } else { 0.0 };
-                        *to = <T::Real>::from_f64(factor * sum - projected);
-                    }
-                });
-            })
+            work.for_each_piece(
+                buffers,
+                at,
+                #[inline(always)]
+                |Piece { x, at, range, buffer, .. }| {
+                    work.write(
+                        (work.rows.dx, DX),
+                        at,
+                        x.len(),
+                        buffer,
+                        #[inline(always)]
+                        |to| match projected {
+                            None => kernel::scale(to, factor, &sum[range]),
+                            Some(px) => kernel::combine(to, (factor, &sum[range]), (-px, x)),
+                        },
+                    );
+                },
+            )
         };
         true
-    }
-
-    /// Fills a piece of a gradient, where it is wanted.
-    #[allow(clippy::too_many_arguments)]
-    #[inline(always)]
-    unsafe fn write(
-        &self,
-        gradient: Option<*mut T>,
-        tensor: usize,
-        pieces: &Pieces,
-        at: Steps,
-        saturate: bool,
-        len: usize,
-        write: impl FnOnce(&mut [T::Real]),
-    ) {
-        if let Some(gradient) = gradient {
-            // SAFETY: the caller's promise.
-            let at = unsafe { gradient.offset(at[tensor]) };
-            unsafe { RunMut { at, step: pieces.inner.step[tensor], len, saturate }.fill(write) };
-        }
     }
 }
 
@@ -390,18 +593,4 @@ struct Scaled {
     x: Scale,
     y: Scale,
     cosine: f64,
-}
-
-impl Scaled {
-    #[inline(always)]
-    fn new<R: Real>([xx, xy, yy]: [f64; 3], floor: f64) -> Option<Self> {
-        let (x, y) = (Scale::new::<R>(xx, floor)?, Scale::new::<R>(yy, floor)?);
-        Some(Scaled { x, y, cosine: xy * x.inverse * y.inverse })
-    }
-}
-
-/// Clamps to [-1, 1]; NaN stays NaN.
-#[inline(always)]
-fn into_range(x: f64) -> f64 {
-    x.clamp(-1.0, 1.0)
 }

@@ -1,6 +1,7 @@
 //! The index space of a product: its axes, and how far a step along each goes in every tensor that takes part.
 
 use alloc::{vec, vec::Vec};
+use core::ops::Range;
 
 use crate::plan::Plan;
 
@@ -187,6 +188,28 @@ impl Axes {
             add(index, first); // Most often the only one, and it needs no division.
         }
         offset
+    }
+
+    /// Where these indices lie, one after the other.
+    #[inline(always)]
+    pub fn walk(&self, indices: Range<usize>) -> impl Iterator<Item = Steps> {
+        // Most often there is one axis, and the next index is a step away.
+        let step = match self.0[..] {
+            [axis] => Some(axis.step),
+            _ => None,
+        };
+        let mut at = self.offset(indices.start);
+        indices.map(
+            #[inline(always)]
+            move |index| match step {
+                Some(step) => {
+                    let here = at;
+                    at = sum(at, step);
+                    here
+                }
+                None => self.offset(index),
+            },
+        )
     }
 }
 
