@@ -8,6 +8,9 @@ use std::{
     rc::Rc,
 };
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use anyhow::{Result, bail};
 use burn::tensor::{bf16, f16};
 use gemm::Parallelism;
@@ -20,6 +23,8 @@ pub fn load(engine: &str, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     match (engine, case.kind, case.dtype) {
         ("limit", Kind::Gemm, _) => bail!("for rows and matvec only"),
         ("limit", _, Dtype::F32) => Ok(limit::<f32>(case, inputs)),
+        #[cfg(target_arch = "x86_64")]
+        ("limit", _, Dtype::F16) if !is_x86_feature_detected!("f16c") => bail!("no instructions for f16 here"),
         ("limit", _, Dtype::F16) => Ok(limit::<f16>(case, inputs)),
         ("limit", _, Dtype::BF16) => Ok(limit::<bf16>(case, inputs)),
         ("limit", _, Dtype::F64) => Ok(limit::<f64>(case, inputs)),
@@ -78,6 +83,25 @@ trait Number: Copy + Default + Send + Sync + 'static {
     type Sum: Sum;
     fn up(self) -> Self::Sum;
     fn down(sum: Self::Sum) -> Self;
+
+    #[inline(always)]
+    fn up_all<const W: usize>(x: &[Self; W]) -> [Self::Sum; W] {
+        let mut wide = [Self::Sum::default(); W];
+        // Plain loops here: `map` would be compiled by itself, without the wide vectors.
+        for i in 0..W {
+            wide[i] = x[i].up();
+        }
+        wide
+    }
+
+    #[inline(always)]
+    fn down_all<const W: usize>(sums: [Self::Sum; W]) -> [Self; W] {
+        let mut narrow = [Self::default(); W];
+        for i in 0..W {
+            narrow[i] = Self::down(sums[i]);
+        }
+        narrow
+    }
 }
 
 macro_rules! full_precision {
@@ -122,19 +146,38 @@ impl Number for bf16 {
     }
 }
 
-/// The exponents of f16 and f32 differ by 112; infinities are not looked for.
+/// By the instructions for it, where there are such; `load` has looked.
 impl Number for f16 {
     type Sum = f32;
     #[inline(always)]
     fn up(self) -> f32 {
-        // The sign is repeated into the upper bits, of which the mask leaves one.
-        let bits = (i32::from(self.to_bits() as i16) << 13) as u32 & 0x8fff_e000;
-        f32::from_bits(bits) * f32::from_bits((127 + 112) << 23)
+        self.to_f32()
     }
     #[inline(always)]
     fn down(sum: f32) -> f16 {
-        let size = f32::from_bits(sum.to_bits() & 0x7fff_ffff) * f32::from_bits((127 - 112) << 23);
-        f16::from_bits((round_off(size.to_bits(), 13) | sum.to_bits() >> 16 & 0x8000) as u16)
+        f16::from_f32(sum)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn up_all<const W: usize>(x: &[f16; W]) -> [f32; W] {
+        let mut wide = [0.0; W];
+        for (wide, x) in wide.as_chunks_mut::<8>().0.iter_mut().zip(x.as_chunks::<8>().0) {
+            // SAFETY: both hold 8 numbers; the machine has F16C.
+            unsafe { _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()))) }
+        }
+        wide
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn down_all<const W: usize>(sums: [f32; W]) -> [f16; W] {
+        let mut narrow = [f16::ZERO; W];
+        for (narrow, sums) in narrow.as_chunks_mut::<8>().0.iter_mut().zip(sums.as_chunks::<8>().0) {
+            // SAFETY: both hold 8 numbers; the machine has F16C.
+            unsafe { _mm_storeu_si128(narrow.as_mut_ptr().cast(), _mm256_cvtps_ph::<0>(_mm256_loadu_ps(sums.as_ptr()))) }
+        }
+        narrow
     }
 }
 
@@ -272,22 +315,21 @@ impl<T: Number> Rows<T> {
 impl<T: Number> Part<'_, T> {
     /// The same loops, compiled for the widest vectors that this machine has.
     fn vectorised(self, pass: Pass) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
         #[cfg(target_arch = "x86_64")]
         fn avx512<T: Number>(part: Part<T>, pass: Pass) {
             part.passes(pass)
         }
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,f16c")]
         #[cfg(target_arch = "x86_64")]
         fn avx2<T: Number>(part: Part<T>, pass: Pass) {
             part.passes(pass)
         }
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq")
-        {
+        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("f16c") {
             // SAFETY: the features are there.
             return unsafe { avx512(self, pass) };
-        } else if is_x86_feature_detected!("avx2") {
+        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
             // SAFETY: the feature is there.
             return unsafe { avx2(self, pass) };
         }
@@ -364,7 +406,7 @@ impl<T: Number> Part<'_, T> {
         #[cfg(target_arch = "x86_64")]
         if STREAM {
             // SAFETY: every x86-64 has it.
-            unsafe { std::arch::x86_64::_mm_sfence() };
+            unsafe { _mm_sfence() };
         }
     }
 }
@@ -389,8 +431,9 @@ fn sums<T: Number, const W: usize, const SQUARES: bool>(x: &[T], y: &[T]) -> [T:
 
 #[inline(always)]
 fn add<T: Number, const W: usize, const SQUARES: bool>(sums: &mut [[T::Sum; W]; 3], x: &[T; W], y: &[T; W]) {
+    let (x, y) = (T::up_all(x), T::up_all(y));
     for i in 0..W {
-        let (x, y) = (x[i].up(), y[i].up());
+        let (x, y) = (x[i], y[i]);
         sums[0][i] = sums[0][i] + x * y;
         if SQUARES {
             sums[1][i] = sums[1][i] + x * x;
@@ -421,17 +464,18 @@ fn blend<T: Number, const W: usize, const BOTH: bool, const STREAM: bool>(
     b: T::Sum,
     y: &[T],
 ) {
-    let one = |x: T, y: T| T::down(if BOTH { a * x.up() - b * y.up() } else { a * x.up() });
+    let one = |x: T::Sum, y: T::Sum| if BOTH { a * x - b * y } else { a * x };
     let ((out, out_rest), (x, x_rest), (y, y_rest)) = (out.as_chunks_mut::<W>(), x.as_chunks::<W>(), y.as_chunks::<W>());
     for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-        let mut part = [T::default(); W];
+        let (mut part, y) = (T::up_all(x), T::up_all(y));
         for i in 0..W {
-            part[i] = one(x[i], y[i]);
+            part[i] = one(part[i], y[i]);
         }
+        let part = T::down_all(part);
         if STREAM { past_the_caches(out, &part) } else { *out = part }
     }
     for ((out, &x), &y) in out_rest.iter_mut().zip(x_rest).zip(y_rest) {
-        *out = one(x, y);
+        *out = T::down(one(x.up(), y.up()));
     }
 }
 
@@ -439,7 +483,6 @@ fn blend<T: Number, const W: usize, const BOTH: bool, const STREAM: bool>(
 fn past_the_caches<T: Number, const W: usize>(to: &mut [T; W], from: &[T; W]) {
     #[cfg(target_arch = "x86_64")]
     if to.as_ptr().addr().is_multiple_of(16) && size_of::<[T; W]>().is_multiple_of(16) {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         for i in 0..size_of::<[T; W]>() / 16 {
             // SAFETY: both have that many times 16 bytes, and `to` is aligned.
             unsafe {

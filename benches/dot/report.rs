@@ -358,7 +358,7 @@ fn growth(file: &Path, run: &Run) -> Result<()> {
             entries.iter().filter_map(point).collect()
         };
         let costs: Vec<f64> = run.engines.iter().flat_map(|engine| points(engine)).map(|point| point.1).collect();
-        let (low, high) = costs.iter().fold((0.1, 1.0), |(low, high): (f64, f64), cost| (low.min(*cost), high.max(*cost)));
+        let (low, high) = costs.iter().fold((1.0, 1.0), |(low, high): (f64, f64), cost| (low.min(*cost), high.max(*cost)));
         let mut chart = ChartBuilder::on(area)
             .caption(format!("{}, {pass}", if normalize { "cosine" } else { "dot" }), ("sans-serif", 17))
             .margin(10)
