@@ -7,7 +7,7 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run, RunMut, Task},
+    kernel::{self, CHUNK, Element, Level, Real, Run, RunMut, Task},
     space::{self, Axes, Axis, DX, NX, NY, OUT, Space, Steps, X, Y},
     threads::{self, Ptr},
 };
@@ -231,14 +231,14 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Level>(self, level: S) {
         let Finished { tile, at, finish, round } = self;
         let mut saturate = true;
         match finish {
             Finish::Nothing => saturate = false,
             Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
             // SAFETY: the promise made to `gradient`.
-            Finish::Project { x, projected } => unsafe { tile.project(at, *x, projected) },
+            Finish::Project { x, projected } => unsafe { tile.project(level, at, *x, projected) },
         }
         if let Some((to, tensor)) = round {
             // SAFETY: the promise made to `Product::run`.
@@ -310,7 +310,7 @@ impl<T: Element> Task for CopyLines<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Level>(self, _: S) {
         let CopyLines { at, lines, len, step, to, scales } = self;
         for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
             let i = i as isize;
@@ -427,7 +427,7 @@ impl<R: Real> Tile<'_, R> {
 
     /// Takes from each row its part along the vector it is the gradient of: `p − x (x·p) s²`.
     #[inline(always)]
-    unsafe fn project<T: Element<Real = R>>(&self, at: Steps, x: *const T, projected: &[R]) {
+    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, projected: &[R]) {
         let mut buffers = [[R::default(); CHUNK]; 2];
         let [x_buffer, p_buffer] = &mut buffers;
         let factor = |i: usize| projected[(at[NX] + i as isize * self.rows.step[NX]) as usize].to_f64();
@@ -454,9 +454,9 @@ impl<R: Real> Tile<'_, R> {
                                 let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
                                 let p = core::slice::from_raw_parts_mut(self.place(panel, j).add(first), height);
                                 if write {
-                                    kernel::subtract_products(p, along, x);
+                                    kernel::subtract_products(level, p, along, x);
                                 } else {
-                                    kernel::accumulate_products(along, x, p);
+                                    kernel::accumulate_products(level, along, x, p);
                                 }
                             }
                         }
@@ -479,7 +479,7 @@ impl<R: Real> Tile<'_, R> {
                             let to = self.place(panel, j).offset(i as isize * self.row_step);
                             let p = Run { at: to.cast_const(), step: self.column_step, len }.copy(p_buffer);
                             if !write {
-                                along += kernel::dot(x, p);
+                                along += kernel::dot(level, x, p);
                                 continue;
                             }
                             for (j, (&p, x)) in p.iter().zip(x).enumerate() {
@@ -604,7 +604,7 @@ impl<T: Element> Task for Squares<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Level>(self, level: S) {
         let Squares { x, step, k_outer, k_inner, tensor, squares } = self;
         let k_step = k_inner.step[tensor];
         let mut buffer = [T::Real::default(); CHUNK];
@@ -616,7 +616,7 @@ impl<T: Element> Task for Squares<'_, T> {
                     unsafe {
                         let run = Run { at: x.offset(term as isize * k_step), step, len: squares.len() };
                         let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
-                        kernel::accumulate_products(squares, run, run);
+                        kernel::accumulate_products(level, squares, run, run);
                     }
                 }
                 continue;
@@ -627,7 +627,7 @@ impl<T: Element> Task for Squares<'_, T> {
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
                         let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
-                        *square += kernel::dot(run, run);
+                        *square += kernel::dot(level, run, run);
                     }
                 }
             }

@@ -10,7 +10,7 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run, RunMut, Task},
+    kernel::{self, CHUNK, Element, Level, Real, Run, RunMut, Task},
     space::{self, Axes, Axis, DX, DY, OUT, Space, Steps, X, Y},
     threads::{self, Ptr},
 };
@@ -152,16 +152,17 @@ struct Work<'a, T, O> {
 }
 
 /// Where a task brings numbers of other dtypes or steps: inputs, and a gradient on its way out.
-struct Buffers<R> {
+struct Buffers<S, R> {
+    level: S,
     x: [R; CHUNK],
     y: [R; CHUNK],
     out: [R; CHUNK],
 }
 
-impl<R: Real> Buffers<R> {
+impl<S: Level, R: Real> Buffers<S, R> {
     #[inline(always)]
-    fn new() -> Self {
-        Buffers { x: [R::default(); CHUNK], y: [R::default(); CHUNK], out: [R::default(); CHUNK] }
+    fn new(level: S) -> Self {
+        Buffers { level, x: [R::default(); CHUNK], y: [R::default(); CHUNK], out: [R::default(); CHUNK] }
     }
 }
 
@@ -179,7 +180,12 @@ struct Piece<'a, R> {
 impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// Calls `f` with the pieces of a row and its partner.
     #[inline(always)]
-    unsafe fn for_each_piece(&self, buffers: &mut Buffers<T::Real>, row: Steps, mut f: impl FnMut(Piece<'_, T::Real>)) {
+    unsafe fn for_each_piece<S: Level>(
+        &self,
+        buffers: &mut Buffers<S, T::Real>,
+        row: Steps,
+        mut f: impl FnMut(Piece<'_, T::Real>),
+    ) {
         let Pieces { outer, inner, len, as_they_are, single } = self.pieces;
         let run = |at: Steps, len: usize| {
             // SAFETY: the promise made at the door: every index lies within the tensors.
@@ -217,7 +223,8 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
 
     /// `Σ x y` of one row.
     #[inline(always)]
-    unsafe fn product(&self, buffers: &mut Buffers<T::Real>, at: Steps) -> f64 {
+    unsafe fn product<S: Level>(&self, buffers: &mut Buffers<S, T::Real>, at: Steps) -> f64 {
+        let level = buffers.level;
         let mut xy = 0.0;
         // SAFETY: the caller's promise.
         unsafe {
@@ -225,7 +232,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| xy += kernel::dot(piece.x, piece.y),
+                |piece| xy += kernel::dot(level, piece.x, piece.y),
             )
         };
         xy
@@ -233,7 +240,8 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
 
     /// `Σ x x`.
     #[inline(always)]
-    unsafe fn x_square(&self, buffers: &mut Buffers<T::Real>, at: Steps) -> f64 {
+    unsafe fn x_square<S: Level>(&self, buffers: &mut Buffers<S, T::Real>, at: Steps) -> f64 {
+        let level = buffers.level;
         let mut xx = 0.0;
         // SAFETY: the caller's promise.
         unsafe {
@@ -241,7 +249,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| xx += kernel::dot(piece.x, piece.x),
+                |piece| xx += kernel::dot(level, piece.x, piece.x),
             )
         };
         xx
@@ -249,7 +257,14 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
 
     /// A row with a partner, normalized; `x` where it is known.
     #[inline(always)]
-    unsafe fn normalized(&self, buffers: &mut Buffers<T::Real>, at: Steps, floor: f64, x: Option<Scale>) -> Option<Scaled> {
+    unsafe fn normalized<S: Level>(
+        &self,
+        buffers: &mut Buffers<S, T::Real>,
+        at: Steps,
+        floor: f64,
+        x: Option<Scale>,
+    ) -> Option<Scaled> {
+        let level = buffers.level;
         let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
         // SAFETY: the caller's promise, in both.
         if x.is_some() {
@@ -259,7 +274,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                     at,
                     #[inline(always)]
                     |piece| {
-                        let more = kernel::dot_and_square(piece.x, piece.y);
+                        let more = kernel::dot_and_square(level, piece.x, piece.y);
                         (xy, yy) = (xy + more.0, yy + more.1);
                     },
                 )
@@ -271,7 +286,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                     at,
                     #[inline(always)]
                     |piece| {
-                        let more = kernel::dot_and_squares(piece.x, piece.y);
+                        let more = kernel::dot_and_squares(level, piece.x, piece.y);
                         (xx, xy, yy) = (xx + more.0, xy + more.1, yy + more.2);
                     },
                 )
@@ -324,10 +339,10 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
     type Output = bool;
 
     #[inline(always)]
-    fn run(self) -> bool {
+    fn run<S: Level>(self, level: S) -> bool {
         let Forward { work, space, rows } = self;
         let n = space.j.len();
-        let buffers = &mut Buffers::new();
+        let buffers = &mut Buffers::new(level);
         // SAFETY: the promise made to `forward`; no two rows share a place in the output.
         let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::rounded(<T::Real>::from_f64(out)) };
         if n == 1 {
@@ -384,10 +399,10 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
     type Output = bool;
 
     #[inline(always)]
-    fn run(self) -> bool {
+    fn run<S: Level>(self, level: S) -> bool {
         let Pairs { work, own, rows } = self;
         let (dx, dy) = ((work.rows.dx, DX), (work.rows.dy, DY));
-        let buffers = &mut Buffers::new();
+        let buffers = &mut Buffers::new(level);
         for at in own.walk(rows) {
             // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
             let g = unsafe { work.grad(at) };
@@ -404,7 +419,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                                 x.len(),
                                 buffer,
                                 #[inline(always)]
-                                |to| kernel::scale(to, g, y),
+                                |to| kernel::scale(level, to, g, y),
                             );
                             work.write(
                                 dy,
@@ -412,7 +427,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                                 x.len(),
                                 buffer,
                                 #[inline(always)]
-                                |to| kernel::scale(to, g, x),
+                                |to| kernel::scale(level, to, g, x),
                             );
                         },
                     )
@@ -435,7 +450,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                             x.len(),
                             buffer,
                             #[inline(always)]
-                            |to| kernel::combine(to, (w, y), (-px, x)),
+                            |to| kernel::combine(level, to, (w, y), (-px, x)),
                         );
                         work.write(
                             dy,
@@ -443,7 +458,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                             x.len(),
                             buffer,
                             #[inline(always)]
-                            |to| kernel::combine(to, (w, x), (-py, y)),
+                            |to| kernel::combine(level, to, (w, x), (-py, y)),
                         );
                     },
                 )
@@ -467,9 +482,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
     type Output = Option<(f64, Vec<f64>)>;
 
     #[inline(always)]
-    fn run(self) -> Self::Output {
+    fn run<S: Level>(self, level: S) -> Self::Output {
         let Partners { work, start, many, partners, mut sum } = self;
-        let buffers = &mut Buffers::new();
+        let buffers = &mut Buffers::new(level);
         let mut along = 0.0;
         // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
         let known = match work.floor {
@@ -494,7 +509,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                     #[inline(always)]
                     |Piece { x, y, at, range, buffer }| {
                         if !sum.is_empty() {
-                            kernel::accumulate(&mut sum[range], to_x, y);
+                            kernel::accumulate(level, &mut sum[range], to_x, y);
                         }
                         work.write(
                             (work.rows.dy, DY),
@@ -503,8 +518,8 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                             buffer,
                             #[inline(always)]
                             |to| match from_y {
-                                None => kernel::scale(to, to_y, x),
-                                Some(py) => kernel::combine(to, (to_y, x), (-py, y)),
+                                None => kernel::scale(level, to, to_y, x),
+                                Some(py) => kernel::combine(level, to, (to_y, x), (-py, y)),
                             },
                         );
                     },
@@ -527,12 +542,12 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
     type Output = bool;
 
     #[inline(always)]
-    fn run(self) -> bool {
+    fn run<S: Level>(self, level: S) -> bool {
         let Collected { work, at, along, sum } = self;
         if work.rows.dx.is_none() {
             return true;
         }
-        let buffers = &mut Buffers::new();
+        let buffers = &mut Buffers::new(level);
         // SAFETY: the promise made to `backward`, here and below.
         let (factor, projected) = match work.floor {
             None => (1.0, None),
@@ -554,8 +569,8 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
                         buffer,
                         #[inline(always)]
                         |to| match projected {
-                            None => kernel::scale(to, factor, &sum[range]),
-                            Some(px) => kernel::combine(to, (factor, &sum[range]), (-px, x)),
+                            None => kernel::scale(level, to, factor, &sum[range]),
+                            Some(px) => kernel::combine(level, to, (factor, &sum[range]), (-px, x)),
                         },
                     );
                 },
