@@ -486,6 +486,20 @@ pub(super) fn subtract_products<S: Level, R: Real>(level: S, to: &mut [R], a: &[
     }
 }
 
+/// `to -= a x`.
+#[inline(always)]
+pub(super) fn subtract_scaled<S: Level, R: Real>(level: S, to: &mut [R], a: f64, x: &[R]) {
+    let lanes = S::F64_LANES;
+    let many = level.splat_f64s(-a);
+    let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
+    for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
+        R::store(level, level.mul_add_e_f64s(many, R::load(level, x), R::load(level, to)), to);
+    }
+    for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
+        *to = R::from_f64(to.to_f64() - a * x.to_f64());
+    }
+}
+
 /// Clamps to [-1, 1]; NaN stays NaN.
 #[inline(always)]
 pub(super) fn into_range<R: Real>(x: R) -> R {

@@ -60,12 +60,41 @@ where
     true
 }
 
-/// The gradient of `x`, written to `dx`. False as in [`forward`].
+/// The gradients that are wanted: of `x`, written to `dx`, and of `y`, to `dy`. False as in [`forward`].
 ///
 /// # Safety
 ///
-/// As [`forward`], for `dx`.
-pub(super) unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, floor: Option<f64>) -> bool
+/// As [`forward`], for `dx` and `dy`.
+pub(super) unsafe fn backward<T, O>(
+    tensors: Matrices<T, O>,
+    (dx, dy): (Option<*mut T>, Option<*mut T>),
+    space: Space,
+    floor: Option<f64>,
+) -> bool
+where
+    T: Element,
+    O: Element<Real = T::Real>,
+{
+    let norms = match floor {
+        None => None,
+        // SAFETY: the caller's promise, here and below.
+        Some(floor) => match unsafe { both_norms(tensors, &space, floor) } {
+            (Some(x), Some(y)) => Some((x, y)),
+            _ => return false,
+        },
+    };
+    if let Some(dx) = dx {
+        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|(x, y)| (x, y))) };
+    }
+    if let Some(dy) = dy {
+        let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
+        unsafe { gradient(tensors, dy, &space.swapped(), norms.as_ref().map(|(x, y)| (y, x))) };
+    }
+    true
+}
+
+/// The gradient of `x`.
+unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<(&Norms<T::Real>, &Norms<T::Real>)>)
 where
     T: Element,
     O: Element<Real = T::Real>,
@@ -74,18 +103,12 @@ where
     let (own, repeated) = space.batch.split_by(DX);
     let sum = repeated.followed_by(&space.j);
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
-    let Some(floor) = floor else {
-        // SAFETY: the caller's promise.
-        unsafe { product.run(tensors.out, tensors.y, dx, None, Finish::<'_, T>::Nothing) };
-        return true;
+    let (scales, finish) = match norms {
+        None => (None, Finish::<'_, T>::Nothing),
+        Some((x, y)) => (Some((&x.inverse[..], &y.inverse[..])), Finish::Project { x: tensors.x, projected: &x.projected }),
     };
-    // SAFETY: the caller's promise.
-    let (x, y) = unsafe { both_norms(tensors, space, floor) };
-    let (Some(x), Some(y)) = (x, y) else { return false };
-    let finish = Finish::Project { x: tensors.x, projected: &x.projected };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
-    unsafe { product.run(tensors.out, tensors.y, dx, Some((&x.inverse, &y.inverse)), finish) };
-    true
+    unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
 }
 
 /// What is left to do with complete rows.
@@ -141,7 +164,9 @@ impl Product<'_> {
 
         let units = self.batch.len() * rows_outer.len();
         let work = units.saturating_mul(rows.size).saturating_mul(width).saturating_mul(self.sum.len());
-        let blocks = threads::tasks(work).div_ceil(units).min(rows.size);
+        // Whole units where they share out evenly: a block of rows packs the other matrix anew.
+        let even = units.is_multiple_of(threads::count());
+        let blocks = if even { 1 } else { threads::tasks(work).div_ceil(units).min(rows.size) };
         let mut block = rows.size.div_ceil(blocks);
         if copy_a || copy_b || round {
             block = block.min(BLOCK_ROWS);
@@ -476,23 +501,25 @@ impl<R: Real> Tile<'_, R> {
                         unsafe {
                             let x = Run { at: x.offset(from + j as isize * x_column), step: x_column, len };
                             let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
-                            let to = self.place(panel, j).offset(i as isize * self.row_step);
-                            let p = Run { at: to.cast_const(), step: self.column_step, len }.copy(p_buffer);
+                            let p = self.place(panel, j).offset(i as isize * self.row_step);
                             if !write {
+                                let p = Run { at: p.cast_const(), step: self.column_step, len };
+                                let p = if let Some(p) = p.as_real() { p } else { p.copy(p_buffer) };
                                 along += kernel::dot(level, x, p);
-                                continue;
-                            }
-                            for (j, (&p, x)) in p.iter().zip(x).enumerate() {
-                                *to.offset(j as isize * self.column_step) = R::from_f64(p.to_f64() - along * x.to_f64());
+                            } else if self.column_step == 1 {
+                                kernel::subtract_scaled(level, core::slice::from_raw_parts_mut(p, len), along, x);
+                            } else {
+                                for (j, x) in x.iter().enumerate() {
+                                    let p = p.offset(j as isize * self.column_step);
+                                    *p = R::from_f64((*p).to_f64() - along * x.to_f64());
+                                }
                             }
                         }
                     }
                 }
-                if !write {
-                    along *= factor(i);
-                    if along == 0.0 {
-                        break;
-                    }
+                along *= factor(i);
+                if along == 0.0 {
+                    break;
                 }
             }
         }

@@ -136,8 +136,7 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
             let (x, y, dx, dy, space) = if swap { (y, x, dy, dx, space.swapped()) } else { (x, y, dx, dy, space) };
             rows::backward(Rows { x, y, out, dx, dy }, &space, floor, false)
         } else {
-            let of_lhs = dx.is_none_or(|dx| matrices::gradient(Matrices { x, y, out }, dx, &space, floor));
-            of_lhs && dy.is_none_or(|dy| matrices::gradient(Matrices { x: y, y: x, out }, dy, &space.swapped(), floor))
+            matrices::backward(Matrices { x, y, out }, (dx, dy), space, floor)
         }
     };
     // SAFETY: the kernels wrote every number of the gradients.

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 /// A product with fewer multiplications stays on the caller's thread.
 #[cfg(feature = "rayon")]
-const PARALLEL_FROM: usize = 1 << 15;
+const PARALLEL_FROM: usize = 1 << 17;
 
 /// Tasks for each thread: enough that one that is late is helped.
 #[cfg(feature = "rayon")]
@@ -27,12 +27,19 @@ impl<P: Copy> Ptr<P> {
     }
 }
 
+/// How many threads there are.
+pub(super) fn count() -> usize {
+    #[cfg(feature = "rayon")]
+    return rayon::current_num_threads();
+    #[cfg(not(feature = "rayon"))]
+    1
+}
+
 /// How many tasks work of this size is to be cut into.
 pub(super) fn tasks(multiplications: usize) -> usize {
     #[cfg(feature = "rayon")]
     if multiplications >= PARALLEL_FROM {
-        let threads = rayon::current_num_threads();
-        return if threads == 1 { 1 } else { TASKS_PER_THREAD * threads };
+        return if count() == 1 { 1 } else { TASKS_PER_THREAD * count() };
     }
     let _ = multiplications;
     1
