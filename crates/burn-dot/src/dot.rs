@@ -172,7 +172,8 @@ impl DotConfig {
 /// normalize:     lhs and rhs are first divided by max(‖·‖ over k, epsilon)
 /// ```
 ///
-/// It has no parameters, works on any device and any rank, and is saved and loaded with the module it is part of.
+/// It has no parameters, works on any device and any rank, and is saved and loaded with the module it is part of. The whole is
+/// one operation with a backward pass of its own: no temporary as large as an input, and kernels where the device has them (flex).
 ///
 /// # Shapes
 ///
@@ -290,7 +291,7 @@ impl Dot {
     /// The same result as [`forward`](Self::forward), composed from Burn's tensor operations (normalize, permute, reshape,
     /// batched matmul) with gradients by autodiff.
     ///
-    /// It is the reference for every faster path, and the path of every backend without one.
+    /// It is the reference that every other path must agree with: slower, and with temporaries as large as the inputs.
     ///
     /// # Panics
     ///

@@ -5,16 +5,20 @@
 //!
 //! # Module map
 //!
-//! One direction of dependency, `dot → reference → ops → plan → error`:
+//! One direction of dependency, `dot → backward → ops → cpu, reference → plan → error`:
 //!
 //! | module | role |
 //! |---|---|
 //! | `dot` | [`DotConfig`], [`Dot`], [`dot()`]: what a user touches; checks the inputs |
 //! | `keras` | [`KerasLayer`] and the dictionaries of `get_config()` |
-//! | `reference` | the product composed from Burn's operations |
+//! | `backward` | the derivation of the gradient, and the product as one operation of `Autodiff<B, C>` |
 //! | `ops` | the backend-extension trait and the one list of backends |
+//! | `cpu` | kernels for flex, forward and backward |
+//! | `reference` | the product and its gradient composed from Burn's operations, for every backend |
 //! | `plan` | axes and shapes → batch, m, k, n: a pure value |
 //! | `error` | [`DotError`] |
+//!
+//! A product on flex goes `Dot::forward` → `plan` (what meets what) → `backward` (keeps the inputs, if tracked) → `ops` → `cpu`.
 
 extern crate alloc;
 

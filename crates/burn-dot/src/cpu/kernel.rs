@@ -7,58 +7,175 @@
 use burn_core::tensor::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
-/// A level of instructions: pulp's registers, and the steps between f32 and f64 that it has for single levels only.
+/// A level of instructions: pulp's registers, and the steps between dtypes that it has for single levels or not at all.
+///
+/// Each method takes as many numbers as a register of f64 holds, from the front.
 pub(super) trait Level: pulp::Simd {
-    /// As many numbers as a register of f64 holds, from the front.
-    fn load_f32(self, from: &[f32]) -> Self::f64s;
     fn load_f64(self, from: &[f64]) -> Self::f64s;
-    fn store_f32(self, x: Self::f64s, to: &mut [f32]);
+    fn load_f32(self, from: &[f32]) -> Self::f64s;
+    fn load_f16(self, from: &[f16]) -> Self::f64s;
+    fn load_bf16(self, from: &[bf16]) -> Self::f64s;
     fn store_f64(self, x: Self::f64s, to: &mut [f64]);
+    fn store_f32(self, x: Self::f64s, to: &mut [f32]);
+    fn store_f16(self, x: Self::f64s, to: &mut [f16]);
+    fn store_bf16(self, x: Self::f64s, to: &mut [bf16]);
+    /// NaN stays NaN.
+    fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s;
 }
 
-macro_rules! level {
-    ($level:ty, $lanes:literal, $f32:ty, $f64:ty, $widen:ident, $narrow:ident) => {
-        impl Level for $level {
-            #[inline(always)]
-            fn load_f32(self, from: &[f32]) -> Self::f64s {
-                self.$widen(pulp::cast::<[f32; $lanes], $f32>(*from.first_chunk().expect("a register's worth")))
-            }
-            #[inline(always)]
-            fn load_f64(self, from: &[f64]) -> Self::f64s {
-                pulp::cast::<[f64; $lanes], $f64>(*from.first_chunk().expect("a register's worth"))
-            }
-            #[inline(always)]
-            fn store_f32(self, x: Self::f64s, to: &mut [f32]) {
-                *to.first_chunk_mut().expect("a register's worth") = pulp::cast::<$f32, [f32; $lanes]>(self.$narrow(x));
-            }
-            #[inline(always)]
-            fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
-                *to.first_chunk_mut().expect("a register's worth") = pulp::cast::<$f64, [f64; $lanes]>(x);
-            }
-        }
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod x86 {
+    #[cfg(target_arch = "x86")]
+    use core::arch::x86::{
+        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm256_cvtph_ps, _mm256_cvtps_ph,
     };
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::{
+        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm256_cvtph_ps, _mm256_cvtps_ph,
+    };
+
+    use super::*;
+    use pulp::{Simd, cast};
+
+    // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
+    pulp::simd_type!({
+        pub(super) struct F16c {
+            pub avx: f!("avx"),
+            pub avx2: f!("avx2"),
+            pub fma: f!("fma"),
+            pub f16c: f!("f16c"),
+        }
+    });
+
+    macro_rules! level {
+        ($level:ty, $lanes:literal, $f32:ty, $f64:ty, $widen:ident, $narrow:ident, $widen_f16:ident, $narrow_f16:ident) => {
+            impl Level for $level {
+                #[inline(always)]
+                fn load_f64(self, from: &[f64]) -> Self::f64s {
+                    cast::<[f64; $lanes], $f64>(*front(from))
+                }
+                #[inline(always)]
+                fn load_f32(self, from: &[f32]) -> Self::f64s {
+                    self.$widen(cast::<[f32; $lanes], $f32>(*front(from)))
+                }
+                #[inline(always)]
+                fn load_f16(self, from: &[f16]) -> Self::f64s {
+                    self.$widen(cast::<_, $f32>($widen_f16(*front::<u16, $lanes>(from.reinterpret_cast()))))
+                }
+                #[inline(always)]
+                fn load_bf16(self, from: &[bf16]) -> Self::f64s {
+                    // The upper half of an f32.
+                    let wide = front::<u16, $lanes>(from.reinterpret_cast()).map(
+                        #[inline(always)]
+                        |bits| u32::from(bits) << 16,
+                    );
+                    self.$widen(cast::<[u32; $lanes], $f32>(wide))
+                }
+                #[inline(always)]
+                fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
+                    *front_mut(to) = cast::<$f64, [f64; $lanes]>(x);
+                }
+                #[inline(always)]
+                fn store_f32(self, x: Self::f64s, to: &mut [f32]) {
+                    *front_mut(to) = cast::<$f32, [f32; $lanes]>(self.$narrow(x));
+                }
+                #[inline(always)]
+                fn store_f16(self, x: Self::f64s, to: &mut [f16]) {
+                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = $narrow_f16(cast(self.$narrow(x)));
+                }
+                #[inline(always)]
+                fn store_bf16(self, x: Self::f64s, to: &mut [bf16]) {
+                    let bits = cast::<$f32, [u32; $lanes]>(self.$narrow(x)).map(
+                        #[inline(always)]
+                        |bits| {
+                            // To the nearest, ties to even; NaN keeps a digit.
+                            let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+                            let nan = bits >> 16 | 0x40;
+                            (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+                        },
+                    );
+                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = bits;
+                }
+                #[inline(always)]
+                fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s {
+                    // These instructions give their second operand where one is NaN.
+                    self.min_f64s(self.splat_f64s(most), self.max_f64s(self.splat_f64s(least), x))
+                }
+            }
+        };
+    }
+    level!(pulp::x86::V4, 8, pulp::f32x8, pulp::f64x8, convert_f32x8_to_f64x8, convert_f64x8_to_f32x8, widen_8, narrow_8);
+    level!(pulp::x86::V3, 4, pulp::f32x4, pulp::f64x4, convert_f32x4_to_f64x4, convert_f64x4_to_f32x4, widen_4, narrow_4);
+
+    // These take their instruction for granted: `vectorized` runs both levels only where the machine has F16C.
+    #[inline(always)]
+    fn widen_8(bits: [u16; 8]) -> __m256 {
+        // SAFETY: as above, here and below.
+        unsafe { _mm256_cvtph_ps(cast(bits)) }
+    }
+    #[inline(always)]
+    fn narrow_8(x: __m256) -> [u16; 8] {
+        cast(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) })
+    }
+    #[inline(always)]
+    fn widen_4([a, b, c, d]: [u16; 4]) -> __m128 {
+        unsafe { _mm_cvtph_ps(cast([a, b, c, d, 0, 0, 0, 0])) }
+    }
+    #[inline(always)]
+    fn narrow_4(x: __m128) -> [u16; 4] {
+        let [a, b, c, d, ..]: [u16; 8] = cast(unsafe { _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) });
+        [a, b, c, d]
+    }
 }
+
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-level!(pulp::x86::V4, 8, pulp::f32x8, pulp::f64x8, convert_f32x8_to_f64x8, convert_f64x8_to_f32x8);
+#[inline(always)]
+fn front<T, const N: usize>(from: &[T]) -> &[T; N] {
+    from.first_chunk().expect("a register's worth")
+}
+
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-level!(pulp::x86::V3, 4, pulp::f32x4, pulp::f64x4, convert_f32x4_to_f64x4, convert_f64x4_to_f32x4);
+#[inline(always)]
+fn front_mut<T, const N: usize>(to: &mut [T]) -> &mut [T; N] {
+    to.first_chunk_mut().expect("a register's worth")
+}
 
 impl Level for pulp::Scalar {
+    #[inline(always)]
+    fn load_f64(self, from: &[f64]) -> f64 {
+        from[0]
+    }
     #[inline(always)]
     fn load_f32(self, from: &[f32]) -> f64 {
         from[0].into()
     }
     #[inline(always)]
-    fn load_f64(self, from: &[f64]) -> f64 {
-        from[0]
+    fn load_f16(self, from: &[f16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn store_f64(self, x: f64, to: &mut [f64]) {
+        to[0] = x;
     }
     #[inline(always)]
     fn store_f32(self, x: f64, to: &mut [f32]) {
         to[0] = x as f32;
     }
     #[inline(always)]
-    fn store_f64(self, x: f64, to: &mut [f64]) {
-        to[0] = x;
+    fn store_f16(self, x: f64, to: &mut [f16]) {
+        to[0] = f16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: f64, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn clamp(self, x: f64, least: f64, most: f64) -> f64 {
+        x.clamp(least, most)
     }
 }
 
@@ -73,28 +190,67 @@ pub(super) trait Task {
 
 /// Runs a task at the best level of this machine.
 pub(super) fn vectorized<T: Task>(task: T) -> T::Output {
-    struct At<T, S>(T, S);
-    impl<T: Task, S: Level> pulp::WithSimd for At<T, S> {
-        type Output = T::Output;
-        #[inline(always)]
-        fn with_simd<P: pulp::Simd>(self, _: P) -> T::Output {
-            self.0.run(self.1)
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let Some(f16c) = x86::F16c::try_new() {
+        use pulp::Simd;
+        match pulp::Arch::new() {
+            pulp::Arch::V4(level) => return Simd::vectorize(level, At(task, level)),
+            // Not by V3 itself, which would compile the task without F16C.
+            pulp::Arch::V3(level) => return f16c.vectorize(At(task, level)),
+            _ => {}
         }
     }
-    use pulp::Simd;
-    match pulp::Arch::new() {
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        pulp::Arch::V4(level) => Simd::vectorize(level, At(task, level)),
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        pulp::Arch::V3(level) => Simd::vectorize(level, At(task, level)),
-        _ => task.run(pulp::Scalar),
+    task.run(pulp::Scalar)
+}
+
+/// A task and the level to run it at.
+struct At<T, S>(T, S);
+
+impl<T: Task, S: Level> pulp::NullaryFnOnce for At<T, S> {
+    type Output = T::Output;
+
+    #[inline(always)]
+    fn call(self) -> T::Output {
+        self.0.run(self.1)
     }
 }
 
-/// How many numbers of another dtype, or of other steps, are brought into a buffer at a time: 2 or 4 KiB, in the first cache.
+/// Runs a task at each level that this machine has.
+#[cfg(test)]
+pub(super) fn at_every_level<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    vectorized(task());
+    task().run(pulp::Scalar);
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let (Some(level), Some(f16c)) = (pulp::x86::V3::try_new(), x86::F16c::try_new()) {
+        f16c.vectorize(At(task(), level));
+    }
+}
+
+/// How many numbers that do not lie side by side are brought together at a time: 4 KiB of f64, in the first cache.
 pub(super) const CHUNK: usize = 512;
 
-/// A dtype to multiply in: f32 or f64.
+/// A dtype of tensors.
+pub(super) trait Element: Copy + Default + Send + Sync + 'static {
+    /// The dtype to multiply matrices in.
+    type Real: Real;
+
+    fn load<S: Level>(level: S, from: &[Self]) -> S::f64s;
+
+    /// Rounds to the nearest number of this dtype.
+    fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]);
+
+    /// Brings what is beyond the largest finite number of a half dtype back to it, as no gradient of a cosine is infinite.
+    fn finite<S: Level>(level: S, x: S::f64s) -> S::f64s;
+
+    fn to_f64(self) -> f64;
+
+    fn from_f64(x: f64) -> Self;
+
+    /// The numbers as they are, where no conversion is needed.
+    fn as_real(slice: &[Self]) -> Option<&[Self::Real]>;
+}
+
+/// A dtype to multiply matrices in: f32 or f64.
 pub(super) trait Real: Element<Real = Self> + PartialOrd + core::ops::Mul<Output = Self> {
     /// Norms whose squares neither overflow nor lose digits in f64, and neither do products of two such numbers and their inverses.
     const NORMS: core::ops::RangeInclusive<f64>;
@@ -102,165 +258,71 @@ pub(super) trait Real: Element<Real = Self> + PartialOrd + core::ops::Mul<Output
     const MATRIX_NORMS: core::ops::RangeInclusive<f64>;
     /// The smallest normal number.
     const SMALLEST: f64;
-
-    fn to_f64(self) -> f64;
-    fn from_f64(x: f64) -> Self;
-    fn load<S: Level>(level: S, from: &[Self]) -> S::f64s;
-    fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]);
 }
 
 impl Real for f32 {
     const NORMS: core::ops::RangeInclusive<f64> = 0.0..=f64::INFINITY;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-9..=1e9;
     const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
-
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self.into()
-    }
-    #[inline(always)]
-    fn from_f64(x: f64) -> Self {
-        x as f32
-    }
-    #[inline(always)]
-    fn load<S: Level>(level: S, from: &[Self]) -> S::f64s {
-        level.load_f32(from)
-    }
-    #[inline(always)]
-    fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]) {
-        level.store_f32(x, to)
-    }
 }
 
 impl Real for f64 {
     const NORMS: core::ops::RangeInclusive<f64> = 1e-120..=1e120;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-60..=1e60;
     const SMALLEST: f64 = f64::MIN_POSITIVE;
-
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self
-    }
-    #[inline(always)]
-    fn from_f64(x: f64) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn load<S: Level>(level: S, from: &[Self]) -> S::f64s {
-        level.load_f64(from)
-    }
-    #[inline(always)]
-    fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]) {
-        level.store_f64(x, to)
-    }
 }
 
-/// A dtype of tensors.
-pub(super) trait Element: Copy + Default + Send + Sync + 'static {
-    /// The dtype to multiply in.
-    type Real: Real;
-
-    fn real(self) -> Self::Real;
-
-    fn rounded(x: Self::Real) -> Self;
-
-    /// Rounds; the largest finite number stands for what is beyond it, as no gradient or cosine is infinite.
-    fn saturated(x: Self::Real) -> Self;
-
-    /// The numbers as they are, where no conversion is needed.
-    fn as_real(slice: &[Self]) -> Option<&[Self::Real]>;
-
-    fn as_real_mut(slice: &mut [Self]) -> Option<&mut [Self::Real]>;
-
-    fn widen(from: &[Self], to: &mut [Self::Real]);
-
-    /// Rounds numbers that may be changed on the way.
-    fn narrow(from: &mut [Self::Real], to: &mut [Self], saturate: bool);
-}
-
-macro_rules! real_element {
-    ($real:ty) => {
-        impl Element for $real {
+macro_rules! element {
+    ($element:ty, $real:ty, $load:ident, $store:ident, |$level:ident, $x:ident| $finite:expr, |$from:ident| $from_f64:expr, |$slice:ident| $as_real:expr) => {
+        impl Element for $element {
             type Real = $real;
             #[inline(always)]
-            fn real(self) -> $real {
-                self
+            fn load<S: Level>(level: S, from: &[Self]) -> S::f64s {
+                level.$load(from)
             }
             #[inline(always)]
-            fn rounded(x: $real) -> Self {
-                x
+            fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]) {
+                level.$store(x, to)
             }
             #[inline(always)]
-            fn saturated(x: $real) -> Self {
-                x
+            fn finite<S: Level>($level: S, $x: S::f64s) -> S::f64s {
+                $finite
             }
             #[inline(always)]
-            fn as_real(slice: &[Self]) -> Option<&[$real]> {
-                Some(slice)
+            fn to_f64(self) -> f64 {
+                self.into()
             }
             #[inline(always)]
-            fn as_real_mut(slice: &mut [Self]) -> Option<&mut [$real]> {
-                Some(slice)
+            fn from_f64($from: f64) -> Self {
+                $from_f64
             }
             #[inline(always)]
-            fn widen(from: &[Self], to: &mut [$real]) {
-                to.copy_from_slice(from);
-            }
-            #[inline(always)]
-            fn narrow(from: &mut [$real], to: &mut [Self], _: bool) {
-                to.copy_from_slice(from);
+            fn as_real($slice: &[Self]) -> Option<&[$real]> {
+                $as_real
             }
         }
     };
 }
-real_element!(f32);
-real_element!(f64);
-
-macro_rules! half_element {
-    ($half:ty) => {
-        impl Element for $half {
-            type Real = f32;
-            #[inline(always)]
-            fn real(self) -> f32 {
-                self.to_f32()
-            }
-            #[inline(always)]
-            fn rounded(x: f32) -> Self {
-                Self::from_f32(x)
-            }
-            #[inline(always)]
-            fn saturated(x: f32) -> Self {
-                // NaN stays NaN.
-                Self::from_f32(x.clamp(Self::MIN.to_f32(), Self::MAX.to_f32()))
-            }
-            #[inline(always)]
-            fn as_real(_: &[Self]) -> Option<&[f32]> {
-                None
-            }
-            #[inline(always)]
-            fn as_real_mut(_: &mut [Self]) -> Option<&mut [f32]> {
-                None
-            }
-            #[inline(always)]
-            fn widen(from: &[Self], to: &mut [f32]) {
-                from.convert_to_f32_slice(to);
-            }
-            #[inline(always)]
-            fn narrow(from: &mut [f32], to: &mut [Self], saturate: bool) {
-                if saturate {
-                    let (least, most) = (Self::MIN.to_f32(), Self::MAX.to_f32());
-                    from.iter_mut().for_each(
-                        #[inline(always)]
-                        |x| *x = x.clamp(least, most),
-                    );
-                }
-                to.convert_from_f32_slice(from);
-            }
-        }
-    };
-}
-half_element!(f16);
-half_element!(bf16);
+element!(f64, f64, load_f64, store_f64, |_level, x| x, |x| x, |slice| Some(slice));
+element!(f32, f32, load_f32, store_f32, |_level, x| x, |x| x as f32, |slice| Some(slice));
+element!(
+    f16,
+    f32,
+    load_f16,
+    store_f16,
+    |level, x| level.clamp(x, f16::MIN.into(), f16::MAX.into()),
+    |x| f16::from_f32(x as f32),
+    |_slice| None
+);
+element!(
+    bf16,
+    f32,
+    load_bf16,
+    store_bf16,
+    |level, x| level.clamp(x, bf16::MIN.into(), bf16::MAX.into()),
+    |x| bf16::from_f32(x as f32),
+    |_slice| None
+);
 
 /// Numbers at equal steps in memory.
 #[derive(Clone, Copy)]
@@ -271,75 +333,81 @@ pub(super) struct Run<T> {
 }
 
 impl<T: Element> Run<T> {
-    /// The numbers side by side, in the dtype to multiply in, where they already are.
+    /// The numbers as they are, where they lie side by side.
     ///
     /// # Safety
     ///
     /// All of them lie within one allocation that is not written to while the slice lives.
     #[inline(always)]
-    pub unsafe fn as_real<'a>(self) -> Option<&'a [T::Real]> {
+    pub unsafe fn as_slice<'a>(self) -> Option<&'a [T]> {
         // SAFETY: the caller's promise, at step 1.
-        (self.step == 1).then(|| unsafe { core::slice::from_raw_parts(self.at, self.len) }).and_then(T::as_real)
+        (self.step == 1).then(|| unsafe { core::slice::from_raw_parts(self.at, self.len) })
     }
 
-    /// Copies the numbers side by side, in the dtype to multiply in.
+    /// Copies the numbers side by side.
     ///
     /// # Safety
     ///
     /// All of them lie within one allocation; there are no more than the buffer holds.
     #[inline(always)]
-    pub unsafe fn copy(self, buffer: &mut [T::Real]) -> &[T::Real] {
+    pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
         let to = &mut buffer[..self.len];
-        if self.step == 1 {
-            // SAFETY: the caller's promise, at step 1.
-            T::widen(unsafe { core::slice::from_raw_parts(self.at, self.len) }, to);
-        } else {
-            for (i, to) in to.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                *to = unsafe { *self.at.offset(i as isize * self.step) }.real();
-            }
+        for (i, to) in to.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *to = unsafe { *self.at.offset(i as isize * self.step) };
         }
         to
     }
 }
 
-/// Numbers to write at equal steps in memory.
+/// Places at equal steps in memory.
 #[derive(Clone, Copy)]
 pub(super) struct RunMut<T> {
     pub at: *mut T,
     pub step: isize,
     pub len: usize,
-    /// Whether the largest finite number stands for what is beyond it.
-    pub saturate: bool,
 }
 
 impl<T: Element> RunMut<T> {
-    /// Lets `write` fill the numbers: in place where they are side by side in the dtype to multiply in, else by way of the buffer.
+    /// Lets `write` fill the numbers: in place where they lie side by side, else by way of the buffer.
     ///
     /// # Safety
     ///
     /// All the places lie within one allocation that nothing else reads or writes meanwhile. At most as many as the buffer holds,
-    /// unless they are side by side in a [`Real`] dtype.
+    /// unless they lie side by side.
     #[inline(always)]
-    pub unsafe fn fill(self, buffer: &mut [T::Real], write: impl FnOnce(&mut [T::Real])) {
+    pub unsafe fn fill(self, buffer: &mut [T], write: impl FnOnce(&mut [T])) {
         if self.step == 1 {
             // SAFETY: the caller's promise, at step 1.
-            let slice = unsafe { core::slice::from_raw_parts_mut(self.at, self.len) };
-            if let Some(real) = T::as_real_mut(slice) {
-                return write(real);
-            }
-            let buffer = &mut buffer[..self.len];
-            write(buffer);
-            return T::narrow(buffer, slice, self.saturate);
+            return write(unsafe { core::slice::from_raw_parts_mut(self.at, self.len) });
         }
         let buffer = &mut buffer[..self.len];
         write(buffer);
         for (i, &x) in buffer.iter().enumerate() {
-            let x = if self.saturate { T::saturated(x) } else { T::rounded(x) };
             // SAFETY: the caller's promise.
             unsafe { *self.at.offset(i as isize * self.step) = x };
         }
     }
+}
+
+/// `to = x` in another dtype; `finite` where no number is to become infinite.
+#[inline(always)]
+pub(super) fn convert<S: Level, X: Element, Y: Element>(level: S, to: &mut [Y], x: &[X], finite: bool) {
+    let lanes = S::F64_LANES;
+    let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
+    for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
+        let x = X::load(level, x);
+        Y::store(level, if finite { Y::finite(level, x) } else { x }, to);
+    }
+    for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
+        *to = if finite { finite_from_f64(x.to_f64()) } else { Y::from_f64(x.to_f64()) };
+    }
+}
+
+/// [`Element::finite`] for one number.
+#[inline(always)]
+fn finite_from_f64<T: Element>(x: f64) -> T {
+    T::from_f64(T::finite(pulp::Scalar, x))
 }
 
 /// Sums that run side by side: enough to hide the latency of an addition.
@@ -347,18 +415,18 @@ const SUMS: usize = 4;
 
 /// `Σ x y`.
 #[inline(always)]
-pub(super) fn dot<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> f64 {
+pub(super) fn dot<S: Level, T: Element, U: Element>(level: S, x: &[T], y: &[U]) -> f64 {
     let lanes = S::F64_LANES;
     let mut sums = [level.splat_f64s(0.0); SUMS];
     let (mut x_blocks, mut y_blocks) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
     for (x, y) in (&mut x_blocks).zip(&mut y_blocks) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = level.mul_add_e_f64s(R::load(level, &x[i * lanes..]), R::load(level, &y[i * lanes..]), *sum);
+            *sum = level.mul_add_e_f64s(T::load(level, &x[i * lanes..]), U::load(level, &y[i * lanes..]), *sum);
         }
     }
     let (mut x_rest, mut y_rest) = (x_blocks.remainder().chunks_exact(lanes), y_blocks.remainder().chunks_exact(lanes));
     for (x, y) in (&mut x_rest).zip(&mut y_rest) {
-        sums[0] = level.mul_add_e_f64s(R::load(level, x), R::load(level, y), sums[0]);
+        sums[0] = level.mul_add_e_f64s(T::load(level, x), U::load(level, y), sums[0]);
     }
     let sum = level.add_f64s(level.add_f64s(sums[0], sums[1]), level.add_f64s(sums[2], sums[3]));
     let rest = x_rest.remainder().iter().zip(y_rest.remainder());
@@ -367,7 +435,7 @@ pub(super) fn dot<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> f64 {
 
 /// `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
-pub(super) fn dot_and_square<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> (f64, f64) {
+pub(super) fn dot_and_square<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> (f64, f64) {
     let lanes = S::F64_LANES;
     let mut xy = [level.splat_f64s(0.0); 2];
     let mut yy = xy;
@@ -390,7 +458,7 @@ pub(super) fn dot_and_square<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> (
 
 /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
-pub(super) fn dot_and_squares<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> (f64, f64, f64) {
+pub(super) fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> (f64, f64, f64) {
     let lanes = S::F64_LANES;
     let mut xx = [level.splat_f64s(0.0); 2];
     let (mut xy, mut yy) = (xx, xx);
@@ -414,25 +482,26 @@ pub(super) fn dot_and_squares<S: Level, R: Real>(level: S, x: &[R], y: &[R]) -> 
     (xx, xy, yy)
 }
 
-/// `to = a x + b y`, each number rounded once.
+/// `to = a x + b y`, each number rounded once, and finite.
 #[inline(always)]
-pub(super) fn combine<S: Level, R: Real, X: Real>(level: S, to: &mut [R], (a, x): (f64, &[X]), (b, y): (f64, &[R])) {
+pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], (a, x): (f64, &[X]), (b, y): (f64, &[R])) {
     let lanes = S::F64_LANES;
     let (many_a, many_b) = (level.splat_f64s(a), level.splat_f64s(b));
     let (mut to_blocks, mut x_blocks, mut y_blocks) =
         (to.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
     for ((to, x), y) in (&mut to_blocks).zip(&mut x_blocks).zip(&mut y_blocks) {
         let sum = level.mul_f64s(many_b, R::load(level, y));
-        R::store(level, level.mul_add_e_f64s(many_a, X::load(level, x), sum), to);
+        let sum = level.mul_add_e_f64s(many_a, X::load(level, x), sum);
+        R::store(level, R::finite(level, sum), to);
     }
     for ((to, x), y) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()).zip(y_blocks.remainder()) {
-        *to = R::from_f64(a * x.to_f64() + b * y.to_f64());
+        *to = finite_from_f64(a * x.to_f64() + b * y.to_f64());
     }
 }
 
 /// `to = a x`.
 #[inline(always)]
-pub(super) fn scale<S: Level, R: Real, X: Real>(level: S, to: &mut [R], a: f64, x: &[X]) {
+pub(super) fn scale<S: Level, R: Element, X: Element>(level: S, to: &mut [R], a: f64, x: &[X]) {
     let lanes = S::F64_LANES;
     let many = level.splat_f64s(a);
     let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
@@ -446,7 +515,7 @@ pub(super) fn scale<S: Level, R: Real, X: Real>(level: S, to: &mut [R], a: f64, 
 
 /// `sum += a x`.
 #[inline(always)]
-pub(super) fn accumulate<S: Level, R: Real>(level: S, sum: &mut [f64], a: f64, x: &[R]) {
+pub(super) fn accumulate<S: Level, R: Element>(level: S, sum: &mut [f64], a: f64, x: &[R]) {
     let lanes = S::F64_LANES;
     let many = level.splat_f64s(a);
     let (mut sums, mut blocks) = (sum.chunks_exact_mut(lanes), x.chunks_exact(lanes));
@@ -460,11 +529,11 @@ pub(super) fn accumulate<S: Level, R: Real>(level: S, sum: &mut [f64], a: f64, x
 
 /// `sum += x y`, number by number.
 #[inline(always)]
-pub(super) fn accumulate_products<S: Level, R: Real>(level: S, sum: &mut [f64], x: &[R], y: &[R]) {
+pub(super) fn accumulate_products<S: Level, T: Element, U: Element>(level: S, sum: &mut [f64], x: &[T], y: &[U]) {
     let lanes = S::F64_LANES;
     let (mut sums, mut x_blocks, mut y_blocks) = (sum.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
     for ((sum, x), y) in (&mut sums).zip(&mut x_blocks).zip(&mut y_blocks) {
-        level.store_f64(level.mul_add_e_f64s(R::load(level, x), R::load(level, y), level.load_f64(sum)), sum);
+        level.store_f64(level.mul_add_e_f64s(T::load(level, x), U::load(level, y), level.load_f64(sum)), sum);
     }
     for ((sum, x), y) in sums.into_remainder().iter_mut().zip(x_blocks.remainder()).zip(y_blocks.remainder()) {
         *sum += x.to_f64() * y.to_f64();
@@ -473,12 +542,12 @@ pub(super) fn accumulate_products<S: Level, R: Real>(level: S, sum: &mut [f64], 
 
 /// `to -= a x`, number by number.
 #[inline(always)]
-pub(super) fn subtract_products<S: Level, R: Real>(level: S, to: &mut [R], a: &[f64], x: &[R]) {
+pub(super) fn subtract_products<S: Level, R: Real, X: Element>(level: S, to: &mut [R], a: &[f64], x: &[X]) {
     let lanes = S::F64_LANES;
     let (mut to_blocks, mut a_blocks, mut x_blocks) =
         (to.chunks_exact_mut(lanes), a.chunks_exact(lanes), x.chunks_exact(lanes));
     for ((to, a), x) in (&mut to_blocks).zip(&mut a_blocks).zip(&mut x_blocks) {
-        let product = level.mul_f64s(level.load_f64(a), R::load(level, x));
+        let product = level.mul_f64s(level.load_f64(a), X::load(level, x));
         R::store(level, level.sub_f64s(R::load(level, to), product), to);
     }
     for ((to, a), x) in to_blocks.into_remainder().iter_mut().zip(a_blocks.remainder()).zip(x_blocks.remainder()) {
@@ -488,12 +557,12 @@ pub(super) fn subtract_products<S: Level, R: Real>(level: S, to: &mut [R], a: &[
 
 /// `to -= a x`.
 #[inline(always)]
-pub(super) fn subtract_scaled<S: Level, R: Real>(level: S, to: &mut [R], a: f64, x: &[R]) {
+pub(super) fn subtract_scaled<S: Level, R: Real, X: Element>(level: S, to: &mut [R], a: f64, x: &[X]) {
     let lanes = S::F64_LANES;
     let many = level.splat_f64s(-a);
     let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
     for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
-        R::store(level, level.mul_add_e_f64s(many, R::load(level, x), R::load(level, to)), to);
+        R::store(level, level.mul_add_e_f64s(many, X::load(level, x), R::load(level, to)), to);
     }
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
         *to = R::from_f64(to.to_f64() - a * x.to_f64());

@@ -258,16 +258,16 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
         let Finished { tile, at, finish, round } = self;
-        let mut saturate = true;
+        let mut finite = true;
         match finish {
-            Finish::Nothing => saturate = false,
+            Finish::Nothing => finite = false,
             Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
             // SAFETY: the promise made to `gradient`.
             Finish::Project { x, projected } => unsafe { tile.project(level, at, *x, projected) },
         }
         if let Some((to, tensor)) = round {
             // SAFETY: the promise made to `Product::run`.
-            unsafe { tile.round(to, tensor, saturate) };
+            unsafe { tile.round(level, to, tensor, finite) };
         }
     }
 }
@@ -335,12 +335,12 @@ impl<T: Element> Task for CopyLines<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, _: S) {
+    fn run<S: Level>(self, level: S) {
         let CopyLines { at, lines, len, step, to, scales } = self;
         for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
             let i = i as isize;
             // SAFETY: the promise made to `View::copy`.
-            unsafe { Run { at: at.offset(i * lines.1), step, len }.copy(to) };
+            unsafe { copy(level, Run { at: at.offset(i * lines.1), step, len }, to) };
             if let Some(((of_lines, line_step), (within, within_step))) = scales {
                 // SAFETY: as above: there is a factor for each row and each column.
                 let line = unsafe { *of_lines.offset(i * line_step) };
@@ -358,6 +358,25 @@ impl<T: Element> Task for CopyLines<'_, T> {
                 }
             }
         }
+    }
+}
+
+/// Copies a run in the dtype to multiply in.
+///
+/// # Safety
+///
+/// The run lies within one allocation.
+#[inline(always)]
+unsafe fn copy<S: Level, T: Element>(level: S, from: Run<T>, to: &mut [T::Real]) {
+    // SAFETY: the caller's promise, here and below.
+    if let Some(slice) = unsafe { from.as_slice() } {
+        return match T::as_real(slice) {
+            Some(real) => to.copy_from_slice(real),
+            None => kernel::convert(level, to, slice, false),
+        };
+    }
+    for (i, to) in to.iter_mut().enumerate() {
+        *to = <T::Real>::from_f64(unsafe { *from.at.offset(i as isize * from.step) }.to_f64());
     }
 }
 
@@ -453,8 +472,8 @@ impl<R: Real> Tile<'_, R> {
     /// Takes from each row its part along the vector it is the gradient of: `p − x (x·p) s²`.
     #[inline(always)]
     unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, projected: &[R]) {
-        let mut buffers = [[R::default(); CHUNK]; 2];
-        let [x_buffer, p_buffer] = &mut buffers;
+        let x_buffer = &mut [T::default(); CHUNK];
+        let p_buffer = &mut [R::default(); CHUNK];
         let factor = |i: usize| projected[(at[NX] + i as isize * self.rows.step[NX]) as usize].to_f64();
         let (x_row, x_column) = (self.rows.step[X], self.columns.step[X]);
         if x_row == 1 && self.row_step == 1 && (self.height > 1 || self.columns.size == 1) {
@@ -476,7 +495,7 @@ impl<R: Real> Tile<'_, R> {
                             // SAFETY: the caller's promise: x lies where its gradient does; the tile belongs to this task.
                             unsafe {
                                 let x = Run { at: x.offset(from + j as isize * x_column), step: 1, len: height };
-                                let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
+                                let x = if let Some(x) = x.as_slice() { x } else { x.gather(x_buffer) };
                                 let p = core::slice::from_raw_parts_mut(self.place(panel, j).add(first), height);
                                 if write {
                                     kernel::subtract_products(level, p, along, x);
@@ -500,11 +519,11 @@ impl<R: Real> Tile<'_, R> {
                         // SAFETY: as above.
                         unsafe {
                             let x = Run { at: x.offset(from + j as isize * x_column), step: x_column, len };
-                            let x = if let Some(x) = x.as_real() { x } else { x.copy(x_buffer) };
+                            let x = if let Some(x) = x.as_slice() { x } else { x.gather(x_buffer) };
                             let p = self.place(panel, j).offset(i as isize * self.row_step);
                             if !write {
                                 let p = Run { at: p.cast_const(), step: self.column_step, len };
-                                let p = if let Some(p) = p.as_real() { p } else { p.copy(p_buffer) };
+                                let p = if let Some(p) = p.as_slice() { p } else { p.gather(p_buffer) };
                                 along += kernel::dot(level, x, p);
                             } else if self.column_step == 1 {
                                 kernel::subtract_scaled(level, core::slice::from_raw_parts_mut(p, len), along, x);
@@ -527,8 +546,8 @@ impl<R: Real> Tile<'_, R> {
 
     /// Rounds the tile, which lies aside in rows, into the output.
     #[inline(always)]
-    unsafe fn round<C: Element<Real = R>>(&self, to: *mut C, tensor: usize, saturate: bool) {
-        let mut buffer = [R::default(); CHUNK];
+    unsafe fn round<S: Level, C: Element<Real = R>>(&self, level: S, to: *mut C, tensor: usize, finite: bool) {
+        let mut buffer = [C::default(); CHUNK];
         for panel in 0..self.places.len() {
             let panel_at = self.columns_outer.offset(panel)[tensor];
             for i in 0..self.height as isize {
@@ -537,12 +556,13 @@ impl<R: Real> Tile<'_, R> {
                     let step = self.columns.step[tensor];
                     // SAFETY: the caller's promise.
                     unsafe {
-                        let from = Run { at: self.place(panel, first).offset(i * self.row_step).cast_const(), step: 1, len };
+                        let from = self.place(panel, first).offset(i * self.row_step).cast_const();
+                        let from = core::slice::from_raw_parts(from, len);
                         let at = to.offset(panel_at + i * self.rows.step[tensor] + first as isize * step);
-                        RunMut { at, step, len, saturate }.fill(
+                        RunMut { at, step, len }.fill(
                             &mut buffer,
                             #[inline(always)]
-                            |to| _ = from.copy(to),
+                            |to| kernel::convert(level, to, from, finite),
                         );
                     }
                 }
@@ -634,7 +654,7 @@ impl<T: Element> Task for Squares<'_, T> {
     fn run<S: Level>(self, level: S) {
         let Squares { x, step, k_outer, k_inner, tensor, squares } = self;
         let k_step = k_inner.step[tensor];
-        let mut buffer = [T::Real::default(); CHUNK];
+        let mut buffer = [T::default(); CHUNK];
         for part in 0..k_outer.len() {
             // SAFETY: the promise made to `norms`, here and below.
             let x = unsafe { x.offset(k_outer.offset(part)[tensor]) };
@@ -642,7 +662,7 @@ impl<T: Element> Task for Squares<'_, T> {
                 for term in 0..k_inner.size {
                     unsafe {
                         let run = Run { at: x.offset(term as isize * k_step), step, len: squares.len() };
-                        let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
+                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
                         kernel::accumulate_products(level, squares, run, run);
                     }
                 }
@@ -653,7 +673,7 @@ impl<T: Element> Task for Squares<'_, T> {
                     let len = CHUNK.min(k_inner.size - term);
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
-                        let run = if let Some(run) = run.as_real() { run } else { run.copy(&mut buffer) };
+                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
                         *square += kernel::dot(level, run, run);
                     }
                 }

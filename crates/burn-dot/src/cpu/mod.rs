@@ -23,6 +23,8 @@ mod kernel;
 mod matrices;
 mod rows;
 mod space;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use kernel::Element;

@@ -37,7 +37,7 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let work = Work { rows: tensors, pieces: &Pieces::new::<T>(&space.k, false), floor };
+    let work = Work { rows: tensors, pieces: &Pieces::new(&space.k, false), floor };
     let work = Ptr(&work);
     all_ranges(space.batch.len() * space.j.len(), space.k.len(), |rows| Forward { work: work.get(), space, rows })
 }
@@ -53,7 +53,7 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let work = Work { rows: tensors, pieces: &Pieces::new::<T>(&space.k, in_place), floor };
+    let work = Work { rows: tensors, pieces: &Pieces::new(&space.k, in_place), floor };
     let work = Ptr(&work);
     // Where x is repeated along the batch its gradient collects a sum, as it does along j.
     let (own, repeated) = match tensors.dx {
@@ -134,9 +134,9 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new<T: Element>(k: &Axes, in_place: bool) -> Self {
+    fn new(k: &Axes, in_place: bool) -> Self {
         let (outer, inner) = k.inner();
-        let as_they_are = !in_place && T::as_real(&[]).is_some() && [X, Y].iter().all(|&t| inner.step[t] == 1);
+        let as_they_are = !in_place && [X, Y].iter().all(|&t| inner.step[t] == 1);
         // Gradients are written in pieces too, unless they lie side by side.
         let whole = as_they_are && [DX, DY].iter().all(|&t| matches!(inner.step[t], 0 | 1));
         let single = whole && outer.len() == 1;
@@ -151,41 +151,36 @@ struct Work<'a, T, O> {
     floor: Option<f64>,
 }
 
-/// Where a task brings numbers of other dtypes or steps: inputs, and a gradient on its way out.
-struct Buffers<S, R> {
+/// Where a task brings numbers that do not lie side by side: inputs, and a gradient on its way out.
+struct Buffers<S, T> {
     level: S,
-    x: [R; CHUNK],
-    y: [R; CHUNK],
-    out: [R; CHUNK],
+    x: [T; CHUNK],
+    y: [T; CHUNK],
+    out: [T; CHUNK],
 }
 
-impl<S: Level, R: Real> Buffers<S, R> {
+impl<S: Level, T: Element> Buffers<S, T> {
     #[inline(always)]
     fn new(level: S) -> Self {
-        Buffers { level, x: [R::default(); CHUNK], y: [R::default(); CHUNK], out: [R::default(); CHUNK] }
+        Buffers { level, x: [T::default(); CHUNK], y: [T::default(); CHUNK], out: [T::default(); CHUNK] }
     }
 }
 
-/// A piece of a row and its partner, in the dtype to multiply in.
-struct Piece<'a, R> {
-    x: &'a [R],
-    y: &'a [R],
+/// A piece of a row and its partner.
+struct Piece<'a, T> {
+    x: &'a [T],
+    y: &'a [T],
     /// Where it lies.
     at: Steps,
     /// Which of the contracted indices it holds.
     range: Range<usize>,
-    buffer: &'a mut [R],
+    buffer: &'a mut [T],
 }
 
 impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// Calls `f` with the pieces of a row and its partner.
     #[inline(always)]
-    unsafe fn for_each_piece<S: Level>(
-        &self,
-        buffers: &mut Buffers<S, T::Real>,
-        row: Steps,
-        mut f: impl FnMut(Piece<'_, T::Real>),
-    ) {
+    unsafe fn for_each_piece<S: Level>(&self, buffers: &mut Buffers<S, T>, row: Steps, mut f: impl FnMut(Piece<'_, T>)) {
         let Pieces { outer, inner, len, as_they_are, single } = self.pieces;
         let run = |at: Steps, len: usize| {
             // SAFETY: the promise made at the door: every index lies within the tensors.
@@ -195,7 +190,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         if *single {
             let (x, y) = run(row, *len);
             // SAFETY: nothing writes to the inputs unless in place, which is not as they are.
-            if let (Some(x), Some(y)) = unsafe { (x.as_real(), y.as_real()) } {
+            if let (Some(x), Some(y)) = unsafe { (x.as_slice(), y.as_slice()) } {
                 f(Piece { x, y, at: row, range: 0..*len, buffer: &mut buffers.out });
             }
             return;
@@ -210,9 +205,9 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 let (x, y) = run(at, len);
                 // SAFETY: as above; pieces that are not as they are fit the buffers.
                 let (x, y) = unsafe {
-                    match (*as_they_are, x.as_real(), y.as_real()) {
+                    match (*as_they_are, x.as_slice(), y.as_slice()) {
                         (true, Some(x), Some(y)) => (x, y),
-                        _ => (x.copy(&mut buffers.x), y.copy(&mut buffers.y)),
+                        _ => (x.gather(&mut buffers.x), y.gather(&mut buffers.y)),
                     }
                 };
                 f(Piece { x, y, at, range: first..first + len, buffer: &mut buffers.out });
@@ -223,7 +218,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
 
     /// `Σ x y` of one row.
     #[inline(always)]
-    unsafe fn product<S: Level>(&self, buffers: &mut Buffers<S, T::Real>, at: Steps) -> f64 {
+    unsafe fn product<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> f64 {
         let level = buffers.level;
         let mut xy = 0.0;
         // SAFETY: the caller's promise.
@@ -240,7 +235,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
 
     /// `Σ x x`.
     #[inline(always)]
-    unsafe fn x_square<S: Level>(&self, buffers: &mut Buffers<S, T::Real>, at: Steps) -> f64 {
+    unsafe fn x_square<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> f64 {
         let level = buffers.level;
         let mut xx = 0.0;
         // SAFETY: the caller's promise.
@@ -259,7 +254,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     #[inline(always)]
     unsafe fn normalized<S: Level>(
         &self,
-        buffers: &mut Buffers<S, T::Real>,
+        buffers: &mut Buffers<S, T>,
         at: Steps,
         floor: f64,
         x: Option<Scale>,
@@ -304,7 +299,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     #[inline(always)]
     unsafe fn grad(&self, at: Steps) -> f64 {
         // SAFETY: the caller's promise.
-        unsafe { *self.rows.out.offset(at[OUT]) }.real().to_f64()
+        unsafe { *self.rows.out.offset(at[OUT]) }.to_f64()
     }
 
     /// Fills a piece of a gradient, where it is wanted.
@@ -314,15 +309,14 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         (gradient, tensor): (Option<*mut T>, usize),
         at: Steps,
         len: usize,
-        buffer: &mut [T::Real],
-        write: impl FnOnce(&mut [T::Real]),
+        buffer: &mut [T],
+        write: impl FnOnce(&mut [T]),
     ) {
         if let Some(gradient) = gradient {
             let step = self.pieces.inner.step[tensor];
             // SAFETY: the caller's promise.
             unsafe {
-                let run = RunMut { at: gradient.offset(at[tensor]), step, len, saturate: self.floor.is_some() };
-                run.fill(buffer, write);
+                RunMut { at: gradient.offset(at[tensor]), step, len }.fill(buffer, write);
             }
         }
     }
@@ -344,7 +338,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
         let n = space.j.len();
         let buffers = &mut Buffers::new(level);
         // SAFETY: the promise made to `forward`; no two rows share a place in the output.
-        let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::rounded(<T::Real>::from_f64(out)) };
+        let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::from_f64(out) };
         if n == 1 {
             for at in space.batch.walk(rows) {
                 // SAFETY: as above.

@@ -1,0 +1,340 @@
+//! The kernels against plain loops, at extents around the width of a register.
+
+use alloc::{vec, vec::Vec};
+
+use burn_core::backend::flex::FlexTensor;
+use burn_core::tensor::{DType, TensorData, bf16, f16};
+
+use super::{
+    float_dot, float_dot_grads,
+    kernel::{self, CHUNK, Element, Level, Run, RunMut, Task},
+};
+use crate::plan::{Axes, FloatOptions, Plan};
+
+const EXTENTS: [usize; 8] = [0, 1, 15, 16, 17, 127, 128, 129];
+
+/// Distinct numbers of both signs.
+fn wave(count: usize, phase: f64) -> Vec<f64> {
+    (0..count).map(|i| 1.3 * (phase + i as f64 * 1.618).sin() + 0.2).collect()
+}
+
+fn assert_near(name: &str, given: f64, expected: f64, scale: f64, epsilon: f64) {
+    let allowed = 16.0 * epsilon * scale + f64::MIN_POSITIVE;
+    assert!((given - expected).abs() <= allowed, "{name}: {given:e}, not {expected:e}; allowed {allowed:e}");
+}
+
+/// Every loop over numbers of one dtype, at one level of instructions.
+struct EveryLoop<T> {
+    len: usize,
+    epsilon: f64,
+    _element: core::marker::PhantomData<T>,
+}
+
+impl<T: Element> Task for EveryLoop<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let EveryLoop { len, epsilon, .. } = self;
+        let reals = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
+        let (x, y) = (reals(0.1), reals(0.4));
+        let f64s = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let (fx, fy) = (f64s(&x), f64s(&y));
+        let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let size = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum::<f64>();
+        let near_sum = |name: &str, given: f64, a: &[f64], b: &[f64]| {
+            assert_near(&alloc::format!("{name} of {len}"), given, sum(a, b), size(a, b), f64::EPSILON * len as f64);
+        };
+        near_sum("dot", kernel::dot(level, &x, &y), &fx, &fy);
+        let (xy, yy) = kernel::dot_and_square(level, &x, &y);
+        near_sum("dot_and_square", xy, &fx, &fy);
+        near_sum("dot_and_square", yy, &fy, &fy);
+        let (xx, xy, yy) = kernel::dot_and_squares(level, &x, &y);
+        near_sum("dot_and_squares", xx, &fx, &fx);
+        near_sum("dot_and_squares", xy, &fx, &fy);
+        near_sum("dot_and_squares", yy, &fy, &fy);
+
+        let (a, b) = (1.7, -0.3);
+        let near = |name: &str, given: f64, terms: [f64; 2]| {
+            let scale = terms[0].abs() + terms[1].abs();
+            assert_near(&alloc::format!("{name} of {len}"), given, terms[0] + terms[1], scale, epsilon);
+        };
+        let mut to = reals(0.7);
+        let before = f64s(&to);
+        kernel::combine(level, &mut to, (a, &fx[..]), (b, &y));
+        (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
+        kernel::scale(level, &mut to, a, &x);
+        (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
+        let mut sums = before.clone();
+        kernel::accumulate(level, &mut sums, a, &x);
+        (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
+        let mut sums = before.clone();
+        kernel::accumulate_products(level, &mut sums, &x, &y);
+        (0..len).for_each(|i| near("accumulate_products", sums[i], [before[i], fx[i] * fy[i]]));
+        // Written to the dtype that matrices are multiplied in.
+        let wide = || before.iter().map(|&x| T::Real::from_f64(x)).collect::<Vec<_>>();
+        let mut to = wide();
+        kernel::subtract_products(level, &mut to, &fx, &y);
+        (0..len).for_each(|i| near("subtract_products", to[i].to_f64(), [before[i], -fx[i] * fy[i]]));
+        let mut to = wide();
+        kernel::subtract_scaled(level, &mut to, a, &x);
+        (0..len).for_each(|i| near("subtract_scaled", to[i].to_f64(), [before[i], -a * fx[i]]));
+        let mut to = wide();
+        kernel::convert(level, &mut to, &x, false);
+        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "convert of {len}"));
+        let mut back = vec![T::default(); len];
+        kernel::convert(level, &mut back, &to, true);
+        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "convert of {len}, back"));
+    }
+}
+
+fn every_loop<T: Element>(epsilon: f64) {
+    for len in EXTENTS {
+        kernel::at_every_level(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData });
+    }
+}
+
+#[test]
+fn every_loop_agrees_with_plain_loops_at_every_level_of_instructions() {
+    every_loop::<f32>(f32::EPSILON.into());
+    every_loop::<f64>(f64::EPSILON);
+    every_loop::<f16>(f16::EPSILON.into());
+    every_loop::<bf16>(bf16::EPSILON.into());
+}
+
+#[test]
+fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
+    for len in EXTENTS {
+        for step in [1isize, 3, -2, 0] {
+            let memory = wave(3 * len + 3, 0.2);
+            let first = if step < 0 { 2 * len } else { 1 };
+            let place = |i: usize| (first as isize + i as isize * step) as usize;
+            let mut buffer = [0.0; CHUNK];
+            let run = Run { at: memory[first..].as_ptr(), step, len };
+            // SAFETY: all places lie within `memory`.
+            let (read, whole) = unsafe { (run.gather(&mut buffer), run.as_slice()) };
+            (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "step {step}"));
+            assert_eq!(whole, (step == 1).then_some(read));
+            if step == 0 {
+                continue; // Nothing writes to one place twice.
+            }
+            let mut target = memory.clone();
+            let run = RunMut { at: target[first..].as_mut_ptr(), step, len };
+            // SAFETY: as above.
+            unsafe { run.fill(&mut [0.0; CHUNK], |to| (0..len).for_each(|i| to[i] = i as f64)) };
+            for (at, &x) in target.iter().enumerate() {
+                let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
+                assert_eq!(x, expected, "step {step}, place {at}");
+            }
+        }
+    }
+}
+
+/// Numbers at the edges of the half dtypes, at one level of instructions.
+struct Edges;
+
+impl Task for Edges {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        fn check<S: Level, T: Element>(level: S, name: &str, largest: f64, halfway: f64, even: f64) {
+            // As many as a register holds and more, so that the rest of a run is met too.
+            for (x, finite, rounded) in [
+                (1e39, largest, f64::INFINITY),
+                (-1e39, -largest, f64::NEG_INFINITY),
+                (f64::INFINITY, largest, f64::INFINITY),
+                (halfway, even, even),
+                (-0.0, 0.0, 0.0),
+            ] {
+                for (asked, expected) in [(true, finite), (false, rounded)] {
+                    let mut to = [T::default(); 9];
+                    kernel::convert(level, &mut to, &[x; 9], asked);
+                    to.iter().for_each(|to| assert_eq!(to.to_f64(), expected, "{name}: {x:e}, finite {asked}"));
+                    kernel::convert(level, &mut to, &[f64::NAN; 9], asked);
+                    to.iter().for_each(|to| assert!(to.to_f64().is_nan(), "{name}: NaN, finite {asked}"));
+                }
+            }
+        }
+        // Halfway between two numbers, the even one is nearest.
+        check::<S, f16>(level, "f16", 65504.0, 2049.0, 2048.0);
+        check::<S, bf16>(level, "bf16", bf16::MAX.into(), 257.0, 256.0);
+    }
+}
+
+#[test]
+fn half_precision_rounds_to_even_saturates_where_asked_and_keeps_nan() {
+    kernel::at_every_level(|| Edges);
+}
+
+/// Sizes of a product, and how its inputs lie in memory.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Whether the contracted axis comes last, else before the free one.
+    k_last: [bool; 2],
+    dtype: DType,
+    floor: Option<f64>,
+}
+
+impl Case {
+    /// Compares the output and both gradients with plain loops in f64.
+    fn check(self) {
+        let Case { batch, m, n, k, k_last, dtype, floor } = self;
+        let shape = |free: usize, last: bool| if last { [batch, free, k] } else { [batch, k, free] };
+        let tensor = |shape: [usize; 3], phase: f64| {
+            FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(dtype))
+        };
+        let numbers = |x: &FlexTensor| x.clone().into_data().iter::<f64>().collect::<Vec<f64>>();
+        let (lhs_shape, rhs_shape) = (shape(m, k_last[0]), shape(n, k_last[1]));
+        let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([batch, m, n], 0.7));
+        let axis = |last: bool| if last { 2 } else { 1 };
+        let plan = Plan::new(&Axes::Pair(axis(k_last[0]), axis(k_last[1])), 1, false, &lhs_shape, &rhs_shape).unwrap();
+        let options = FloatOptions { normalize: floor, output: None };
+        let given = float_dot(&lhs, &rhs, &plan, options);
+        let grads = float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]);
+        if [batch, m, n, k].contains(&0) {
+            assert!(given.is_none() && grads.is_none(), "{self:?}: nothing to multiply is for the composition");
+            return;
+        }
+        let [grad_lhs, grad_rhs] = grads.expect("a kernel").map(|x| x.expect("wanted"));
+        let (out, grad_lhs, grad_rhs) = (numbers(&given.expect("a kernel")), numbers(&grad_lhs), numbers(&grad_rhs));
+
+        let (x, y, g) = (numbers(&lhs), numbers(&rhs), numbers(&grad));
+        let place = |b: usize, free: usize, term: usize, count: usize, last: bool| {
+            if last { (b * count + free) * k + term } else { (b * k + term) * count + free }
+        };
+        let vector = |x: &[f64], b: usize, i: usize, count: usize, last: bool| {
+            let numbers: Vec<f64> = (0..k).map(|term| x[place(b, i, term, count, last)]).collect();
+            let norm = numbers.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let divisor = floor.map_or(1.0, |floor| norm.max(floor));
+            (numbers.iter().map(|x| x / divisor).collect::<Vec<f64>>(), divisor, floor.is_some_and(|floor| norm >= floor))
+        };
+        let epsilon = match dtype {
+            DType::F64 => f64::EPSILON,
+            DType::F32 => f32::EPSILON.into(),
+            DType::F16 => f16::EPSILON.into(),
+            _ => bf16::EPSILON.into(),
+        };
+        for b in 0..batch {
+            let u: Vec<_> = (0..m).map(|i| vector(&x, b, i, m, k_last[0])).collect();
+            let v: Vec<_> = (0..n).map(|j| vector(&y, b, j, n, k_last[1])).collect();
+            for i in 0..m {
+                for j in 0..n {
+                    let terms = || u[i].0.iter().zip(&v[j].0).map(|(u, v)| u * v);
+                    let scale = terms().map(f64::abs).sum();
+                    assert_near(&alloc::format!("{self:?}: out"), out[(b * m + i) * n + j], terms().sum(), scale, epsilon);
+                }
+            }
+            let check_grad = |name: &str,
+                              given: &[f64],
+                              own: &[(Vec<f64>, f64, bool)],
+                              other: &[(Vec<f64>, f64, bool)],
+                              last: bool,
+                              weight: &dyn Fn(usize, usize) -> f64| {
+                for (i, (unit, divisor, above)) in own.iter().enumerate() {
+                    let h: Vec<f64> =
+                        (0..k).map(|t| other.iter().enumerate().map(|(j, v)| weight(i, j) * v.0[t]).sum()).collect();
+                    let size: Vec<f64> =
+                        (0..k).map(|t| other.iter().enumerate().map(|(j, v)| (weight(i, j) * v.0[t]).abs()).sum()).collect();
+                    let along = if *above { unit.iter().zip(&h).map(|(u, h)| u * h).sum() } else { 0.0 };
+                    let along_size: f64 = if *above { unit.iter().zip(&size).map(|(u, h)| (u * h).abs()).sum() } else { 0.0 };
+                    for t in 0..k {
+                        let expected = (h[t] - unit[t] * along) / divisor;
+                        let scale = (size[t] + unit[t].abs() * along_size) / divisor;
+                        let at = place(b, i, t, own.len(), last);
+                        assert_near(&alloc::format!("{self:?}: {name}"), given[at], expected, scale, epsilon);
+                    }
+                }
+            };
+            check_grad("grad_lhs", &grad_lhs, &u, &v, k_last[0], &|i, j| g[(b * m + i) * n + j]);
+            check_grad("grad_rhs", &grad_rhs, &v, &u, k_last[1], &|j, i| g[(b * m + i) * n + j]);
+        }
+    }
+}
+
+fn every_case(sizes: impl Fn(usize) -> Vec<[usize; 4]>) {
+    for extent in EXTENTS {
+        for [batch, m, n, k] in sizes(extent) {
+            for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+                for floor in [None, Some(1e-6), Some(3.0)] {
+                    for k_last in [[true, true], [false, true], [true, false], [false, false]] {
+                        Case { batch, m, n, k, k_last, dtype, floor }.check();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_with_rows_agree_with_plain_loops() {
+    every_case(|extent| vec![[3, 1, 1, extent], [extent, 1, 1, 5]]);
+}
+
+#[test]
+fn vectors_with_matrices_agree_with_plain_loops() {
+    every_case(|extent| vec![[2, 1, 3, extent], [1, extent, 1, 7]]);
+}
+
+#[test]
+fn matrices_agree_with_plain_loops() {
+    every_case(|extent| vec![[2, 3, 2, extent], [1, extent, 5, 2], [1, 2, extent, 3]]);
+}
+
+#[test]
+fn long_rows_and_wide_blocks_agree_with_plain_loops() {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        for floor in [None, Some(1e-6)] {
+            for [batch, m, n, k] in
+                [[1, 1, 2, 2 * CHUNK + 3], [1, 2, 3, 2 * CHUNK + 3], [1, 300, 2, 3], [1, 2, 600, 2], [2, 140, 130, 9]]
+            {
+                for k_last in [[true, true], [false, false]] {
+                    Case { batch, m, n, k, k_last, dtype, floor }.check();
+                }
+            }
+        }
+    }
+}
+
+/// What threads do to many rows, to a vector that several tasks share, and to matrices cut into blocks.
+#[test]
+fn work_over_threads_agrees_with_plain_loops() {
+    for floor in [None, Some(1e-6)] {
+        for [batch, m, n, k] in [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30]] {
+            Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
+        }
+    }
+}
+
+#[test]
+fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
+    let options = FloatOptions { normalize: Some(1e-300), output: None };
+    for (m, n) in [(1, 1), (1, 2), (2, 2)] {
+        for size in [1e200, 1e-200] {
+            let (lhs_shape, rhs_shape) = ([1, m, 2], [1, n, 2]);
+            let tensor = |shape: [usize; 3]| FlexTensor::from_data(TensorData::new(vec![size; shape.iter().product()], shape));
+            let (lhs, rhs) = (tensor(lhs_shape), tensor(rhs_shape));
+            let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+            assert!(float_dot(&lhs, &rhs, &plan, options).is_none(), "{size:e}, {m}, {n}");
+            let grad = FlexTensor::from_data(TensorData::new(vec![1.0; m * n], [1, m, n]));
+            assert!(float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]).is_none(), "{size:e}, {m}, {n}");
+        }
+    }
+}
+
+#[test]
+fn only_the_wanted_gradient_is_made() {
+    let shape = [2, 3, 4];
+    let x = FlexTensor::from_data(TensorData::new(wave(24, 0.1), shape));
+    let plan = Plan::new(&Axes::Both(2), 1, false, &shape, &shape).unwrap();
+    let grad = FlexTensor::from_data(TensorData::new(wave(18, 0.2), [2, 3, 3]));
+    let options = FloatOptions { normalize: None, output: None };
+    let made = |wanted| float_dot_grads(&x, &x, &grad, &plan, options, wanted).unwrap().map(|grad| grad.is_some());
+    for wanted in [[true, false], [false, true], [true, true]] {
+        assert_eq!(made(wanted), wanted);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the layer takes from memory on flex: its results, and temporaries that together are smaller than the smaller input.
+//!
+//! Its own binary and a single test, because an allocator is the whole program's.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use burn::prelude::*;
+use burn_dot::DotConfig;
+
+/// The system's allocator, counting what is held and the most that was.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        MOST.fetch_max(HELD.fetch_add(layout.size(), SeqCst) + layout.size(), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Runs `f`; how many bytes more than before were held at the worst moment.
+fn most_held<T>(f: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.load(SeqCst);
+    MOST.store(before, SeqCst);
+    let result = f();
+    (result, MOST.load(SeqCst) - before)
+}
+
+/// How the inputs lie in memory.
+#[derive(Clone, Copy, Debug)]
+enum Lies {
+    Contiguous,
+    /// The last two axes stored in the other order.
+    Transposed,
+}
+
+const F32: usize = size_of::<f32>();
+
+fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [usize; D1], rhs: [usize; D2], config: DotConfig) {
+    for lies in [Lies::Contiguous, Lies::Transposed] {
+        for normalize in [false, true] {
+            let dot = config.clone().with_normalize(normalize).init();
+            let name = format!("{name}, {lies:?}, normalize {normalize}");
+            let device = Device::flex();
+            let inputs = |device: &Device| {
+                let tensor = |shape: Vec<usize>, phase: f32| {
+                    let data: Vec<f32> = (0..shape.iter().product()).map(|i| (phase + i as f32 * 1.618).sin()).collect();
+                    TensorData::new(data, shape)
+                };
+                let view = |shape: &[usize]| {
+                    let mut stored = shape.to_vec();
+                    if matches!(lies, Lies::Transposed) {
+                        let last = stored.len() - 1;
+                        stored.swap(last - 1, last);
+                    }
+                    stored
+                };
+                (
+                    Tensor::<D1>::from_data(tensor(view(&lhs), 0.1), device),
+                    Tensor::<D2>::from_data(tensor(view(&rhs), 0.4), device),
+                )
+            };
+            let seen = |x: Tensor<D1>, y: Tensor<D2>| match lies {
+                Lies::Contiguous => (x, y),
+                Lies::Transposed => (x.swap_dims(D1 - 2, D1 - 1), y.swap_dims(D2 - 2, D2 - 1)),
+            };
+            let bytes = |shape: &[usize]| F32 * shape.iter().product::<usize>();
+            let smaller = bytes(&lhs).min(bytes(&rhs));
+
+            let (x, y) = inputs(&device);
+            let (x, y) = seen(x, y);
+            let forward = || -> Tensor<DO> { dot.forward(x.clone(), y.clone()) };
+            let first = forward(); // Threads and the buffers that they keep are made once.
+            let out = bytes(&first.dims());
+            let (_, held) = most_held(forward);
+            assert!(
+                held < out + smaller,
+                "{name}: forward held {held} bytes for an output of {out}, inputs of {smaller} or more"
+            );
+            drop((first, x, y));
+
+            let (x, y) = inputs(&device.clone().autodiff());
+            let (x, y) = (x.require_grad(), y.require_grad());
+            let backward = || {
+                let (x, y) = seen(x.clone(), y.clone());
+                let out: Tensor<DO> = dot.forward(x, y);
+                out.backward()
+            };
+            drop(backward());
+            // The output, its gradient of ones, and the gradients of the inputs.
+            let results = 2 * out + bytes(&lhs) + bytes(&rhs);
+            let (_, held) = most_held(backward);
+            assert!(held < results + smaller, "{name}: the backward pass held {held} bytes for results of {results}");
+        }
+    }
+}
+
+#[test]
+fn temporaries_together_are_smaller_than_an_input() {
+    check::<2, 2, 2>("rows with rows", [8192, 256], [8192, 256], DotConfig::new(1));
+    check::<2, 3, 2>("vectors with matrices", [2048, 64], [2048, 40, 64], DotConfig::new((1, 2)));
+    check::<3, 3, 3>("matrices", [16, 300, 256], [16, 280, 256], DotConfig::new(2));
+    check::<3, 3, 3>("one large matrix", [1, 1024, 1024], [1, 1024, 512], DotConfig::new(1));
+    check::<4, 4, 5>("matrices with more axes", [8, 8, 128, 64], [8, 6, 64, 160], DotConfig::new((3, 2)));
+}
