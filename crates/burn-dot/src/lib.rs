@@ -1,4 +1,6 @@
 #![cfg_attr(not(feature = "std"), no_std)]
+// Nothing asks for gradients then.
+#![cfg_attr(not(feature = "autodiff"), allow(dead_code))]
 // burn-ndarray and burn-tch are deprecated upstream in favour of burn-flex, and still supported here.
 #![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
 #![doc = include_str!("../README.md")]

@@ -95,11 +95,11 @@ pub(crate) fn float_dot_grad<B: Backend>(
         side.collect_batch::<B>(product)
     };
     let Some(floor) = options.normalize else {
-        return cast::<B>(side.into_place::<B>(product(other)), dtype);
+        return cast::<B>(side.back_in_place::<B>(product(other)), dtype);
     };
     let grad = product(Normalized::<B>::new(other, floor, compute).unit);
     let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), floor, compute);
-    cast_finite::<B>(side.into_place::<B>(own.grad(grad)), dtype)
+    cast_finite::<B>(side.back_in_place::<B>(own.grad(grad)), dtype)
 }
 
 /// The gradients of the product with respect to both inputs.
@@ -182,7 +182,7 @@ impl<'a> Side<'a> {
     }
 
     /// The opposite of [`rows`](Self::rows).
-    fn into_place<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+    fn back_in_place<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
         let ordered = self.order.iter().map(|&axis| self.shape[axis]).collect::<Vec<_>>();
         let mut inverse = vec![0; self.order.len()];
         for (place, &axis) in self.order.iter().enumerate() {

@@ -27,11 +27,15 @@ pub(super) trait Level: pulp::Simd {
 mod x86 {
     #[cfg(target_arch = "x86")]
     use core::arch::x86::{
-        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm256_cvtph_ps, _mm256_cvtps_ph,
+        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm_loadl_epi64, _mm_loadu_ps, _mm_loadu_si128,
+        _mm_storeu_ps, _mm256_cvtpd_ps, _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_loadu_pd, _mm256_loadu_ps,
+        _mm256_storeu_pd, _mm256_storeu_ps, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_loadu_pd, _mm512_storeu_pd,
     };
     #[cfg(target_arch = "x86_64")]
     use core::arch::x86_64::{
-        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm256_cvtph_ps, _mm256_cvtps_ph,
+        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm_loadl_epi64, _mm_loadu_ps, _mm_loadu_si128,
+        _mm_storeu_ps, _mm256_cvtpd_ps, _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_loadu_pd, _mm256_loadu_ps,
+        _mm256_storeu_pd, _mm256_storeu_ps, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_loadu_pd, _mm512_storeu_pd,
     };
 
     use super::*;
@@ -47,20 +51,25 @@ mod x86 {
         }
     });
 
+    /// What a level does with as many numbers as a register of f64 holds. `core::arch` rather than pulp where memory is read or
+    /// written: its instructions keep numbers in registers, casts of arrays went by way of the stack.
     macro_rules! level {
-        ($level:ty, $lanes:literal, $f32:ty, $f64:ty, $widen:ident, $narrow:ident, $widen_f16:ident, $narrow_f16:ident) => {
+        ($level:ty, $lanes:literal, $load_f64:ident, $store_f64:ident, $load_f32:ident, $store_f32:ident,
+         $widen:ident, $narrow:ident, $load_f16:ident, $store_f16:ident) => {
+            // SAFETY of all: the arrays are as long as the registers, and `vectorized` runs a level only where the machine has its
+            // instructions, F16C among them.
             impl Level for $level {
                 #[inline(always)]
                 fn load_f64(self, from: &[f64]) -> Self::f64s {
-                    cast::<[f64; $lanes], $f64>(*front(from))
+                    cast(unsafe { $load_f64(front::<f64, $lanes>(from).as_ptr()) })
                 }
                 #[inline(always)]
                 fn load_f32(self, from: &[f32]) -> Self::f64s {
-                    self.$widen(cast::<[f32; $lanes], $f32>(*front(from)))
+                    cast(unsafe { $widen($load_f32(front::<f32, $lanes>(from).as_ptr())) })
                 }
                 #[inline(always)]
                 fn load_f16(self, from: &[f16]) -> Self::f64s {
-                    self.$widen(cast::<_, $f32>($widen_f16(*front::<u16, $lanes>(from.reinterpret_cast()))))
+                    cast(unsafe { $widen($load_f16(front::<u16, $lanes>(from.reinterpret_cast()))) })
                 }
                 #[inline(always)]
                 fn load_bf16(self, from: &[bf16]) -> Self::f64s {
@@ -69,23 +78,25 @@ mod x86 {
                         #[inline(always)]
                         |bits| u32::from(bits) << 16,
                     );
-                    self.$widen(cast::<[u32; $lanes], $f32>(wide))
+                    cast(unsafe { $widen($load_f32(wide.as_ptr().cast())) })
                 }
                 #[inline(always)]
                 fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
-                    *front_mut(to) = cast::<$f64, [f64; $lanes]>(x);
+                    unsafe { $store_f64(front_mut::<f64, $lanes>(to).as_mut_ptr(), cast(x)) }
                 }
                 #[inline(always)]
                 fn store_f32(self, x: Self::f64s, to: &mut [f32]) {
-                    *front_mut(to) = cast::<$f32, [f32; $lanes]>(self.$narrow(x));
+                    unsafe { $store_f32(front_mut::<f32, $lanes>(to).as_mut_ptr(), $narrow(cast(x))) }
                 }
                 #[inline(always)]
                 fn store_f16(self, x: Self::f64s, to: &mut [f16]) {
-                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = $narrow_f16(cast(self.$narrow(x)));
+                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = $store_f16(unsafe { $narrow(cast(x)) });
                 }
                 #[inline(always)]
                 fn store_bf16(self, x: Self::f64s, to: &mut [bf16]) {
-                    let bits = cast::<$f32, [u32; $lanes]>(self.$narrow(x)).map(
+                    let mut wide = [0u32; $lanes];
+                    unsafe { $store_f32(wide.as_mut_ptr().cast(), $narrow(cast(x))) };
+                    let bits = wide.map(
                         #[inline(always)]
                         |bits| {
                             // To the nearest, ties to even; NaN keeps a digit.
@@ -104,25 +115,46 @@ mod x86 {
             }
         };
     }
-    level!(pulp::x86::V4, 8, pulp::f32x8, pulp::f64x8, convert_f32x8_to_f64x8, convert_f64x8_to_f32x8, widen_8, narrow_8);
-    level!(pulp::x86::V3, 4, pulp::f32x4, pulp::f64x4, convert_f32x4_to_f64x4, convert_f64x4_to_f32x4, widen_4, narrow_4);
+    level!(
+        pulp::x86::V4,
+        8,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm512_cvtps_pd,
+        _mm512_cvtpd_ps,
+        load_f16x8,
+        store_f16x8
+    );
+    level!(
+        pulp::x86::V3,
+        4,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm_loadu_ps,
+        _mm_storeu_ps,
+        _mm256_cvtps_pd,
+        _mm256_cvtpd_ps,
+        load_f16x4,
+        store_f16x4
+    );
 
-    // These take their instruction for granted: `vectorized` runs both levels only where the machine has F16C.
+    // SAFETY of all: as above.
     #[inline(always)]
-    fn widen_8(bits: [u16; 8]) -> __m256 {
-        // SAFETY: as above, here and below.
-        unsafe { _mm256_cvtph_ps(cast(bits)) }
+    fn load_f16x8(bits: &[u16; 8]) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn narrow_8(x: __m256) -> [u16; 8] {
+    fn store_f16x8(x: __m256) -> [u16; 8] {
         cast(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) })
     }
     #[inline(always)]
-    fn widen_4([a, b, c, d]: [u16; 4]) -> __m128 {
-        unsafe { _mm_cvtph_ps(cast([a, b, c, d, 0, 0, 0, 0])) }
+    fn load_f16x4(bits: &[u16; 4]) -> __m128 {
+        unsafe { _mm_cvtph_ps(_mm_loadl_epi64(bits.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn narrow_4(x: __m128) -> [u16; 4] {
+    fn store_f16x4(x: __m128) -> [u16; 4] {
         let [a, b, c, d, ..]: [u16; 8] = cast(unsafe { _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) });
         [a, b, c, d]
     }

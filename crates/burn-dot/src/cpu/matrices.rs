@@ -52,8 +52,7 @@ where
         return true;
     };
     // SAFETY: the caller's promise.
-    let (x, y) = unsafe { both_norms(tensors, &space, floor) };
-    let (Some(x), Some(y)) = (x, y) else { return false };
+    let Some([x, y]) = (unsafe { both_norms(tensors, &space, floor) }) else { return false };
     let finish: Finish<'_, T> = Finish::Scale { by_row: &x.inverse, by_column: &y.inverse };
     // SAFETY: the caller's promise.
     unsafe { product.run(tensors.x, tensors.y, tensors.out, None, finish) };
@@ -79,22 +78,22 @@ where
         None => None,
         // SAFETY: the caller's promise, here and below.
         Some(floor) => match unsafe { both_norms(tensors, &space, floor) } {
-            (Some(x), Some(y)) => Some((x, y)),
-            _ => return false,
+            None => return false,
+            known => known,
         },
     };
     if let Some(dx) = dx {
-        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|(x, y)| (x, y))) };
+        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|[x, y]| [x, y])) };
     }
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
-        unsafe { gradient(tensors, dy, &space.swapped(), norms.as_ref().map(|(x, y)| (y, x))) };
+        unsafe { gradient(tensors, dy, &space.swapped(), norms.as_ref().map(|[x, y]| [y, x])) };
     }
     true
 }
 
 /// The gradient of `x`.
-unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<(&Norms<T::Real>, &Norms<T::Real>)>)
+unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<[&Norms<T::Real>; 2]>)
 where
     T: Element,
     O: Element<Real = T::Real>,
@@ -105,7 +104,7 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let (scales, finish) = match norms {
         None => (None, Finish::<'_, T>::Nothing),
-        Some((x, y)) => (Some((&x.inverse[..], &y.inverse[..])), Finish::Project { x: tensors.x, projected: &x.projected }),
+        Some([x, y]) => (Some([&x.inverse[..], &y.inverse[..]]), Finish::Project { x: tensors.x, projected: &x.projected }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
@@ -146,7 +145,7 @@ impl Product<'_> {
         a: *const A,
         b: *const B,
         c: *mut C,
-        scales: Option<(&[A::Real], &[A::Real])>,
+        scales: Option<[&[A::Real]; 2]>,
         finish: Finish<'_, T>,
     ) where
         T: Element<Real = A::Real>,
@@ -223,7 +222,7 @@ impl Product<'_> {
                                     rows: (terms, sum.step[self.b]),
                                     columns: (piece, columns.step[self.b]),
                                 };
-                                let scales = scales.map(|(by_row, by_term)| Scales {
+                                let scales = scales.map(|[by_row, by_term]| Scales {
                                     by_row: (by_row.as_ptr().offset(from[NX]), rows.step[NX]),
                                     by_column: (by_term.as_ptr().offset(from[NY]), sum.step[NY]),
                                 });
@@ -312,7 +311,7 @@ impl<T: Element> View<T> {
         let by_columns = rows.1 == 1 && columns.1 != 1;
         let (lines, (len, step)) = if by_columns { (columns, rows) } else { (rows, columns) };
         let scales =
-            scales.map(|Scales { by_row, by_column }| if by_columns { (by_column, by_row) } else { (by_row, by_column) });
+            scales.map(|Scales { by_row, by_column }| if by_columns { [by_column, by_row] } else { [by_row, by_column] });
         kernel::vectorized(CopyLines { at, lines, len, step, to, scales });
         let len = len as isize;
         let (row_step, column_step) = if by_columns { (1, len) } else { (len, 1) };
@@ -328,7 +327,7 @@ struct CopyLines<'a, T: Element> {
     step: isize,
     to: &'a mut [T::Real],
     /// Factors of the lines, and of the numbers within each.
-    scales: Option<(Factors<T::Real>, Factors<T::Real>)>,
+    scales: Option<[Factors<T::Real>; 2]>,
 }
 
 impl<T: Element> Task for CopyLines<'_, T> {
@@ -341,7 +340,7 @@ impl<T: Element> Task for CopyLines<'_, T> {
             let i = i as isize;
             // SAFETY: the promise made to `View::copy`.
             unsafe { copy(level, Run { at: at.offset(i * lines.1), step, len }, to) };
-            if let Some(((of_lines, line_step), (within, within_step))) = scales {
+            if let Some([(of_lines, line_step), (within, within_step)]) = scales {
                 // SAFETY: as above: there is a factor for each row and each column.
                 let line = unsafe { *of_lines.offset(i * line_step) };
                 if within_step == 1 {
@@ -577,17 +576,13 @@ struct Norms<R> {
     projected: Vec<R>,
 }
 
-unsafe fn both_norms<T: Element, O>(
-    tensors: Matrices<T, O>,
-    space: &Space,
-    floor: f64,
-) -> (Option<Norms<T::Real>>, Option<Norms<T::Real>>) {
+unsafe fn both_norms<T: Element, O>(tensors: Matrices<T, O>, space: &Space, floor: f64) -> Option<[Norms<T::Real>; 2]> {
     let of = |at: *const T, free: &Axes, tensor: usize, number: usize| {
         let vectors = space.batch.split_by(number).0.followed_by(free);
         // SAFETY: the caller's promise.
         unsafe { norms(at, &vectors, &space.k, tensor, number, floor) }
     };
-    (of(tensors.x, &space.i, X, NX), of(tensors.y, &space.j, Y, NY))
+    Some([of(tensors.x, &space.i, X, NX)?, of(tensors.y, &space.j, Y, NY)?])
 }
 
 /// `None` where a norm is too large or too small for the plain product.

@@ -131,11 +131,13 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let (dx, dy) = (at(&mut dl), at(&mut dr));
     // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh.
     let trusted = unsafe {
-        // A vector with many partners collects their sum, so a batch that is repeated must be that of x.
-        let repeats = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
-        if (plan.m == 1 && !repeats(&plan.rhs_shape)) || (plan.n == 1 && !repeats(&plan.lhs_shape)) {
-            let swap = !(plan.m == 1 && !repeats(&plan.rhs_shape));
-            let (x, y, dx, dy, space) = if swap { (y, x, dy, dx, space.swapped()) } else { (x, y, dx, dy, space) };
+        // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it
+        // must be the same one.
+        let repeated = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
+        let lhs_is_vectors = plan.m == 1 && !repeated(&plan.rhs_shape);
+        let rhs_is_vectors = plan.n == 1 && !repeated(&plan.lhs_shape);
+        if lhs_is_vectors || rhs_is_vectors {
+            let (x, y, dx, dy, space) = if lhs_is_vectors { (x, y, dx, dy, space) } else { (y, x, dy, dx, space.swapped()) };
             rows::backward(Rows { x, y, out, dx, dy }, &space, floor, false)
         } else {
             matrices::backward(Matrices { x, y, out }, (dx, dy), space, floor)
