@@ -105,28 +105,28 @@ impl DotOps for burn_core::backend::Flex {
     }
 
     fn float_dot_grad(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
+        mut lhs: FloatTensor<Self>,
+        mut rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
         let wanted = [of == Operand::Lhs, of == Operand::Rhs];
-        match cpu::float_dot_grads(&lhs, &rhs, &grad, &plan, options, wanted) {
+        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, wanted) {
             Some([Some(only), _] | [_, Some(only)]) => only,
             _ => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
         }
     }
 
     fn float_dot_grads(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
+        mut lhs: FloatTensor<Self>,
+        mut rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match cpu::float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]) {
+        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, [true, true]) {
             Some([Some(grad_lhs), Some(grad_rhs)]) => (grad_lhs, grad_rhs),
             _ => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
         }

@@ -5,7 +5,6 @@
 //! where memory sets the pace it costs nothing.
 
 use burn_core::tensor::{bf16, f16};
-use half::slice::HalfFloatSliceExt;
 
 /// A level of instructions: pulp's registers, and the steps between dtypes that it has for single levels or not at all.
 ///
@@ -21,25 +20,27 @@ pub(super) trait Level: pulp::Simd {
     fn store_bf16(self, x: Self::f64s, to: &mut [bf16]);
     /// NaN stays NaN.
     fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s;
+
+    /// How many numbers of a half dtype are converted to or from f32 at a time.
+    const HALVES: usize;
+    fn widen_f16(self, from: &[f16], to: &mut [f32]);
+    fn widen_bf16(self, from: &[bf16], to: &mut [f32]);
+    /// Numbers beyond `most` are brought back to it.
+    fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32);
+    fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32);
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86 {
     #[cfg(target_arch = "x86")]
-    use core::arch::x86::{
-        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm_loadl_epi64, _mm_loadu_ps, _mm_loadu_si128,
-        _mm_storeu_ps, _mm256_cvtpd_ps, _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_loadu_pd, _mm256_loadu_ps,
-        _mm256_storeu_pd, _mm256_storeu_ps, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_loadu_pd, _mm512_storeu_pd,
-    };
+    use core::arch::x86::*;
     #[cfg(target_arch = "x86_64")]
-    use core::arch::x86_64::{
-        __m128, __m256, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph, _mm_loadl_epi64, _mm_loadu_ps, _mm_loadu_si128,
-        _mm_storeu_ps, _mm256_cvtpd_ps, _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_loadu_pd, _mm256_loadu_ps,
-        _mm256_storeu_pd, _mm256_storeu_ps, _mm512_cvtpd_ps, _mm512_cvtps_pd, _mm512_loadu_pd, _mm512_storeu_pd,
-    };
+    use core::arch::x86_64::*;
 
-    use super::*;
+    use burn_core::tensor::{bf16, f16};
     use pulp::{Simd, cast};
+
+    use super::Level;
 
     // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
     pulp::simd_type!({
@@ -54,122 +55,111 @@ mod x86 {
     /// What a level does with as many numbers as a register of f64 holds. `core::arch` rather than pulp where memory is read or
     /// written: its instructions keep numbers in registers, casts of arrays went by way of the stack.
     macro_rules! level {
-        ($level:ty, $lanes:literal, $load_f64:ident, $store_f64:ident, $load_f32:ident, $store_f32:ident,
-         $widen:ident, $narrow:ident, $load_f16:ident, $store_f16:ident) => {
-            // SAFETY of all: the arrays are as long as the registers, and `vectorized` runs a level only where the machine has its
-            // instructions, F16C among them.
+        ($level:ty, $lanes:literal, f64: $load_f64:ident, $store_f64:ident; f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
+         half: $load_half:ident, $store_half:ident, $low:expr, $high:expr) => {
+            // SAFETY of all: slices are as long as what is read or written, and `vectorized` runs a level only where the machine has
+            // its instructions, F16C among them.
             impl Level for $level {
                 #[inline(always)]
                 fn load_f64(self, from: &[f64]) -> Self::f64s {
-                    cast(unsafe { $load_f64(front::<f64, $lanes>(from).as_ptr()) })
+                    cast(unsafe { $load_f64(from[..$lanes].as_ptr()) })
                 }
                 #[inline(always)]
                 fn load_f32(self, from: &[f32]) -> Self::f64s {
-                    cast(unsafe { $widen($load_f32(front::<f32, $lanes>(from).as_ptr())) })
+                    cast(unsafe { $widen($load_f32(from[..$lanes].as_ptr())) })
                 }
                 #[inline(always)]
                 fn load_f16(self, from: &[f16]) -> Self::f64s {
-                    cast(unsafe { $widen($load_f16(front::<u16, $lanes>(from.reinterpret_cast()))) })
+                    cast(unsafe { $widen($low(widen_f16($load_half(from[..$lanes].as_ptr().cast())))) })
                 }
                 #[inline(always)]
                 fn load_bf16(self, from: &[bf16]) -> Self::f64s {
-                    // The upper half of an f32.
-                    let wide = front::<u16, $lanes>(from.reinterpret_cast()).map(
-                        #[inline(always)]
-                        |bits| u32::from(bits) << 16,
-                    );
-                    cast(unsafe { $widen($load_f32(wide.as_ptr().cast())) })
+                    cast(unsafe { $widen($low(widen_bf16($load_half(from[..$lanes].as_ptr().cast())))) })
                 }
                 #[inline(always)]
                 fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
-                    unsafe { $store_f64(front_mut::<f64, $lanes>(to).as_mut_ptr(), cast(x)) }
+                    unsafe { $store_f64(to[..$lanes].as_mut_ptr(), cast(x)) }
                 }
                 #[inline(always)]
                 fn store_f32(self, x: Self::f64s, to: &mut [f32]) {
-                    unsafe { $store_f32(front_mut::<f32, $lanes>(to).as_mut_ptr(), $narrow(cast(x))) }
+                    unsafe { $store_f32(to[..$lanes].as_mut_ptr(), $narrow(cast(x))) }
                 }
                 #[inline(always)]
                 fn store_f16(self, x: Self::f64s, to: &mut [f16]) {
-                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = $store_f16(unsafe { $narrow(cast(x)) });
+                    unsafe { $store_half(to[..$lanes].as_mut_ptr().cast(), narrow_f16($high($narrow(cast(x))))) }
                 }
                 #[inline(always)]
                 fn store_bf16(self, x: Self::f64s, to: &mut [bf16]) {
-                    let mut wide = [0u32; $lanes];
-                    unsafe { $store_f32(wide.as_mut_ptr().cast(), $narrow(cast(x))) };
-                    let bits = wide.map(
-                        #[inline(always)]
-                        |bits| {
-                            // To the nearest, ties to even; NaN keeps a digit.
-                            let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-                            let nan = bits >> 16 | 0x40;
-                            (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
-                        },
-                    );
-                    *front_mut::<u16, $lanes>(to.reinterpret_cast_mut()) = bits;
+                    unsafe { $store_half(to[..$lanes].as_mut_ptr().cast(), narrow_bf16($high($narrow(cast(x))))) }
                 }
                 #[inline(always)]
                 fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s {
                     // These instructions give their second operand where one is NaN.
                     self.min_f64s(self.splat_f64s(most), self.max_f64s(self.splat_f64s(least), x))
                 }
+
+                const HALVES: usize = 8;
+
+                #[inline(always)]
+                fn widen_f16(self, from: &[f16], to: &mut [f32]) {
+                    unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), widen_f16(_mm_loadu_si128(from[..8].as_ptr().cast()))) }
+                }
+                #[inline(always)]
+                fn widen_bf16(self, from: &[bf16], to: &mut [f32]) {
+                    unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), widen_bf16(_mm_loadu_si128(from[..8].as_ptr().cast()))) }
+                }
+                #[inline(always)]
+                fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32) {
+                    unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), narrow_f16(load_within(&from[..8], most))) }
+                }
+                #[inline(always)]
+                fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32) {
+                    unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), narrow_bf16(load_within(&from[..8], most))) }
+                }
             }
         };
     }
-    level!(
-        pulp::x86::V4,
-        8,
-        _mm512_loadu_pd,
-        _mm512_storeu_pd,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm512_cvtps_pd,
-        _mm512_cvtpd_ps,
-        load_f16x8,
-        store_f16x8
-    );
-    level!(
-        pulp::x86::V3,
-        4,
-        _mm256_loadu_pd,
-        _mm256_storeu_pd,
-        _mm_loadu_ps,
-        _mm_storeu_ps,
-        _mm256_cvtps_pd,
-        _mm256_cvtpd_ps,
-        load_f16x4,
-        store_f16x4
-    );
+    level!(pulp::x86::V4, 8, f64: _mm512_loadu_pd, _mm512_storeu_pd; f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
+        half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity);
+    level!(pulp::x86::V3, 4, f64: _mm256_loadu_pd, _mm256_storeu_pd; f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
+        half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256);
 
-    // SAFETY of all: as above.
+    // SAFETY of all: the caller has AVX2 and F16C.
     #[inline(always)]
-    fn load_f16x8(bits: &[u16; 8]) -> __m256 {
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())) }
+    unsafe fn widen_f16(x: __m128i) -> __m256 {
+        unsafe { _mm256_cvtph_ps(x) }
+    }
+    /// A bf16 is the upper half of an f32.
+    #[inline(always)]
+    unsafe fn widen_bf16(x: __m128i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
     }
     #[inline(always)]
-    fn store_f16x8(x: __m256) -> [u16; 8] {
-        cast(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) })
+    unsafe fn narrow_f16(x: __m256) -> __m128i {
+        unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
     }
+    /// To the nearest, ties to even; NaN keeps a digit.
     #[inline(always)]
-    fn load_f16x4(bits: &[u16; 4]) -> __m128 {
-        unsafe { _mm_cvtph_ps(_mm_loadl_epi64(bits.as_ptr().cast())) }
+    unsafe fn narrow_bf16(x: __m256) -> __m128i {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let upper = _mm256_srli_epi32::<16>(bits);
+            let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
+            // Each half of the register packs for itself; the two quarters wanted are its first and its third.
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves)))
+        }
     }
+    /// Eight numbers, brought back to `most` where they are larger; NaN stays NaN, as in `clamp`.
     #[inline(always)]
-    fn store_f16x4(x: __m128) -> [u16; 4] {
-        let [a, b, c, d, ..]: [u16; 8] = cast(unsafe { _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) });
-        [a, b, c, d]
+    unsafe fn load_within(from: &[f32], most: f32) -> __m256 {
+        unsafe {
+            let x = _mm256_max_ps(_mm256_set1_ps(-most), _mm256_loadu_ps(from.as_ptr()));
+            _mm256_min_ps(_mm256_set1_ps(most), x)
+        }
     }
-}
-
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-#[inline(always)]
-fn front<T, const N: usize>(from: &[T]) -> &[T; N] {
-    from.first_chunk().expect("a register's worth")
-}
-
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-#[inline(always)]
-fn front_mut<T, const N: usize>(to: &mut [T]) -> &mut [T; N] {
-    to.first_chunk_mut().expect("a register's worth")
 }
 
 impl Level for pulp::Scalar {
@@ -208,6 +198,25 @@ impl Level for pulp::Scalar {
     #[inline(always)]
     fn clamp(self, x: f64, least: f64, most: f64) -> f64 {
         x.clamp(least, most)
+    }
+
+    const HALVES: usize = 1;
+
+    #[inline(always)]
+    fn widen_f16(self, from: &[f16], to: &mut [f32]) {
+        to[0] = from[0].into();
+    }
+    #[inline(always)]
+    fn widen_bf16(self, from: &[bf16], to: &mut [f32]) {
+        to[0] = from[0].into();
+    }
+    #[inline(always)]
+    fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32) {
+        to[0] = f16::from_f32(from[0].clamp(-most, most));
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32) {
+        to[0] = bf16::from_f32(from[0].clamp(-most, most));
     }
 }
 
@@ -278,8 +287,14 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 
     fn from_f64(x: f64) -> Self;
 
-    /// The numbers as they are, where no conversion is needed.
-    fn as_real(slice: &[Self]) -> Option<&[Self::Real]>;
+    /// Whether this is the dtype to multiply in.
+    const IS_REAL: bool;
+
+    /// Copies to the dtype to multiply in.
+    fn widen<S: Level>(level: S, from: &[Self], to: &mut [Self::Real]);
+
+    /// Rounds to the nearest numbers; `finite` where none is to become infinite.
+    fn narrow<S: Level>(level: S, from: &[Self::Real], to: &mut [Self], finite: bool);
 }
 
 /// A dtype to multiply matrices in: f32 or f64.
@@ -304,57 +319,88 @@ impl Real for f64 {
     const SMALLEST: f64 = f64::MIN_POSITIVE;
 }
 
+/// What all dtypes do alike.
 macro_rules! element {
-    ($element:ty, $real:ty, $load:ident, $store:ident, |$level:ident, $x:ident| $finite:expr, |$from:ident| $from_f64:expr, |$slice:ident| $as_real:expr) => {
+    ($element:ty, $load:ident, $store:ident, |$from:ident| $from_f64:expr) => {
+        #[inline(always)]
+        fn load<S: Level>(level: S, from: &[Self]) -> S::f64s {
+            level.$load(from)
+        }
+        #[inline(always)]
+        fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]) {
+            level.$store(x, to)
+        }
+        #[inline(always)]
+        fn to_f64(self) -> f64 {
+            self.into()
+        }
+        #[inline(always)]
+        fn from_f64($from: f64) -> Self {
+            $from_f64
+        }
+    };
+}
+macro_rules! real {
+    ($element:ty, $load:ident, $store:ident, |$from:ident| $from_f64:expr) => {
         impl Element for $element {
-            type Real = $real;
+            type Real = Self;
+            const IS_REAL: bool = true;
+            element!($element, $load, $store, |$from| $from_f64);
             #[inline(always)]
-            fn load<S: Level>(level: S, from: &[Self]) -> S::f64s {
-                level.$load(from)
+            fn finite<S: Level>(_level: S, x: S::f64s) -> S::f64s {
+                x
             }
             #[inline(always)]
-            fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]) {
-                level.$store(x, to)
+            fn widen<S: Level>(_level: S, from: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(from);
             }
             #[inline(always)]
-            fn finite<S: Level>($level: S, $x: S::f64s) -> S::f64s {
-                $finite
-            }
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                self.into()
-            }
-            #[inline(always)]
-            fn from_f64($from: f64) -> Self {
-                $from_f64
-            }
-            #[inline(always)]
-            fn as_real($slice: &[Self]) -> Option<&[$real]> {
-                $as_real
+            fn narrow<S: Level>(_level: S, from: &[Self], to: &mut [Self], _finite: bool) {
+                to.copy_from_slice(from);
             }
         }
     };
 }
-element!(f64, f64, load_f64, store_f64, |_level, x| x, |x| x, |slice| Some(slice));
-element!(f32, f32, load_f32, store_f32, |_level, x| x, |x| x as f32, |slice| Some(slice));
-element!(
-    f16,
-    f32,
-    load_f16,
-    store_f16,
-    |level, x| level.clamp(x, f16::MIN.into(), f16::MAX.into()),
-    |x| f16::from_f32(x as f32),
-    |_slice| None
-);
-element!(
-    bf16,
-    f32,
-    load_bf16,
-    store_bf16,
-    |level, x| level.clamp(x, bf16::MIN.into(), bf16::MAX.into()),
-    |x| bf16::from_f32(x as f32),
-    |_slice| None
-);
+macro_rules! half {
+    ($element:ty, $load:ident, $store:ident, $widen:ident, $narrow:ident) => {
+        impl Element for $element {
+            type Real = f32;
+            const IS_REAL: bool = false;
+            element!($element, $load, $store, |x| <$element>::from_f32(x as f32));
+            #[inline(always)]
+            fn finite<S: Level>(level: S, x: S::f64s) -> S::f64s {
+                level.clamp(x, Self::MIN.into(), Self::MAX.into())
+            }
+            #[inline(always)]
+            fn widen<S: Level>(level: S, from: &[Self], to: &mut [f32]) {
+                let (mut from, mut to) = (from.chunks_exact(S::HALVES), to.chunks_exact_mut(S::HALVES));
+                (&mut from).zip(&mut to).for_each(
+                    #[inline(always)]
+                    |(from, to)| level.$widen(from, to),
+                );
+                for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+                    *to = (*from).into();
+                }
+            }
+            #[inline(always)]
+            fn narrow<S: Level>(level: S, from: &[f32], to: &mut [Self], finite: bool) {
+                let most = if finite { Self::MAX.into() } else { f32::INFINITY };
+                let (mut from, mut to) = (from.chunks_exact(S::HALVES), to.chunks_exact_mut(S::HALVES));
+                (&mut from).zip(&mut to).for_each(
+                    #[inline(always)]
+                    |(from, to)| level.$narrow(from, to, most),
+                );
+                for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+                    *to = Self::from_f32(from.clamp(-most, most));
+                }
+            }
+        }
+    };
+}
+real!(f64, load_f64, store_f64, |x| x);
+real!(f32, load_f32, store_f32, |x| x as f32);
+half!(f16, load_f16, store_f16, widen_f16, narrow_f16);
+half!(bf16, load_bf16, store_bf16, widen_bf16, narrow_bf16);
 
 /// Numbers at equal steps in memory.
 #[derive(Clone, Copy)]
@@ -384,6 +430,11 @@ impl<T: Element> Run<T> {
     #[inline(always)]
     pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
         let to = &mut buffer[..self.len];
+        if self.step == 1 {
+            // SAFETY: the caller's promise; the buffer is ours alone.
+            unsafe { core::ptr::copy_nonoverlapping(self.at, to.as_mut_ptr(), self.len) };
+            return to;
+        }
         for (i, to) in to.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             *to = unsafe { *self.at.offset(i as isize * self.step) };
@@ -419,20 +470,6 @@ impl<T: Element> RunMut<T> {
             // SAFETY: the caller's promise.
             unsafe { *self.at.offset(i as isize * self.step) = x };
         }
-    }
-}
-
-/// `to = x` in another dtype; `finite` where no number is to become infinite.
-#[inline(always)]
-pub(super) fn convert<S: Level, X: Element, Y: Element>(level: S, to: &mut [Y], x: &[X], finite: bool) {
-    let lanes = S::F64_LANES;
-    let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
-    for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
-        let x = X::load(level, x);
-        Y::store(level, if finite { Y::finite(level, x) } else { x }, to);
-    }
-    for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
-        *to = if finite { finite_from_f64(x.to_f64()) } else { Y::from_f64(x.to_f64()) };
     }
 }
 

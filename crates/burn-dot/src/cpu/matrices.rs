@@ -4,11 +4,14 @@
 //! of the inputs. What must be converted (f16, bf16) or scaled is brought into small blocks first.
 
 use alloc::{vec, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::{
     kernel::{self, CHUNK, Element, Level, Real, Run, RunMut, Task},
-    space::{self, Axes, Axis, DX, NX, NY, OUT, Space, Steps, X, Y},
+    space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };
 
@@ -20,6 +23,8 @@ const BLOCK_TERMS: usize = 512;
 const BLOCK_COLUMNS: usize = 256;
 /// Numbers of an output that is rounded at the end.
 const BLOCK_OUTPUT: usize = 1 << 16;
+/// Axes of the second matrix that are shorter are brought together: many small products take longer than a copy and one large one.
+const JOIN_BELOW: usize = 128;
 
 /// The tensors of a product, each by its first number.
 #[derive(Clone, Copy)]
@@ -59,11 +64,11 @@ where
     true
 }
 
-/// The gradients that are wanted: of `x`, written to `dx`, and of `y`, to `dy`. False as in [`forward`].
+/// The gradients that are wanted: of `y`, written to `dy`, then of `x`, to `dx`. False as in [`forward`].
 ///
 /// # Safety
 ///
-/// As [`forward`], for `dx` and `dy`.
+/// As [`forward`], for `dx` and `dy`. `dx` may be `x` itself where there is no floor: its gradient does not need it.
 pub(super) unsafe fn backward<T, O>(
     tensors: Matrices<T, O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
@@ -82,12 +87,12 @@ where
             known => known,
         },
     };
-    if let Some(dx) = dx {
-        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|[x, y]| [x, y])) };
-    }
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
-        unsafe { gradient(tensors, dy, &space.swapped(), norms.as_ref().map(|[x, y]| [y, x])) };
+        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.as_ref().map(|[x, y]| [y, x])) };
+    }
+    if let Some(dx) = dx {
+        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|[x, y]| [x, y])) };
     }
     true
 }
@@ -153,12 +158,16 @@ impl Product<'_> {
         B: Element<Real = A::Real>,
         C: Element<Real = A::Real>,
     {
+        // Axes along which the second matrix alone does not lie in line become one, and that matrix is copied.
+        let (joined_columns, joined_sum) = (self.columns.joined_but_for([Y, DY]), self.sum.joined_but_for([Y, DY]));
+        let join = |axes: &Axes, joined: &Axes| axes.inner().1.size < JOIN_BELOW && axes.inner().1.size < joined.inner().1.size;
+        let (join_columns, join_sum) = (join(self.columns, &joined_columns), join(self.sum, &joined_sum));
         let (rows_outer, rows) = self.rows.inner();
-        let (columns_outer, columns) = self.columns.inner();
-        let (sum_outer, sum) = self.sum.inner();
-        let copy_a = scales.is_some() || A::as_real(&[]).is_none();
-        let copy_b = B::as_real(&[]).is_none();
-        let round = C::as_real(&[]).is_none();
+        let (columns_outer, columns) = if join_columns { joined_columns.inner() } else { self.columns.inner() };
+        let (sum_outer, sum) = if join_sum { joined_sum.inner() } else { self.sum.inner() };
+        let copy_a = scales.is_some() || !A::IS_REAL;
+        let copy_b = join_columns || join_sum || !B::IS_REAL;
+        let round = !C::IS_REAL;
         let width = self.columns.len();
 
         let units = self.batch.len() * rows_outer.len();
@@ -167,7 +176,7 @@ impl Product<'_> {
         let even = units.is_multiple_of(threads::count());
         let blocks = if even { 1 } else { threads::tasks(work).div_ceil(units).min(rows.size) };
         let mut block = rows.size.div_ceil(blocks);
-        if copy_a || copy_b || round {
+        if copy_a || round {
             block = block.min(BLOCK_ROWS);
         }
         if round {
@@ -217,17 +226,23 @@ impl Product<'_> {
                                     rows: (height, rows.step[self.a]),
                                     columns: (terms, sum.step[self.a]),
                                 };
-                                let b = View {
-                                    at: b.offset(from[self.b]),
-                                    rows: (terms, sum.step[self.b]),
-                                    columns: (piece, columns.step[self.b]),
-                                };
                                 let scales = scales.map(|[by_row, by_term]| Scales {
                                     by_row: (by_row.as_ptr().offset(from[NX]), rows.step[NX]),
                                     by_column: (by_term.as_ptr().offset(from[NY]), sum.step[NY]),
                                 });
                                 let a = if copy_a { a.copy(&mut a_block, scales) } else { a.cast() };
-                                let b = if copy_b { b.copy(&mut b_block, None) } else { b.cast() };
+                                let b = if copy_b {
+                                    let (term, column) = (part * sum.size + term, panel * columns.size + column);
+                                    let b = b.offset(unit_at[self.b]);
+                                    self.copy_b(&mut b_block, b, term..term + terms, column..column + piece)
+                                } else {
+                                    View {
+                                        at: b.offset(from[self.b]),
+                                        rows: (terms, sum.step[self.b]),
+                                        columns: (piece, columns.step[self.b]),
+                                    }
+                                    .cast()
+                                };
                                 let to = tile.place(panel, column);
                                 multiply(to, tile.row_step, tile.column_step, part + term > 0, a, b);
                             }
@@ -239,6 +254,32 @@ impl Product<'_> {
             let round = round.then(|| (unsafe { c.offset(at[self.c]) }, self.c));
             kernel::vectorized(Finished { tile, at, finish, round });
         });
+    }
+
+    /// Copies these terms and columns of the second matrix.
+    ///
+    /// # Safety
+    ///
+    /// They lie within one allocation.
+    unsafe fn copy_b<B: Element>(
+        &self,
+        to: &mut [B::Real],
+        b: *const B,
+        terms: Range<usize>,
+        columns: Range<usize>,
+    ) -> View<B::Real> {
+        let (term_step, column_step) = (self.sum.inner().1.step[self.b], self.columns.inner().1.step[self.b]);
+        let mut block = Block::new(to, (terms.len(), columns.len()), (term_step, column_step));
+        for (row, rows, down) in self.sum.runs(terms) {
+            for (column, columns, across) in self.columns.runs(columns.clone()) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let at = b.offset(down[self.b] + across[self.b]);
+                    block.copy(View { at, rows: (rows, term_step), columns: (columns, column_step) }, (row, column), None);
+                }
+            }
+        }
+        block.view()
     }
 }
 
@@ -271,12 +312,6 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
     }
 }
 
-/// Where a tensor lies after some steps along an axis.
-#[inline(always)]
-fn advance(at: Steps, axis: &Axis, steps: usize) -> Steps {
-    core::array::from_fn(|t| at[t] + steps as isize * axis.step[t])
-}
-
 /// A matrix in memory: sizes and steps.
 struct View<T> {
     at: *const T,
@@ -300,22 +335,53 @@ impl<T: Element> View<T> {
         View { at: self.at.cast(), rows: self.rows, columns: self.columns }
     }
 
-    /// Copies the matrix in the order in which it lies, converted and scaled.
+    /// Copies the matrix, converted and scaled.
     ///
     /// # Safety
     ///
     /// The matrix lies within one allocation, and there is a factor for each row and each column.
     unsafe fn copy(self, to: &mut [T::Real], scales: Option<Scales<T::Real>>) -> View<T::Real> {
-        let View { at, rows, columns } = self;
-        // The lines are what lies side by side.
-        let by_columns = rows.1 == 1 && columns.1 != 1;
-        let (lines, (len, step)) = if by_columns { (columns, rows) } else { (rows, columns) };
-        let scales =
-            scales.map(|Scales { by_row, by_column }| if by_columns { [by_column, by_row] } else { [by_row, by_column] });
-        kernel::vectorized(CopyLines { at, lines, len, step, to, scales });
-        let len = len as isize;
-        let (row_step, column_step) = if by_columns { (1, len) } else { (len, 1) };
-        View { at: to.as_ptr(), rows: (rows.0, row_step), columns: (columns.0, column_step) }
+        let mut block = Block::new(to, (self.rows.0, self.columns.0), (self.rows.1, self.columns.1));
+        // SAFETY: the caller's promise.
+        unsafe { block.copy(self, (0, 0), scales) };
+        block.view()
+    }
+}
+
+/// A copy of a matrix, brought together from one part or several.
+struct Block<'a, R> {
+    numbers: &'a mut [R],
+    rows: usize,
+    columns: usize,
+    /// Whether the numbers of a column, not those of a row, lie side by side: as in the original, which is so read in order.
+    by_columns: bool,
+}
+
+impl<'a, R: Real> Block<'a, R> {
+    /// For a matrix of these sizes with these steps.
+    fn new(numbers: &'a mut [R], (rows, columns): (usize, usize), steps: (isize, isize)) -> Self {
+        Block { numbers, rows, columns, by_columns: steps.0 == 1 && steps.1 != 1 }
+    }
+
+    /// Copies a part to the place where its first row and column belong.
+    ///
+    /// # Safety
+    ///
+    /// As [`View::copy`].
+    unsafe fn copy<T: Element<Real = R>>(&mut self, part: View<T>, (row, column): (usize, usize), scales: Option<Scales<R>>) {
+        let View { at, rows, columns } = part;
+        let scales = scales.map(|Scales { by_row, by_column }| [by_row, by_column]);
+        let (lines, (len, step), width, first, scales) = if self.by_columns {
+            (columns, rows, self.rows, column * self.rows + row, scales.map(|[by_row, by_column]| [by_column, by_row]))
+        } else {
+            (rows, columns, self.columns, row * self.columns + column, scales)
+        };
+        kernel::vectorized(CopyLines { at, lines, len, step, to: &mut self.numbers[first..], width, scales });
+    }
+
+    fn view(self) -> View<R> {
+        let (row_step, column_step) = if self.by_columns { (1, self.rows) } else { (self.columns, 1) };
+        View { at: self.numbers.as_ptr(), rows: (self.rows, row_step as isize), columns: (self.columns, column_step as isize) }
     }
 }
 
@@ -325,7 +391,9 @@ struct CopyLines<'a, T: Element> {
     lines: (usize, isize),
     len: usize,
     step: isize,
+    /// The first line of the copy; the next ones follow, each so many numbers after the one before.
     to: &'a mut [T::Real],
+    width: usize,
     /// Factors of the lines, and of the numbers within each.
     scales: Option<[Factors<T::Real>; 2]>,
 }
@@ -335,8 +403,9 @@ impl<T: Element> Task for CopyLines<'_, T> {
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
-        let CopyLines { at, lines, len, step, to, scales } = self;
-        for (i, to) in to.chunks_exact_mut(len).take(lines.0).enumerate() {
+        let CopyLines { at, lines, len, step, to, width, scales } = self;
+        for i in 0..lines.0 {
+            let to = &mut to[i * width..][..len];
             let i = i as isize;
             // SAFETY: the promise made to `View::copy`.
             unsafe { copy(level, Run { at: at.offset(i * lines.1), step, len }, to) };
@@ -369,10 +438,7 @@ impl<T: Element> Task for CopyLines<'_, T> {
 unsafe fn copy<S: Level, T: Element>(level: S, from: Run<T>, to: &mut [T::Real]) {
     // SAFETY: the caller's promise, here and below.
     if let Some(slice) = unsafe { from.as_slice() } {
-        return match T::as_real(slice) {
-            Some(real) => to.copy_from_slice(real),
-            None => kernel::convert(level, to, slice, false),
-        };
+        return T::widen(level, slice, to);
     }
     for (i, to) in to.iter_mut().enumerate() {
         *to = <T::Real>::from_f64(unsafe { *from.at.offset(i as isize * from.step) }.to_f64());
@@ -561,7 +627,7 @@ impl<R: Real> Tile<'_, R> {
                         RunMut { at, step, len }.fill(
                             &mut buffer,
                             #[inline(always)]
-                            |to| kernel::convert(level, to, from, finite),
+                            |to| C::narrow(level, from, to, finite),
                         );
                     }
                 }

@@ -49,10 +49,11 @@ pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options
     }
 }
 
-/// The gradient of the product with respect to one input, or to both: those for which `wanted` is true.
+/// The gradient of the product with respect to one input, or to both: those for which `wanted` is true. An input that nobody else
+/// holds may be overwritten by its gradient, but not if the result is `None`.
 pub(crate) fn float_dot_grads(
-    lhs: &FlexTensor,
-    rhs: &FlexTensor,
+    lhs: &mut FlexTensor,
+    rhs: &mut FlexTensor,
     grad: &FlexTensor,
     plan: &Plan,
     options: FloatOptions,
@@ -83,7 +84,7 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     plan: &Plan,
     floor: Option<f64>,
 ) -> Option<FlexTensor> {
-    let mut out = Fresh::<O>::new(Layout::contiguous(Shape::from(plan.output.clone())));
+    let out = Memory::<O>::fresh(Layout::contiguous(Shape::from(plan.output.clone())));
     let space = Space::new(
         plan,
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.layout.strides(), ..Default::default() },
@@ -93,58 +94,73 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let trusted = unsafe {
         if plan.m == 1 || plan.n == 1 {
             let (x, y, space) = if plan.m == 1 { (x, y, space) } else { (y, x, space.swapped()) };
-            rows::forward(Rows { x, y, out: out.at(), dx: None, dy: None }, &space, floor)
+            rows::forward(Rows { x, y, out: out.at, dx: None, dy: None }, &space, floor)
         } else {
-            matrices::forward(Matrices { x, y, out: out.at() }, space, floor)
+            matrices::forward(Matrices { x, y, out: out.at }, space, floor)
         }
     };
     // SAFETY: the kernels wrote every number of the output.
-    trusted.then(|| unsafe { out.into_tensor() })
+    trusted.then(|| unsafe { out.into_tensor(lhs) })
 }
 
 fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
-    lhs: &FlexTensor,
-    rhs: &FlexTensor,
+    lhs: &mut FlexTensor,
+    rhs: &mut FlexTensor,
     grad: &FlexTensor,
     plan: &Plan,
     floor: Option<f64>,
     wanted: [bool; 2],
 ) -> Option<[Option<FlexTensor>; 2]> {
-    let fresh = |x: &FlexTensor, wanted: bool| wanted.then(|| Fresh::<T>::new(layout_of_gradient(x)));
-    let (mut dl, mut dr) = (fresh(lhs, wanted[0]), fresh(rhs, wanted[1]));
-    let strides = |fresh: &Option<Fresh<T>>| fresh.as_ref().map_or(Vec::new(), |fresh| fresh.layout.strides().to_vec());
-    let (dl_strides, dr_strides) = (strides(&dl), strides(&dr));
+    // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it must be
+    // the same one.
+    let repeated = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
+    let lhs_is_vectors = plan.m == 1 && !repeated(&plan.rhs_shape);
+    let rhs_is_vectors = plan.n == 1 && !repeated(&plan.lhs_shape);
+    let rows = lhs_is_vectors || rhs_is_vectors;
+    // Rows give way to their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product needs
+    // only the other input: the second gradient takes the place of its input.
+    let reuse = if rows { [floor.is_none() || rows::never_stops::<T>(); 2] } else { [floor.is_none(), false] };
+
+    let layouts = [lhs.layout().clone(), rhs.layout().clone()];
+    let memory = |x: &mut FlexTensor, wanted: bool, reuse: bool| {
+        wanted.then(|| {
+            let own = if reuse { Memory::<T>::of(x) } else { None };
+            own.unwrap_or_else(|| Memory::fresh(layout_of_gradient(x)))
+        })
+    };
+    let (dl, dr) = (memory(lhs, wanted[0], reuse[0]), memory(rhs, wanted[1], reuse[1]));
+    let strides = |memory: &Option<Memory<T>>| memory.as_ref().map_or(Vec::new(), |memory| memory.layout.strides().to_vec());
     let space = Space::new(
         plan,
         Strides {
-            lhs: lhs.layout().strides(),
-            rhs: rhs.layout().strides(),
-            grad_lhs: &dl_strides,
-            grad_rhs: &dr_strides,
+            lhs: layouts[0].strides(),
+            rhs: layouts[1].strides(),
+            grad_lhs: &strides(&dl),
+            grad_rhs: &strides(&dr),
             out: grad.layout().strides(),
         },
     );
-    let (x, y) = (first::<T>(lhs), first::<T>(rhs));
+    let in_place = |memory: &Option<Memory<T>>| memory.as_ref().is_some_and(|memory| memory.fresh.is_none());
+    let input = |x: &FlexTensor, memory: &Option<Memory<T>>| match memory {
+        Some(Memory { at, fresh: None, .. }) => at.cast_const(),
+        _ => first::<T>(x),
+    };
+    let (x, y) = (input(lhs, &dl), input(rhs, &dr));
     // Only read.
     let out = first::<O>(grad).cast_mut();
-    let at = |fresh: &mut Option<Fresh<T>>| fresh.as_mut().map(Fresh::at);
-    let (dx, dy) = (at(&mut dl), at(&mut dr));
-    // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh.
+    let at = |memory: &Option<Memory<T>>| memory.as_ref().map(|memory| memory.at);
+    let (dx, dy) = (at(&dl), at(&dr));
+    // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh, or in the place of their own inputs.
     let trusted = unsafe {
-        // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it
-        // must be the same one.
-        let repeated = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
-        let lhs_is_vectors = plan.m == 1 && !repeated(&plan.rhs_shape);
-        let rhs_is_vectors = plan.n == 1 && !repeated(&plan.lhs_shape);
-        if lhs_is_vectors || rhs_is_vectors {
+        if rows {
             let (x, y, dx, dy, space) = if lhs_is_vectors { (x, y, dx, dy, space) } else { (y, x, dy, dx, space.swapped()) };
-            rows::backward(Rows { x, y, out, dx, dy }, &space, floor, false)
+            rows::backward(Rows { x, y, out, dx, dy }, &space, floor, in_place(&dl) || in_place(&dr))
         } else {
             matrices::backward(Matrices { x, y, out }, (dx, dy), space, floor)
         }
     };
     // SAFETY: the kernels wrote every number of the gradients.
-    trusted.then(|| unsafe { [dl.map(|fresh| fresh.into_tensor()), dr.map(|fresh| fresh.into_tensor())] })
+    trusted.then(|| unsafe { [dl.map(|dl| dl.into_tensor(lhs)), dr.map(|dr| dr.into_tensor(rhs))] })
 }
 
 /// The first number of a tensor.
@@ -155,36 +171,58 @@ fn first<T: Stored>(x: &FlexTensor) -> *const T {
 /// A gradient lies in memory as its input does, so that both are walked in one order; without gaps and repetitions.
 fn layout_of_gradient(x: &FlexTensor) -> Layout {
     let layout = x.layout();
+    if is_dense(layout) {
+        Layout::new(layout.shape().clone(), layout.strides().to_vec(), 0)
+    } else {
+        Layout::contiguous(x.shape())
+    }
+}
+
+/// Whether each number of a stretch of memory is met once.
+fn is_dense(layout: &Layout) -> bool {
     let mut axes: Vec<_> =
         layout.strides().iter().copied().zip(layout.shape().iter().copied()).filter(|axis| axis.1 > 1).collect();
     axes.sort_unstable();
     let mut next = 1;
-    let dense = axes.iter().all(|&(stride, size)| core::mem::replace(&mut next, stride * size as isize) == stride);
-    if dense { Layout::new(layout.shape().clone(), layout.strides().to_vec(), 0) } else { Layout::contiguous(x.shape()) }
+    axes.iter().all(|&(stride, size)| core::mem::replace(&mut next, stride * size as isize) == stride)
 }
 
-/// Memory for a result, not yet written: zeroing it first would cost a pass.
-struct Fresh<T> {
-    numbers: Vec<T>,
+/// Memory for a result.
+struct Memory<T> {
+    at: *mut T,
     layout: Layout,
+    /// Not yet written: zeroing it first would cost a pass. `None` where it is that of an input.
+    fresh: Option<Vec<T>>,
 }
 
-impl<T: Stored> Fresh<T> {
-    fn new(layout: Layout) -> Self {
-        Fresh { numbers: Vec::with_capacity(layout.num_elements()), layout }
+impl<T: Stored> Memory<T> {
+    fn fresh(layout: Layout) -> Self {
+        let mut numbers = Vec::with_capacity(layout.num_elements());
+        Memory { at: numbers.as_mut_ptr(), layout, fresh: Some(numbers) }
     }
 
-    fn at(&mut self) -> *mut T {
-        self.numbers.as_mut_ptr()
+    /// That of an input, if nobody else holds it and all of it is the input's.
+    fn of(x: &mut FlexTensor) -> Option<Self> {
+        let layout = x.layout().clone();
+        let numbers = x.try_storage_mut::<T>()?;
+        let whole = layout.start_offset() == 0 && numbers.len() == layout.num_elements() && is_dense(&layout);
+        whole.then(|| Memory { at: numbers.as_mut_ptr(), layout, fresh: None })
     }
 
+    /// The result, where `input` is what the memory was asked for.
+    ///
     /// # Safety
     ///
     /// Every number has been written.
-    unsafe fn into_tensor(self) -> FlexTensor {
-        let Fresh { mut numbers, layout } = self;
-        // SAFETY: the capacity is the number of elements, and the caller wrote them.
-        unsafe { numbers.set_len(layout.num_elements()) };
-        FlexTensor::new(Bytes::from_elems(numbers), layout, T::dtype())
+    unsafe fn into_tensor(self, input: &FlexTensor) -> FlexTensor {
+        let Memory { layout, fresh, .. } = self;
+        match fresh {
+            None => input.clone(),
+            Some(mut numbers) => {
+                // SAFETY: the capacity is the number of elements, and the caller wrote them.
+                unsafe { numbers.set_len(layout.num_elements()) };
+                FlexTensor::new(Bytes::from_elems(numbers), layout, T::dtype())
+            }
+        }
     }
 }

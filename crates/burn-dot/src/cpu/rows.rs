@@ -37,9 +37,15 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let work = Work { rows: tensors, pieces: &Pieces::new(&space.k, false), floor };
+    let pieces = &Pieces::new(&space.k, false);
+    let work = Work { rows: tensors, read: pieces, write: pieces, floor };
     let work = Ptr(&work);
     all_ranges(space.batch.len() * space.j.len(), space.k.len(), |rows| Forward { work: work.get(), space, rows })
+}
+
+/// Whether [`forward`] and [`backward`] are true of every normalized input: f64 holds all squares of the smaller dtypes.
+pub(super) fn never_stops<T: Element>() -> bool {
+    T::Real::NORMS.contains(&0.0) && T::Real::NORMS.contains(&f64::INFINITY)
 }
 
 /// The gradients that are wanted. False as in [`forward`].
@@ -53,7 +59,8 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let work = Work { rows: tensors, pieces: &Pieces::new(&space.k, in_place), floor };
+    let pieces = [false, in_place].map(|copied| Pieces::new(&space.k, copied));
+    let work = Work { rows: tensors, read: &pieces[0], write: &pieces[1], floor };
     let work = Ptr(&work);
     // Where x is repeated along the batch its gradient collects a sum, as it does along j.
     let (own, repeated) = match tensors.dx {
@@ -134,9 +141,9 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new(k: &Axes, in_place: bool) -> Self {
+    fn new(k: &Axes, copied: bool) -> Self {
         let (outer, inner) = k.inner();
-        let as_they_are = !in_place && [X, Y].iter().all(|&t| inner.step[t] == 1);
+        let as_they_are = !copied && [X, Y].iter().all(|&t| inner.step[t] == 1);
         // Gradients are written in pieces too, unless they lie side by side.
         let whole = as_they_are && [DX, DY].iter().all(|&t| matches!(inner.step[t], 0 | 1));
         let single = whole && outer.len() == 1;
@@ -147,7 +154,9 @@ impl Pieces {
 /// What every task of a product knows.
 struct Work<'a, T, O> {
     rows: Rows<T, O>,
-    pieces: &'a Pieces,
+    /// For passes that only read, and for those that write gradients: copied first where these take the place of the inputs.
+    read: &'a Pieces,
+    write: &'a Pieces,
     floor: Option<f64>,
 }
 
@@ -180,8 +189,14 @@ struct Piece<'a, T> {
 impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// Calls `f` with the pieces of a row and its partner.
     #[inline(always)]
-    unsafe fn for_each_piece<S: Level>(&self, buffers: &mut Buffers<S, T>, row: Steps, mut f: impl FnMut(Piece<'_, T>)) {
-        let Pieces { outer, inner, len, as_they_are, single } = self.pieces;
+    unsafe fn for_each_piece<S: Level>(
+        &self,
+        pieces: &Pieces,
+        buffers: &mut Buffers<S, T>,
+        row: Steps,
+        mut f: impl FnMut(Piece<'_, T>),
+    ) {
+        let Pieces { outer, inner, len, as_they_are, single } = pieces;
         let run = |at: Steps, len: usize| {
             // SAFETY: the promise made at the door: every index lies within the tensors.
             let (x, y) = unsafe { (self.rows.x.offset(at[X]), self.rows.y.offset(at[Y])) };
@@ -224,6 +239,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         // SAFETY: the caller's promise.
         unsafe {
             self.for_each_piece(
+                self.read,
                 buffers,
                 at,
                 #[inline(always)]
@@ -241,6 +257,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         // SAFETY: the caller's promise.
         unsafe {
             self.for_each_piece(
+                self.read,
                 buffers,
                 at,
                 #[inline(always)]
@@ -265,6 +282,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         if x.is_some() {
             unsafe {
                 self.for_each_piece(
+                    self.read,
                     buffers,
                     at,
                     #[inline(always)]
@@ -277,6 +295,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         } else {
             unsafe {
                 self.for_each_piece(
+                    self.read,
                     buffers,
                     at,
                     #[inline(always)]
@@ -313,7 +332,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         write: impl FnOnce(&mut [T]),
     ) {
         if let Some(gradient) = gradient {
-            let step = self.pieces.inner.step[tensor];
+            let step = self.write.inner.step[tensor];
             // SAFETY: the caller's promise.
             unsafe {
                 RunMut { at: gradient.offset(at[tensor]), step, len }.fill(buffer, write);
@@ -403,6 +422,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             let Some(floor) = work.floor else {
                 unsafe {
                     work.for_each_piece(
+                        work.write,
                         buffers,
                         at,
                         #[inline(always)]
@@ -434,6 +454,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             let (px, py) = (g * cosine * sx.projected(), g * cosine * sy.projected());
             unsafe {
                 work.for_each_piece(
+                    work.write,
                     buffers,
                     at,
                     #[inline(always)]
@@ -498,6 +519,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
             };
             unsafe {
                 work.for_each_piece(
+                    work.write,
                     buffers,
                     at,
                     #[inline(always)]
@@ -552,6 +574,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
         };
         unsafe {
             work.for_each_piece(
+                work.write,
                 buffers,
                 at,
                 #[inline(always)]

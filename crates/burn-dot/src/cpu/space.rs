@@ -162,6 +162,27 @@ impl Axes {
         (Axes(with), Axes(without))
     }
 
+    /// The axes as they would be if these tensors lay as the others need it; where they lie then is not known.
+    pub fn joined_but_for<const N: usize>(&self, tensors: [usize; N]) -> Axes {
+        Axes::new(self.0.iter().map(|&(mut axis)| {
+            tensors.iter().for_each(|&t| axis.step[t] = 0);
+            axis
+        }))
+    }
+
+    /// The runs along the last axis that together make these indices: for each, how many came before it, its length, and where it
+    /// begins.
+    pub fn runs(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Steps)> {
+        let (outer, inner) = self.inner();
+        let mut next = indices.start;
+        core::iter::from_fn(move || {
+            let (index, within) = (next, next % inner.size);
+            let len = (inner.size - within).min(indices.end - next);
+            next += len;
+            (len > 0).then(|| (index - indices.start, len, advance(outer.offset(index / inner.size), &inner, within)))
+        })
+    }
+
     /// These axes, then others.
     pub fn followed_by(&self, others: &Axes) -> Axes {
         Axes(self.0.iter().chain(&others.0).copied().collect())
@@ -211,6 +232,12 @@ impl Axes {
             },
         )
     }
+}
+
+/// Where a tensor lies after some steps along an axis.
+#[inline(always)]
+pub(super) fn advance(at: Steps, axis: &Axis, steps: usize) -> Steps {
+    core::array::from_fn(|t| at[t] + steps as isize * axis.step[t])
 }
 
 #[inline(always)]

@@ -80,11 +80,11 @@ impl<T: Element> Task for EveryLoop<T> {
         kernel::subtract_scaled(level, &mut to, a, &x);
         (0..len).for_each(|i| near("subtract_scaled", to[i].to_f64(), [before[i], -a * fx[i]]));
         let mut to = wide();
-        kernel::convert(level, &mut to, &x, false);
-        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "convert of {len}"));
+        T::widen(level, &x, &mut to);
+        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "widen of {len}"));
         let mut back = vec![T::default(); len];
-        kernel::convert(level, &mut back, &to, true);
-        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "convert of {len}, back"));
+        T::narrow(level, &to, &mut back, true);
+        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "narrow of {len}"));
     }
 }
 
@@ -138,7 +138,7 @@ impl Task for Edges {
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
-        fn check<S: Level, T: Element>(level: S, name: &str, largest: f64, halfway: f64, even: f64) {
+        fn check<S: Level, T: Element<Real = f32>>(level: S, name: &str, largest: f64, halfway: f64, even: f64) {
             // As many as a register holds and more, so that the rest of a run is met too.
             for (x, finite, rounded) in [
                 (1e39, largest, f64::INFINITY),
@@ -149,10 +149,19 @@ impl Task for Edges {
             ] {
                 for (asked, expected) in [(true, finite), (false, rounded)] {
                     let mut to = [T::default(); 9];
-                    kernel::convert(level, &mut to, &[x; 9], asked);
+                    T::narrow(level, &[x as f32; 9], &mut to, asked);
                     to.iter().for_each(|to| assert_eq!(to.to_f64(), expected, "{name}: {x:e}, finite {asked}"));
-                    kernel::convert(level, &mut to, &[f64::NAN; 9], asked);
+                    T::narrow(level, &[f32::NAN; 9], &mut to, asked);
                     to.iter().for_each(|to| assert!(to.to_f64().is_nan(), "{name}: NaN, finite {asked}"));
+                    // The same by way of f64.
+                    let finite = |x: f64| {
+                        let x = level.splat_f64s(x);
+                        if asked { T::finite(level, x) } else { x }
+                    };
+                    T::store(level, finite(x), &mut to);
+                    assert_eq!(to[S::F64_LANES - 1].to_f64(), expected, "{name}: {x:e} stored, finite {asked}");
+                    T::store(level, finite(f64::NAN), &mut to);
+                    assert!(to[S::F64_LANES - 1].to_f64().is_nan(), "{name}: NaN stored, finite {asked}");
                 }
             }
         }
@@ -195,7 +204,8 @@ impl Case {
         let plan = Plan::new(&Axes::Pair(axis(k_last[0]), axis(k_last[1])), 1, false, &lhs_shape, &rhs_shape).unwrap();
         let options = FloatOptions { normalize: floor, output: None };
         let given = float_dot(&lhs, &rhs, &plan, options);
-        let grads = float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]);
+        // Also held here: what is not shared is overwritten.
+        let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, &plan, options, [true, true]);
         if [batch, m, n, k].contains(&0) {
             assert!(given.is_none() && grads.is_none(), "{self:?}: nothing to multiply is for the composition");
             return;
@@ -321,7 +331,14 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
             let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
             assert!(float_dot(&lhs, &rhs, &plan, options).is_none(), "{size:e}, {m}, {n}");
             let grad = FlexTensor::from_data(TensorData::new(vec![1.0; m * n], [1, m, n]));
-            assert!(float_dot_grads(&lhs, &rhs, &grad, &plan, options, [true, true]).is_none(), "{size:e}, {m}, {n}");
+            let (mut unique_lhs, mut unique_rhs) = (tensor(lhs_shape), tensor(rhs_shape));
+            let grads = float_dot_grads(&mut unique_lhs, &mut unique_rhs, &grad, &plan, options, [true, true]);
+            assert!(grads.is_none(), "{size:e}, {m}, {n}");
+            assert_eq!(
+                (unique_lhs.bytes(), unique_rhs.bytes()),
+                (lhs.bytes(), rhs.bytes()),
+                "the composition needs the inputs"
+            );
         }
     }
 }
@@ -333,8 +350,55 @@ fn only_the_wanted_gradient_is_made() {
     let plan = Plan::new(&Axes::Both(2), 1, false, &shape, &shape).unwrap();
     let grad = FlexTensor::from_data(TensorData::new(wave(18, 0.2), [2, 3, 3]));
     let options = FloatOptions { normalize: None, output: None };
-    let made = |wanted| float_dot_grads(&x, &x, &grad, &plan, options, wanted).unwrap().map(|grad| grad.is_some());
+    let made = |wanted| {
+        float_dot_grads(&mut x.clone(), &mut x.clone(), &grad, &plan, options, wanted).unwrap().map(|grad| grad.is_some())
+    };
     for wanted in [[true, false], [false, true], [true, true]] {
         assert_eq!(made(wanted), wanted);
+    }
+}
+
+#[test]
+fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
+    // Batch, m, n, k; which inputs give theirs, plain and normalized.
+    let cases = [
+        ([3, 1, 1, 2 * CHUNK + 3], [true, true], [true, true]),
+        ([3, 1, 4, 37], [true, true], [true, true]),
+        ([1, 1, 1100, 128], [true, true], [true, true]),
+        ([3, 5, 4, 37], [true, false], [false, false]),
+    ];
+    for ([batch, m, n, k], plain, normalized) in cases {
+        for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+            for floor in [None, Some(1e-6)] {
+                for unique in [[true, false], [false, true], [true, true]] {
+                    let (lhs_shape, rhs_shape) = ([batch, m, k], [batch, n, k]);
+                    let tensor = |shape: [usize; 3], phase: f64| {
+                        FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(dtype))
+                    };
+                    let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([batch, m, n], 0.7));
+                    let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+                    let options = FloatOptions { normalize: floor, output: None };
+                    let grads = |lhs: &mut FlexTensor, rhs: &mut FlexTensor| {
+                        float_dot_grads(lhs, rhs, &grad, &plan, options, [true, true]).unwrap().map(Option::unwrap)
+                    };
+                    let expected = grads(&mut lhs.clone(), &mut rhs.clone());
+                    let homes = [&lhs, &rhs].map(|x| x.bytes().as_ptr());
+                    let others = [lhs.clone(), rhs.clone()].into_iter().zip(unique).filter(|(_, unique)| !unique);
+                    let others: Vec<_> = others.collect();
+                    let given = grads(&mut lhs, &mut rhs);
+                    drop(others);
+                    // f64 has rows that only the composition can normalize, and it needs the inputs.
+                    let gives = match floor {
+                        None => plain,
+                        Some(_) => normalized.map(|gives| gives && dtype != DType::F64),
+                    };
+                    for side in 0..2 {
+                        let name = alloc::format!("{:?}, {dtype:?}, {floor:?}, {unique:?}, side {side}", [batch, m, n, k]);
+                        assert_eq!(given[side].bytes(), expected[side].bytes(), "{name}");
+                        assert_eq!(given[side].bytes().as_ptr() == homes[side], gives[side] && unique[side], "{name}");
+                    }
+                }
+            }
+        }
     }
 }
