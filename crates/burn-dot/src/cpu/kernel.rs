@@ -21,13 +21,13 @@ pub(super) trait Level: pulp::Simd {
     /// NaN stays NaN.
     fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s;
 
-    /// How many numbers of a half dtype are converted to or from f32 at a time.
-    const HALVES: usize;
-    fn widen_f16(self, from: &[f16], to: &mut [f32]);
-    fn widen_bf16(self, from: &[bf16], to: &mut [f32]);
-    /// Numbers beyond `most` are brought back to it.
-    fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32);
-    fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32);
+    // As many numbers as a register of f32 holds.
+    fn widen_f16(self, from: &[f16]) -> Self::f32s;
+    fn widen_bf16(self, from: &[bf16]) -> Self::f32s;
+    fn narrow_f16(self, x: Self::f32s, to: &mut [f16]);
+    fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]);
+    /// Brings what is beyond `most` back to it; NaN stays NaN.
+    fn within(self, x: Self::f32s, most: f32) -> Self::f32s;
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -55,8 +55,12 @@ mod x86 {
     /// What a level does with as many numbers as a register of f64 holds. `core::arch` rather than pulp where memory is read or
     /// written: its instructions keep numbers in registers, casts of arrays went by way of the stack.
     macro_rules! level {
-        ($level:ty, $lanes:literal, f64: $load_f64:ident, $store_f64:ident; f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
-         half: $load_half:ident, $store_half:ident, $low:expr, $high:expr) => {
+        ($level:ty, $lanes:literal,
+         f64: $load_f64:ident, $store_f64:ident;
+         f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
+         half: $load_half:ident, $store_half:ident, $low:expr, $high:expr;
+         halves: $load_halves:ident, $store_halves:ident,
+                 $wide_from_f16:ident, $wide_from_bf16:ident, $wide_to_f16:ident, $wide_to_bf16:ident) => {
             // SAFETY of all: slices are as long as what is read or written, and `vectorized` runs a level only where the machine has
             // its instructions, F16C among them.
             impl Level for $level {
@@ -97,32 +101,39 @@ mod x86 {
                     // These instructions give their second operand where one is NaN.
                     self.min_f64s(self.splat_f64s(most), self.max_f64s(self.splat_f64s(least), x))
                 }
-
-                const HALVES: usize = 8;
-
                 #[inline(always)]
-                fn widen_f16(self, from: &[f16], to: &mut [f32]) {
-                    unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), widen_f16(_mm_loadu_si128(from[..8].as_ptr().cast()))) }
+                fn within(self, x: Self::f32s, most: f32) -> Self::f32s {
+                    self.min_f32s(self.splat_f32s(most), self.max_f32s(self.splat_f32s(-most), x))
                 }
                 #[inline(always)]
-                fn widen_bf16(self, from: &[bf16], to: &mut [f32]) {
-                    unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), widen_bf16(_mm_loadu_si128(from[..8].as_ptr().cast()))) }
+                fn widen_f16(self, from: &[f16]) -> Self::f32s {
+                    cast(unsafe { $wide_from_f16($load_halves(from[..2 * $lanes].as_ptr().cast())) })
                 }
                 #[inline(always)]
-                fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32) {
-                    unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), narrow_f16(load_within(&from[..8], most))) }
+                fn widen_bf16(self, from: &[bf16]) -> Self::f32s {
+                    cast(unsafe { $wide_from_bf16($load_halves(from[..2 * $lanes].as_ptr().cast())) })
                 }
                 #[inline(always)]
-                fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32) {
-                    unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), narrow_bf16(load_within(&from[..8], most))) }
+                fn narrow_f16(self, x: Self::f32s, to: &mut [f16]) {
+                    unsafe { $store_halves(to[..2 * $lanes].as_mut_ptr().cast(), $wide_to_f16(cast(x))) }
+                }
+                #[inline(always)]
+                fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]) {
+                    unsafe { $store_halves(to[..2 * $lanes].as_mut_ptr().cast(), $wide_to_bf16(cast(x))) }
                 }
             }
         };
     }
-    level!(pulp::x86::V4, 8, f64: _mm512_loadu_pd, _mm512_storeu_pd; f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
-        half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity);
-    level!(pulp::x86::V3, 4, f64: _mm256_loadu_pd, _mm256_storeu_pd; f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
-        half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256);
+    level!(pulp::x86::V4, 8,
+        f64: _mm512_loadu_pd, _mm512_storeu_pd;
+        f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
+        half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity;
+        halves: _mm256_loadu_si256, _mm256_storeu_si256, _mm512_cvtph_ps, wide_from_bf16, wide_to_f16, wide_to_bf16);
+    level!(pulp::x86::V3, 4,
+        f64: _mm256_loadu_pd, _mm256_storeu_pd;
+        f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
+        half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256;
+        halves: _mm_loadu_si128, _mm_storeu_si128, widen_f16, widen_bf16, narrow_f16, narrow_bf16);
 
     // SAFETY of all: the caller has AVX2 and F16C.
     #[inline(always)]
@@ -152,13 +163,19 @@ mod x86 {
             _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves)))
         }
     }
-    /// Eight numbers, brought back to `most` where they are larger; NaN stays NaN, as in `clamp`.
+
+    // SAFETY of all: the caller has AVX-512.
     #[inline(always)]
-    unsafe fn load_within(from: &[f32], most: f32) -> __m256 {
-        unsafe {
-            let x = _mm256_max_ps(_mm256_set1_ps(-most), _mm256_loadu_ps(from.as_ptr()));
-            _mm256_min_ps(_mm256_set1_ps(most), x)
-        }
+    unsafe fn wide_from_bf16(x: __m256i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn wide_to_f16(x: __m512) -> __m256i {
+        unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
+    }
+    #[inline(always)]
+    unsafe fn wide_to_bf16(x: __m512) -> __m256i {
+        unsafe { _mm256_set_m128i(narrow_bf16(_mm512_extractf32x8_ps::<1>(x)), narrow_bf16(_mm512_castps512_ps256(x))) }
     }
 }
 
@@ -200,23 +217,25 @@ impl Level for pulp::Scalar {
         x.clamp(least, most)
     }
 
-    const HALVES: usize = 1;
-
     #[inline(always)]
-    fn widen_f16(self, from: &[f16], to: &mut [f32]) {
-        to[0] = from[0].into();
+    fn widen_f16(self, from: &[f16]) -> f32 {
+        from[0].into()
     }
     #[inline(always)]
-    fn widen_bf16(self, from: &[bf16], to: &mut [f32]) {
-        to[0] = from[0].into();
+    fn widen_bf16(self, from: &[bf16]) -> f32 {
+        from[0].into()
     }
     #[inline(always)]
-    fn narrow_f16(self, from: &[f32], to: &mut [f16], most: f32) {
-        to[0] = f16::from_f32(from[0].clamp(-most, most));
+    fn narrow_f16(self, x: f32, to: &mut [f16]) {
+        to[0] = f16::from_f32(x);
     }
     #[inline(always)]
-    fn narrow_bf16(self, from: &[f32], to: &mut [bf16], most: f32) {
-        to[0] = bf16::from_f32(from[0].clamp(-most, most));
+    fn narrow_bf16(self, x: f32, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x);
+    }
+    #[inline(always)]
+    fn within(self, x: f32, most: f32) -> f32 {
+        x.clamp(-most, most)
     }
 }
 
@@ -295,6 +314,12 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 
     /// Rounds to the nearest numbers; `finite` where none is to become infinite.
     fn narrow<S: Level>(level: S, from: &[Self::Real], to: &mut [Self], finite: bool);
+
+    /// `Σ x y`. Products of halves are exact in f32.
+    fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64;
+
+    /// `to = a x`, rounded.
+    fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]);
 }
 
 /// A dtype to multiply matrices in: f32 or f64.
@@ -358,6 +383,14 @@ macro_rules! real {
             fn narrow<S: Level>(_level: S, from: &[Self], to: &mut [Self], _finite: bool) {
                 to.copy_from_slice(from);
             }
+            #[inline(always)]
+            fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64 {
+                dot(level, x, y)
+            }
+            #[inline(always)]
+            fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
+                scale(level, to, a, x);
+            }
         }
     };
 }
@@ -373,25 +406,61 @@ macro_rules! half {
             }
             #[inline(always)]
             fn widen<S: Level>(level: S, from: &[Self], to: &mut [f32]) {
-                let (mut from, mut to) = (from.chunks_exact(S::HALVES), to.chunks_exact_mut(S::HALVES));
-                (&mut from).zip(&mut to).for_each(
-                    #[inline(always)]
-                    |(from, to)| level.$widen(from, to),
-                );
-                for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+                let mut from = from.chunks_exact(S::F32_LANES);
+                let (to, to_rest) = S::as_mut_simd_f32s(to);
+                for (to, from) in to.iter_mut().zip(&mut from) {
+                    *to = level.$widen(from);
+                }
+                for (to, from) in to_rest.iter_mut().zip(from.remainder()) {
                     *to = (*from).into();
                 }
             }
             #[inline(always)]
             fn narrow<S: Level>(level: S, from: &[f32], to: &mut [Self], finite: bool) {
                 let most = if finite { Self::MAX.into() } else { f32::INFINITY };
-                let (mut from, mut to) = (from.chunks_exact(S::HALVES), to.chunks_exact_mut(S::HALVES));
-                (&mut from).zip(&mut to).for_each(
-                    #[inline(always)]
-                    |(from, to)| level.$narrow(from, to, most),
-                );
-                for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+                let (from, from_rest) = S::as_simd_f32s(from);
+                let mut to = to.chunks_exact_mut(S::F32_LANES);
+                for (from, to) in from.iter().zip(&mut to) {
+                    level.$narrow(level.within(*from, most), to);
+                }
+                for (from, to) in from_rest.iter().zip(to.into_remainder()) {
                     *to = Self::from_f32(from.clamp(-most, most));
+                }
+            }
+            #[inline(always)]
+            fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64 {
+                let lanes = S::F32_LANES;
+                let mut total = 0.0;
+                // So many that f32 adds them with hardly an error.
+                for (x, y) in x.chunks(HALVES_IN_F32).zip(y.chunks(HALVES_IN_F32)) {
+                    let mut sums = [level.splat_f32s(0.0); SUMS];
+                    let (mut x, mut y) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
+                    for (x, y) in (&mut x).zip(&mut y) {
+                        for (i, sum) in sums.iter_mut().enumerate() {
+                            *sum = level.mul_add_e_f32s(level.$widen(&x[i * lanes..]), level.$widen(&y[i * lanes..]), *sum);
+                        }
+                    }
+                    let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+                    for (x, y) in (&mut x).zip(&mut y) {
+                        sums[0] = level.mul_add_e_f32s(level.$widen(x), level.$widen(y), sums[0]);
+                    }
+                    let sum = level.add_f32s(level.add_f32s(sums[0], sums[1]), level.add_f32s(sums[2], sums[3]));
+                    total += f64::from(level.reduce_sum_f32s(sum));
+                    for (x, y) in x.remainder().iter().zip(y.remainder()) {
+                        total += x.to_f64() * y.to_f64();
+                    }
+                }
+                total
+            }
+            #[inline(always)]
+            fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
+                let many = level.splat_f32s(a as f32);
+                let (mut to, mut x) = (to.chunks_exact_mut(S::F32_LANES), x.chunks_exact(S::F32_LANES));
+                for (to, x) in (&mut to).zip(&mut x) {
+                    level.$narrow(level.mul_f32s(many, level.$widen(x)), to);
+                }
+                for (to, x) in to.into_remainder().iter_mut().zip(x.remainder()) {
+                    *to = Self::from_f32(a as f32 * f32::from(*x));
                 }
             }
         }
@@ -481,6 +550,9 @@ fn finite_from_f64<T: Element>(x: f64) -> T {
 
 /// Sums that run side by side: enough to hide the latency of an addition.
 const SUMS: usize = 4;
+
+/// How many products of halves are added in f32 before the sum goes on in f64.
+const HALVES_IN_F32: usize = 4096;
 
 /// `Σ x y`.
 #[inline(always)]

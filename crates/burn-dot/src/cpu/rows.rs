@@ -243,7 +243,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| xy += kernel::dot(level, piece.x, piece.y),
+                |piece| xy += T::dot(level, piece.x, piece.y),
             )
         };
         xy
@@ -433,7 +433,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                                 x.len(),
                                 buffer,
                                 #[inline(always)]
-                                |to| kernel::scale(level, to, g, y),
+                                |to| T::scale(level, to, g, y),
                             );
                             work.write(
                                 dy,
@@ -441,7 +441,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                                 x.len(),
                                 buffer,
                                 #[inline(always)]
-                                |to| kernel::scale(level, to, g, x),
+                                |to| T::scale(level, to, g, x),
                             );
                         },
                     )
@@ -534,7 +534,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                             buffer,
                             #[inline(always)]
                             |to| match from_y {
-                                None => kernel::scale(level, to, to_y, x),
+                                None => T::scale(level, to, to_y, x),
                                 Some(py) => kernel::combine(level, to, (to_y, x), (-py, y)),
                             },
                         );

@@ -46,6 +46,13 @@ impl<T: Element> Task for EveryLoop<T> {
             assert_near(&alloc::format!("{name} of {len}"), given, sum(a, b), size(a, b), f64::EPSILON * len as f64);
         };
         near_sum("dot", kernel::dot(level, &x, &y), &fx, &fy);
+        assert_near(
+            &alloc::format!("dot of {len} alike"),
+            T::dot(level, &x, &y),
+            sum(&fx, &fy),
+            size(&fx, &fy),
+            f32::EPSILON.into(),
+        );
         let (xy, yy) = kernel::dot_and_square(level, &x, &y);
         near_sum("dot_and_square", xy, &fx, &fy);
         near_sum("dot_and_square", yy, &fy, &fy);
@@ -65,6 +72,8 @@ impl<T: Element> Task for EveryLoop<T> {
         (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
         kernel::scale(level, &mut to, a, &x);
         (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
+        T::scale(level, &mut to, b, &x);
+        (0..len).for_each(|i| near("scale alike", to[i].to_f64(), [b * fx[i], 0.0]));
         let mut sums = before.clone();
         kernel::accumulate(level, &mut sums, a, &x);
         (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
@@ -148,10 +157,10 @@ impl Task for Edges {
                 (-0.0, 0.0, 0.0),
             ] {
                 for (asked, expected) in [(true, finite), (false, rounded)] {
-                    let mut to = [T::default(); 9];
-                    T::narrow(level, &[x as f32; 9], &mut to, asked);
+                    let mut to = [T::default(); 17];
+                    T::narrow(level, &[x as f32; 17], &mut to, asked);
                     to.iter().for_each(|to| assert_eq!(to.to_f64(), expected, "{name}: {x:e}, finite {asked}"));
-                    T::narrow(level, &[f32::NAN; 9], &mut to, asked);
+                    T::narrow(level, &[f32::NAN; 17], &mut to, asked);
                     to.iter().for_each(|to| assert!(to.to_f64().is_nan(), "{name}: NaN, finite {asked}"));
                     // The same by way of f64.
                     let finite = |x: f64| {

@@ -1,6 +1,8 @@
 //! Work over threads: rayon's, where the feature is on.
 
 use core::ops::Range;
+#[cfg(feature = "rayon")]
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// A product with fewer multiplications stays on the caller's thread.
 #[cfg(feature = "rayon")]
@@ -45,12 +47,28 @@ pub(super) fn tasks(multiplications: usize) -> usize {
     1
 }
 
-/// Calls `f` for each task.
+/// Calls `f` for each task, on this thread and on helpers: each takes the next task that nobody has.
+///
+/// A parallel iterator would put the caller to sleep and wake two threads of the pool.
 pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Send + Sync) {
     #[cfg(feature = "rayon")]
-    if tasks > 1 {
-        use rayon::prelude::*;
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(f);
+    if tasks > 1 && count() > 1 {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                f(task);
+            }
+        };
+        return rayon::in_place_scope(|scope| {
+            for _ in 1..count().min(tasks) {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
     }
     (0..tasks).for_each(f);
 }
