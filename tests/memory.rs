@@ -1,4 +1,5 @@
-//! What the layer takes from memory on flex: its results, and temporaries that together are smaller than the smaller input.
+//! What the layer takes from memory on flex: its results, and temporaries that together are smaller than the smaller input. Gradients of
+//! inputs that nobody else holds take no memory of their own.
 //!
 //! Its own binary and a single test, because an allocator is the whole program's.
 
@@ -111,8 +112,28 @@ fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [us
     }
 }
 
+/// Inputs that only the layer holds on to: what a model's earlier layers made. Their gradients take their place.
+fn check_reuse<const D1: usize, const D2: usize>(lhs: [usize; D1], rhs: [usize; D2], config: DotConfig) {
+    let device = Device::flex().autodiff();
+    let (x, y) = (Tensor::<D1>::ones(lhs, &device).require_grad(), Tensor::<D2>::ones(rhs, &device).require_grad());
+    for normalize in [false, true] {
+        let dot = config.clone().with_normalize(normalize).init();
+        let train = || {
+            let out: Tensor<2> = dot.forward(x.clone() * 1.5, y.clone() * 1.5);
+            out.backward()
+        };
+        drop(train());
+        let bytes = |shape: &[usize]| F32 * shape.iter().product::<usize>();
+        let inputs = bytes(&lhs) + bytes(&rhs);
+        let (_, held) = most_held(train);
+        assert!(held < inputs + inputs / 4, "{lhs:?}, {rhs:?}, normalize {normalize}: held {held} bytes for inputs of {inputs}");
+    }
+}
+
 #[test]
-fn temporaries_together_are_smaller_than_an_input() {
+fn results_take_memory_and_little_else_does() {
+    check_reuse([8192, 256], [8192, 256], DotConfig::new(1));
+    check_reuse([2048, 64], [2048, 40, 64], DotConfig::new((1, 2)));
     check::<2, 2, 2>("rows with rows", [8192, 256], [8192, 256], DotConfig::new(1));
     check::<2, 3, 2>("vectors with matrices", [2048, 64], [2048, 40, 64], DotConfig::new((1, 2)));
     check::<3, 3, 3>("matrices", [16, 300, 256], [16, 280, 256], DotConfig::new(2));

@@ -329,6 +329,34 @@ fn work_over_threads_agrees_with_plain_loops() {
     }
 }
 
+/// Axes of the second matrix that do not lie in line are brought together, across the edges of its blocks.
+#[test]
+fn short_axes_brought_together_agree_with_plain_loops() {
+    let ([batch, m, k], [s, t]) = ([2, 130, 9], [9, 70]);
+    let (lhs_shape, rhs_shape) = ([batch, m, k], [batch, s, k, t]);
+    let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+    let options = FloatOptions { normalize: None, output: None };
+    let (x, y, g) = (wave(batch * m * k, 0.1), wave(batch * s * k * t, 0.4), wave(batch * m * s * t, 0.7));
+    let tensor = |x: &[f64], shape: &[usize]| FlexTensor::from_data(TensorData::new(x.to_vec(), shape));
+    let (mut lhs, mut rhs, grad) = (tensor(&x, &lhs_shape), tensor(&y, &rhs_shape), tensor(&g, &[batch, m, s, t]));
+    let (mut out, mut dx, mut dy) = (vec![0.0; g.len()], vec![0.0; x.len()], vec![0.0; y.len()]);
+    for (b, i, s_at) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..s).map(move |s_at| (b, i, s_at)))) {
+        for (term, t_at) in (0..k).flat_map(|term| (0..t).map(move |t_at| (term, t_at))) {
+            let (x_at, y_at) = ((b * m + i) * k + term, ((b * s + s_at) * k + term) * t + t_at);
+            let g_at = ((b * m + i) * s + s_at) * t + t_at;
+            out[g_at] += x[x_at] * y[y_at];
+            dx[x_at] += g[g_at] * y[y_at];
+            dy[y_at] += g[g_at] * x[x_at];
+        }
+    }
+    let given = float_dot(&lhs, &rhs, &plan, options).expect("a kernel");
+    let [grad_lhs, grad_rhs] = float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, [true, true]).expect("a kernel");
+    for (name, given, expected) in [("out", Some(given), out), ("grad_lhs", grad_lhs, dx), ("grad_rhs", grad_rhs, dy)] {
+        let given: Vec<f64> = given.expect("wanted").into_data().iter().collect();
+        given.iter().zip(&expected).for_each(|(given, expected)| assert_near(name, *given, *expected, 630.0, f64::EPSILON));
+    }
+}
+
 #[test]
 fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
     let options = FloatOptions { normalize: Some(1e-300), output: None };
