@@ -126,7 +126,10 @@ fn check_reuse<const D1: usize, const D2: usize>(lhs: [usize; D1], rhs: [usize; 
         let bytes = |shape: &[usize]| F32 * shape.iter().product::<usize>();
         let inputs = bytes(&lhs) + bytes(&rhs);
         let (_, held) = most_held(train);
-        assert!(held < inputs + inputs / 4, "{lhs:?}, {rhs:?}, normalize {normalize}: held {held} bytes for inputs of {inputs}");
+        assert!(
+            held < inputs + inputs / 4,
+            "{lhs:?}, {rhs:?}, normalize {normalize}: held {held} bytes for inputs of {inputs}"
+        );
     }
 }
 

@@ -681,32 +681,35 @@ pub(super) fn accumulate_products<S: Level, T: Element, U: Element>(level: S, su
     }
 }
 
-/// `to -= a x`, number by number.
+/// `to = s to − a x`, number by number.
 #[inline(always)]
-pub(super) fn subtract_products<S: Level, R: Real, X: Element>(level: S, to: &mut [R], a: &[f64], x: &[X]) {
-    let lanes = S::F64_LANES;
-    let (mut to_blocks, mut a_blocks, mut x_blocks) =
-        (to.chunks_exact_mut(lanes), a.chunks_exact(lanes), x.chunks_exact(lanes));
-    for ((to, a), x) in (&mut to_blocks).zip(&mut a_blocks).zip(&mut x_blocks) {
+pub(super) fn combine_each<L: Level, R: Real, X: Element>(level: L, to: &mut [R], s: &[f64], a: &[f64], x: &[X]) {
+    let lanes = L::F64_LANES;
+    let (mut to_blocks, mut s_blocks, mut a_blocks, mut x_blocks) =
+        (to.chunks_exact_mut(lanes), s.chunks_exact(lanes), a.chunks_exact(lanes), x.chunks_exact(lanes));
+    for (((to, s), a), x) in (&mut to_blocks).zip(&mut s_blocks).zip(&mut a_blocks).zip(&mut x_blocks) {
         let product = level.mul_f64s(level.load_f64(a), X::load(level, x));
-        R::store(level, level.sub_f64s(R::load(level, to), product), to);
+        let scaled = level.mul_f64s(level.load_f64(s), R::load(level, to));
+        R::store(level, level.sub_f64s(scaled, product), to);
     }
-    for ((to, a), x) in to_blocks.into_remainder().iter_mut().zip(a_blocks.remainder()).zip(x_blocks.remainder()) {
-        *to = R::from_f64(to.to_f64() - a * x.to_f64());
+    let rest = s_blocks.remainder().iter().zip(a_blocks.remainder()).zip(x_blocks.remainder());
+    for (to, ((s, a), x)) in to_blocks.into_remainder().iter_mut().zip(rest) {
+        *to = R::from_f64(s * to.to_f64() - a * x.to_f64());
     }
 }
 
-/// `to -= a x`.
+/// `to = s to − a x`.
 #[inline(always)]
-pub(super) fn subtract_scaled<S: Level, R: Real, X: Element>(level: S, to: &mut [R], a: f64, x: &[X]) {
-    let lanes = S::F64_LANES;
-    let many = level.splat_f64s(-a);
+pub(super) fn combine_in_place<L: Level, R: Real, X: Element>(level: L, to: &mut [R], s: f64, a: f64, x: &[X]) {
+    let lanes = L::F64_LANES;
+    let (many_s, many_a) = (level.splat_f64s(s), level.splat_f64s(-a));
     let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
     for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
-        R::store(level, level.mul_add_e_f64s(many, X::load(level, x), R::load(level, to)), to);
+        let scaled = level.mul_f64s(many_s, R::load(level, to));
+        R::store(level, level.mul_add_e_f64s(many_a, X::load(level, x), scaled), to);
     }
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
-        *to = R::from_f64(to.to_f64() - a * x.to_f64());
+        *to = R::from_f64(s * to.to_f64() - a * x.to_f64());
     }
 }
 

@@ -109,7 +109,7 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let (scales, finish) = match norms {
         None => (None, Finish::<'_, T>::Nothing),
-        Some([x, y]) => (Some([&x.inverse[..], &y.inverse[..]]), Finish::Project { x: tensors.x, projected: &x.projected }),
+        Some([x, y]) => (Some(&y.inverse[..]), Finish::Project { x: tensors.x, inverse: &x.inverse, projected: &x.projected }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
@@ -123,9 +123,10 @@ enum Finish<'a, T: Element> {
         by_row: &'a [T::Real],
         by_column: &'a [T::Real],
     },
-    /// Take from each row its part along the vector it is the gradient of.
+    /// Multiply each row by its factor, and take from it its part along the vector it is the gradient of.
     Project {
         x: *const T,
+        inverse: &'a [T::Real],
         projected: &'a [T::Real],
     },
 }
@@ -144,15 +145,9 @@ struct Product<'a> {
 impl Product<'_> {
     /// Multiplies, finishes each block of rows that is complete, and rounds.
     ///
-    /// `scales` are factors of `a`, one for each row (by [`NX`]) and one for each term (by [`NY`]).
-    unsafe fn run<A, B, C, T>(
-        &self,
-        a: *const A,
-        b: *const B,
-        c: *mut C,
-        scales: Option<[&[A::Real]; 2]>,
-        finish: Finish<'_, T>,
-    ) where
+    /// `scales` are factors of `b`, one for each term (by [`NY`]).
+    unsafe fn run<A, B, C, T>(&self, a: *const A, b: *const B, c: *mut C, scales: Option<&[A::Real]>, finish: Finish<'_, T>)
+    where
         T: Element<Real = A::Real>,
         A: Element,
         B: Element<Real = A::Real>,
@@ -165,8 +160,8 @@ impl Product<'_> {
         let (rows_outer, rows) = self.rows.inner();
         let (columns_outer, columns) = if join_columns { joined_columns.inner() } else { self.columns.inner() };
         let (sum_outer, sum) = if join_sum { joined_sum.inner() } else { self.sum.inner() };
-        let copy_a = scales.is_some() || !A::IS_REAL;
-        let copy_b = join_columns || join_sum || !B::IS_REAL;
+        let copy_a = !A::IS_REAL;
+        let copy_b = scales.is_some() || join_columns || join_sum || !B::IS_REAL;
         let round = !C::IS_REAL;
         let width = self.columns.len();
 
@@ -226,15 +221,10 @@ impl Product<'_> {
                                     rows: (height, rows.step[self.a]),
                                     columns: (terms, sum.step[self.a]),
                                 };
-                                let scales = scales.map(|[by_row, by_term]| Scales {
-                                    by_row: (by_row.as_ptr().offset(from[NX]), rows.step[NX]),
-                                    by_column: (by_term.as_ptr().offset(from[NY]), sum.step[NY]),
-                                });
-                                let a = if copy_a { a.copy(&mut a_block, scales) } else { a.cast() };
+                                let a = if copy_a { a.copy(&mut a_block) } else { a.cast() };
                                 let b = if copy_b {
                                     let (term, column) = (part * sum.size + term, panel * columns.size + column);
-                                    let b = b.offset(unit_at[self.b]);
-                                    self.copy_b(&mut b_block, b, term..term + terms, column..column + piece)
+                                    self.copy_b(&mut b_block, b, scales, unit_at, term..term + terms, column..column + piece)
                                 } else {
                                     View {
                                         at: b.offset(from[self.b]),
@@ -256,26 +246,30 @@ impl Product<'_> {
         });
     }
 
-    /// Copies these terms and columns of the second matrix.
+    /// Copies these terms and columns of the second matrix, each term multiplied by its factor.
     ///
     /// # Safety
     ///
-    /// They lie within one allocation.
+    /// They lie within one allocation, and there is a factor for each term.
     unsafe fn copy_b<B: Element>(
         &self,
         to: &mut [B::Real],
         b: *const B,
+        scales: Option<&[B::Real]>,
+        at: Steps,
         terms: Range<usize>,
         columns: Range<usize>,
     ) -> View<B::Real> {
-        let (term_step, column_step) = (self.sum.inner().1.step[self.b], self.columns.inner().1.step[self.b]);
+        let (term, column) = (self.sum.inner().1.step, self.columns.inner().1.step);
+        let (term_step, column_step) = (term[self.b], column[self.b]);
         let mut block = Block::new(to, (terms.len(), columns.len()), (term_step, column_step));
         for (row, rows, down) in self.sum.runs(terms) {
-            for (column, columns, across) in self.columns.runs(columns.clone()) {
+            for (first, columns, across) in self.columns.runs(columns.clone()) {
+                let at = space::sum(at, space::sum(down, across));
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let at = b.offset(down[self.b] + across[self.b]);
-                    block.copy(View { at, rows: (rows, term_step), columns: (columns, column_step) }, (row, column), None);
+                    let part = View { at: b.offset(at[self.b]), rows: (rows, term_step), columns: (columns, column_step) };
+                    block.copy(part, (row, first), scales.map(|scales| (scales.as_ptr().offset(at[NY]), term[NY])));
                 }
             }
         }
@@ -303,7 +297,7 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
             Finish::Nothing => finite = false,
             Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
             // SAFETY: the promise made to `gradient`.
-            Finish::Project { x, projected } => unsafe { tile.project(level, at, *x, projected) },
+            Finish::Project { x, inverse, projected } => unsafe { tile.project(level, at, *x, inverse, projected) },
         }
         if let Some((to, tensor)) = round {
             // SAFETY: the promise made to `Product::run`.
@@ -319,13 +313,6 @@ struct View<T> {
     columns: (usize, isize),
 }
 
-/// Factors of the rows and columns of a matrix, each at equal steps.
-#[derive(Clone, Copy)]
-struct Scales<R> {
-    by_row: Factors<R>,
-    by_column: Factors<R>,
-}
-
 /// Numbers at equal steps.
 type Factors<R> = (*const R, isize);
 
@@ -335,15 +322,15 @@ impl<T: Element> View<T> {
         View { at: self.at.cast(), rows: self.rows, columns: self.columns }
     }
 
-    /// Copies the matrix, converted and scaled.
+    /// Copies the matrix, converted.
     ///
     /// # Safety
     ///
-    /// The matrix lies within one allocation, and there is a factor for each row and each column.
-    unsafe fn copy(self, to: &mut [T::Real], scales: Option<Scales<T::Real>>) -> View<T::Real> {
+    /// The matrix lies within one allocation.
+    unsafe fn copy(self, to: &mut [T::Real]) -> View<T::Real> {
         let mut block = Block::new(to, (self.rows.0, self.columns.0), (self.rows.1, self.columns.1));
         // SAFETY: the caller's promise.
-        unsafe { block.copy(self, (0, 0), scales) };
+        unsafe { block.copy(self, (0, 0), None) };
         block.view()
     }
 }
@@ -363,20 +350,22 @@ impl<'a, R: Real> Block<'a, R> {
         Block { numbers, rows, columns, by_columns: steps.0 == 1 && steps.1 != 1 }
     }
 
-    /// Copies a part to the place where its first row and column belong.
+    /// Copies a part to the place where its first row and column belong, each row multiplied by its factor.
     ///
     /// # Safety
     ///
-    /// As [`View::copy`].
-    unsafe fn copy<T: Element<Real = R>>(&mut self, part: View<T>, (row, column): (usize, usize), scales: Option<Scales<R>>) {
+    /// The part lies within one allocation, and there is a factor for each row.
+    unsafe fn copy<T: Element<Real = R>>(&mut self, part: View<T>, (row, column): (usize, usize), scales: Option<Factors<R>>) {
         let View { at, rows, columns } = part;
-        let scales = scales.map(|Scales { by_row, by_column }| [by_row, by_column]);
-        let (lines, (len, step), width, first, scales) = if self.by_columns {
-            (columns, rows, self.rows, column * self.rows + row, scales.map(|[by_row, by_column]| [by_column, by_row]))
+        if self.by_columns {
+            let to = &mut self.numbers[column * self.rows + row..];
+            let scales = scales.map_or(Scales::None, Scales::Within);
+            kernel::vectorized(CopyLines { at, lines: columns, len: rows.0, step: rows.1, to, width: self.rows, scales });
         } else {
-            (rows, columns, self.columns, row * self.columns + column, scales)
-        };
-        kernel::vectorized(CopyLines { at, lines, len, step, to: &mut self.numbers[first..], width, scales });
+            let to = &mut self.numbers[row * self.columns + column..];
+            let scales = scales.map_or(Scales::None, Scales::OfLines);
+            kernel::vectorized(CopyLines { at, lines: rows, len: columns.0, step: columns.1, to, width: self.columns, scales });
+        }
     }
 
     fn view(self) -> View<R> {
@@ -394,8 +383,14 @@ struct CopyLines<'a, T: Element> {
     /// The first line of the copy; the next ones follow, each so many numbers after the one before.
     to: &'a mut [T::Real],
     width: usize,
-    /// Factors of the lines, and of the numbers within each.
-    scales: Option<[Factors<T::Real>; 2]>,
+    scales: Scales<T::Real>,
+}
+
+/// Factors of lines, each of a whole line, or of the numbers within every line.
+enum Scales<R> {
+    None,
+    OfLines(Factors<R>),
+    Within(Factors<R>),
 }
 
 impl<T: Element> Task for CopyLines<'_, T> {
@@ -407,21 +402,21 @@ impl<T: Element> Task for CopyLines<'_, T> {
         for i in 0..lines.0 {
             let to = &mut to[i * width..][..len];
             let i = i as isize;
-            // SAFETY: the promise made to `View::copy`.
+            // SAFETY: the promise made to `Block::copy`, here and below.
             unsafe { copy(level, Run { at: at.offset(i * lines.1), step, len }, to) };
-            if let Some([(of_lines, line_step), (within, within_step)]) = scales {
-                // SAFETY: as above: there is a factor for each row and each column.
-                let line = unsafe { *of_lines.offset(i * line_step) };
-                if within_step == 1 {
-                    // SAFETY: as above.
-                    let within = unsafe { core::slice::from_raw_parts(within, len) };
-                    for (to, &factor) in to.iter_mut().zip(within) {
-                        *to = *to * line * factor;
-                    }
-                } else {
+            match scales {
+                Scales::None => {}
+                Scales::OfLines((factors, step)) => {
+                    let factor = unsafe { *factors.offset(i * step) };
+                    to.iter_mut().for_each(|to| *to = *to * factor);
+                }
+                Scales::Within((factors, 1)) => {
+                    let factors = unsafe { core::slice::from_raw_parts(factors, len) };
+                    to.iter_mut().zip(factors).for_each(|(to, &factor)| *to = *to * factor);
+                }
+                Scales::Within((factors, step)) => {
                     for (j, to) in to.iter_mut().enumerate() {
-                        // SAFETY: as above.
-                        *to = *to * line * unsafe { *within.offset(j as isize * within_step) };
+                        *to = *to * unsafe { *factors.offset(j as isize * step) };
                     }
                 }
             }
@@ -534,24 +529,28 @@ impl<R: Real> Tile<'_, R> {
         }
     }
 
-    /// Takes from each row its part along the vector it is the gradient of: `p − x (x·p) s²`.
+    /// Multiplies each row by its factor, and takes from it its part along the vector it is the gradient of:
+    /// `s (p − x (x·p) s²)`.
     #[inline(always)]
-    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, projected: &[R]) {
+    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, inverse: &[R], projected: &[R]) {
         let x_buffer = &mut [T::default(); CHUNK];
         let p_buffer = &mut [R::default(); CHUNK];
-        let factor = |i: usize| projected[(at[NX] + i as isize * self.rows.step[NX]) as usize].to_f64();
+        let number = |i: usize| (at[NX] + i as isize * self.rows.step[NX]) as usize;
+        let scale = |i: usize| inverse[number(i)].to_f64();
+        let along_factor = |i: usize| scale(i) * projected[number(i)].to_f64();
         let (x_row, x_column) = (self.rows.step[X], self.columns.step[X]);
         if x_row == 1 && self.row_step == 1 && (self.height > 1 || self.columns.size == 1) {
             // The numbers of different rows lie side by side: all rows of a piece at once.
-            let mut along = [0.0; CHUNK];
+            let (mut along, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
             for first in (0..self.height).step_by(CHUNK) {
                 let height = CHUNK.min(self.height - first);
-                let along = &mut along[..height];
+                let (along, scales) = (&mut along[..height], &mut scales[..height]);
                 along.fill(0.0);
                 for write in [false, true] {
                     if write {
-                        for (i, along) in along.iter_mut().enumerate() {
-                            *along *= factor(first + i);
+                        for (i, (along, scaled)) in along.iter_mut().zip(scales.iter_mut()).enumerate() {
+                            *along *= along_factor(first + i);
+                            *scaled = scale(first + i);
                         }
                     }
                     for panel in 0..self.places.len() {
@@ -563,7 +562,7 @@ impl<R: Real> Tile<'_, R> {
                                 let x = if let Some(x) = x.as_slice() { x } else { x.gather(x_buffer) };
                                 let p = core::slice::from_raw_parts_mut(self.place(panel, j).add(first), height);
                                 if write {
-                                    kernel::subtract_products(level, p, along, x);
+                                    kernel::combine_each(level, p, scales, along, x);
                                 } else {
                                     kernel::accumulate_products(level, along, x, p);
                                 }
@@ -591,20 +590,17 @@ impl<R: Real> Tile<'_, R> {
                                 let p = if let Some(p) = p.as_slice() { p } else { p.gather(p_buffer) };
                                 along += kernel::dot(level, x, p);
                             } else if self.column_step == 1 {
-                                kernel::subtract_scaled(level, core::slice::from_raw_parts_mut(p, len), along, x);
+                                kernel::combine_in_place(level, core::slice::from_raw_parts_mut(p, len), scale(i), along, x);
                             } else {
                                 for (j, x) in x.iter().enumerate() {
                                     let p = p.offset(j as isize * self.column_step);
-                                    *p = R::from_f64((*p).to_f64() - along * x.to_f64());
+                                    *p = R::from_f64(scale(i) * (*p).to_f64() - along * x.to_f64());
                                 }
                             }
                         }
                     }
                 }
-                along *= factor(i);
-                if along == 0.0 {
-                    break;
-                }
+                along *= along_factor(i);
             }
         }
     }

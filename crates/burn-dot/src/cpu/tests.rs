@@ -83,11 +83,11 @@ impl<T: Element> Task for EveryLoop<T> {
         // Written to the dtype that matrices are multiplied in.
         let wide = || before.iter().map(|&x| T::Real::from_f64(x)).collect::<Vec<_>>();
         let mut to = wide();
-        kernel::subtract_products(level, &mut to, &fx, &y);
-        (0..len).for_each(|i| near("subtract_products", to[i].to_f64(), [before[i], -fx[i] * fy[i]]));
+        kernel::combine_each(level, &mut to, &fy, &fx, &y);
+        (0..len).for_each(|i| near("combine_each", to[i].to_f64(), [fy[i] * before[i], -fx[i] * fy[i]]));
         let mut to = wide();
-        kernel::subtract_scaled(level, &mut to, a, &x);
-        (0..len).for_each(|i| near("subtract_scaled", to[i].to_f64(), [before[i], -a * fx[i]]));
+        kernel::combine_in_place(level, &mut to, b, a, &x);
+        (0..len).for_each(|i| near("combine_in_place", to[i].to_f64(), [b * before[i], -a * fx[i]]));
         let mut to = wide();
         T::widen(level, &x, &mut to);
         (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "widen of {len}"));

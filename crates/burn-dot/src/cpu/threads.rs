@@ -47,20 +47,21 @@ pub(super) fn tasks(multiplications: usize) -> usize {
     1
 }
 
-/// Calls `f` for each task, on this thread and on helpers: each takes the next task that nobody has.
+/// Calls `f` for each task, on this thread and on helpers. Each takes the next tasks that nobody has, neighbours together: they read
+/// the same memory.
 ///
 /// A parallel iterator would put the caller to sleep and wake two threads of the pool.
 pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Send + Sync) {
     #[cfg(feature = "rayon")]
     if tasks > 1 && count() > 1 {
-        let next = AtomicUsize::new(0);
+        let (next, several) = (AtomicUsize::new(0), tasks.div_ceil(TASKS_PER_THREAD * count()));
         let work = || {
             loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
+                let first = next.fetch_add(several, Ordering::Relaxed);
+                if first >= tasks {
                     break;
                 }
-                f(task);
+                (first..tasks.min(first + several)).for_each(&f);
             }
         };
         return rayon::in_place_scope(|scope| {
