@@ -26,12 +26,11 @@
 //!
 //! Only the inputs are kept for the backward pass, not the normalized ones, not the norms: a kernel that reads a row to make its
 //! gradient has its norm for nothing. Written for such a kernel, with `s = 1/t`, the gradient of the normalized product is that of a
-//! plain product with scaled `g`, and a projection:
+//! plain product with the other side scaled, and a projection:
 //!
 //! ```text
-//! w_ij = g_ij sᵢ sⱼ                one matrix for both sides
-//! p_i  = Σⱼ w_ij y_j               plain product
-//! ∂L/∂x_i = p_i − x_i sᵢ² (x_i·p_i)          the second term only where ‖x_i‖ ≥ floor
+//! p_i  = Σⱼ g_ij (sⱼ y_j)                       plain product
+//! ∂L/∂x_i = sᵢ (p_i − x_i sᵢ² (x_i·p_i))        the second term only where ‖x_i‖ ≥ floor
 //! ```
 //!
 //! The guard that keeps outputs in [-1, 1] moves them by rounding errors only, and is left out of the gradient.
@@ -39,8 +38,7 @@
 //! # Checkpointing
 //!
 //! An input is kept only if some tracked gradient needs it, and by its node: under gradient checkpointing it is computed anew from its
-//! own parents if these are light. The product itself counts as heavy, its output being smaller than its inputs: computing it
-//! twice would save little memory.
+//! own parents if these are light. The product itself counts as heavy, as Burn's matrix product does: its output is kept.
 
 use burn_core::backend::{
     Autodiff, Backend, TensorMetadata,

@@ -173,7 +173,7 @@ impl DotConfig {
 /// ```
 ///
 /// It has no parameters, works on any device and any rank, and is saved and loaded with the module it is part of. The whole is
-/// one operation with a backward pass of its own: no temporary as large as an input, and kernels where the device has them (flex).
+/// one operation with a backward pass of its own. On flex it runs in kernels, without normalized or permuted copies of its inputs.
 ///
 /// # Shapes
 ///

@@ -1,7 +1,7 @@
 //! The loops over numbers: on slices, and on equal steps through memory.
 //!
-//! Each is written once, in lanes of a fixed width that the compiler turns into vectors; [`vectorized`] compiles a whole task for the best
-//! instructions that the machine has. Sums of f32 are kept in f64: products of two f32 are exact there, squares cannot overflow, and
+//! Each is written once, over the registers of a [`Level`] of instructions; [`vectorized`] runs a whole task at the best level that the
+//! machine has: AVX-512, or AVX2 with FMA and F16C, or one number at a time. Sums of f32 are kept in f64: products of two f32 are exact there, squares cannot overflow, and
 //! where memory sets the pace it costs nothing.
 
 use burn_core::tensor::{bf16, f16};
@@ -264,8 +264,10 @@ pub(super) fn vectorized<T: Task>(task: T) -> T::Output {
 }
 
 /// A task and the level to run it at.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 struct At<T, S>(T, S);
 
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 impl<T: Task, S: Level> pulp::NullaryFnOnce for At<T, S> {
     type Output = T::Output;
 
@@ -296,7 +298,7 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 
     fn load<S: Level>(level: S, from: &[Self]) -> S::f64s;
 
-    /// Rounds to the nearest number of this dtype.
+    /// Rounds to the nearest number of this dtype; to a half by way of f32.
     fn store<S: Level>(level: S, x: S::f64s, to: &mut [Self]);
 
     /// Brings what is beyond the largest finite number of a half dtype back to it, as no gradient of a cosine is infinite.
@@ -315,7 +317,7 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// Rounds to the nearest numbers; `finite` where none is to become infinite.
     fn narrow<S: Level>(level: S, from: &[Self::Real], to: &mut [Self], finite: bool);
 
-    /// `Σ x y`. Products of halves are exact in f32.
+    /// `Σ x y`. Products of halves are exact in f32, within its range.
     fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64;
 
     /// `to = a x`, rounded.
@@ -431,8 +433,8 @@ macro_rules! half {
             fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64 {
                 let lanes = S::F32_LANES;
                 let mut total = 0.0;
-                // So many that f32 adds them with hardly an error.
-                for (x, y) in x.chunks(HALVES_IN_F32).zip(y.chunks(HALVES_IN_F32)) {
+                let block = HALVES_IN_F32 * SUMS * lanes;
+                for (x, y) in x.chunks(block).zip(y.chunks(block)) {
                     let mut sums = [level.splat_f32s(0.0); SUMS];
                     let (mut x, mut y) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
                     for (x, y) in (&mut x).zip(&mut y) {
@@ -551,8 +553,8 @@ fn finite_from_f64<T: Element>(x: f64) -> T {
 /// Sums that run side by side: enough to hide the latency of an addition.
 const SUMS: usize = 4;
 
-/// How many products of halves are added in f32 before the sum goes on in f64.
-const HALVES_IN_F32: usize = 4096;
+/// How many products of halves each lane adds in f32 before the sum goes on in f64: so few that hardly a digit is lost.
+const HALVES_IN_F32: usize = 64;
 
 /// `Σ x y`.
 #[inline(always)]
@@ -623,7 +625,7 @@ pub(super) fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) 
     (xx, xy, yy)
 }
 
-/// `to = a x + b y`, each number rounded once, and finite.
+/// `to = a x + b y`, computed in f64, and finite.
 #[inline(always)]
 pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], (a, x): (f64, &[X]), (b, y): (f64, &[R])) {
     let lanes = S::F64_LANES;
@@ -711,6 +713,12 @@ pub(super) fn combine_in_place<L: Level, R: Real, X: Element>(level: L, to: &mut
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
         *to = R::from_f64(s * to.to_f64() - a * x.to_f64());
     }
+}
+
+/// Also without std.
+#[inline(always)]
+pub(super) fn sqrt(x: f64) -> f64 {
+    pulp::Simd::sqrt_f64s(pulp::Scalar, x)
 }
 
 /// Clamps to [-1, 1]; NaN stays NaN.

@@ -109,7 +109,7 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let (scales, finish) = match norms {
         None => (None, Finish::<'_, T>::Nothing),
-        Some([x, y]) => (Some(&y.inverse[..]), Finish::Project { x: tensors.x, inverse: &x.inverse, projected: &x.projected }),
+        Some([x, y]) => (Some(&y.inverse[..]), Finish::Project { x: tensors.x, norms: x }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
@@ -126,8 +126,7 @@ enum Finish<'a, T: Element> {
     /// Multiply each row by its factor, and take from it its part along the vector it is the gradient of.
     Project {
         x: *const T,
-        inverse: &'a [T::Real],
-        projected: &'a [T::Real],
+        norms: &'a Norms<T::Real>,
     },
 }
 
@@ -168,7 +167,7 @@ impl Product<'_> {
         let units = self.batch.len() * rows_outer.len();
         let work = units.saturating_mul(rows.size).saturating_mul(width).saturating_mul(self.sum.len());
         // Whole units where they share out evenly: a block of rows packs the other matrix anew.
-        let even = units.is_multiple_of(threads::count());
+        let even = units.is_multiple_of(threads::count(work));
         let blocks = if even { 1 } else { threads::tasks(work).div_ceil(units).min(rows.size) };
         let mut block = rows.size.div_ceil(blocks);
         if copy_a || round {
@@ -182,7 +181,7 @@ impl Product<'_> {
         let piece = if copy_b { columns.size.min(BLOCK_COLUMNS) } else { columns.size };
         let pointers = Ptr((a, b, c, &finish));
 
-        threads::for_each(units * blocks, |task| {
+        threads::for_each(units * blocks, work, |task| {
             let (a, b, c, finish) = pointers.get();
             let (unit, first) = (task / blocks, task % blocks * block);
             let height = block.min(rows.size - first);
@@ -297,7 +296,7 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
             Finish::Nothing => finite = false,
             Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
             // SAFETY: the promise made to `gradient`.
-            Finish::Project { x, inverse, projected } => unsafe { tile.project(level, at, *x, inverse, projected) },
+            Finish::Project { x, norms } => unsafe { tile.project(level, at, *x, norms) },
         }
         if let Some((to, tensor)) = round {
             // SAFETY: the promise made to `Product::run`.
@@ -532,12 +531,12 @@ impl<R: Real> Tile<'_, R> {
     /// Multiplies each row by its factor, and takes from it its part along the vector it is the gradient of:
     /// `s (p − x (x·p) s²)`.
     #[inline(always)]
-    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, inverse: &[R], projected: &[R]) {
+    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, norms: &Norms<R>) {
         let x_buffer = &mut [T::default(); CHUNK];
         let p_buffer = &mut [R::default(); CHUNK];
         let number = |i: usize| (at[NX] + i as isize * self.rows.step[NX]) as usize;
-        let scale = |i: usize| inverse[number(i)].to_f64();
-        let along_factor = |i: usize| scale(i) * projected[number(i)].to_f64();
+        let scale = |i: usize| norms.inverse[number(i)].to_f64();
+        let along_factor = |i: usize| if norms.above[number(i)] { scale(i) * scale(i) * scale(i) } else { 0.0 };
         let (x_row, x_column) = (self.rows.step[X], self.columns.step[X]);
         if x_row == 1 && self.row_step == 1 && (self.height > 1 || self.columns.size == 1) {
             // The numbers of different rows lie side by side: all rows of a piece at once.
@@ -632,10 +631,10 @@ impl<R: Real> Tile<'_, R> {
     }
 }
 
-/// Of the vectors of one input: `1 / max(‖x‖, floor)`, and the factor `1/‖x‖²` of the projection, 0 below the floor.
+/// Of the vectors of one input: `1 / max(‖x‖, floor)`, and whether the norm reaches the floor.
 struct Norms<R> {
     inverse: Vec<R>,
-    projected: Vec<R>,
+    above: Vec<bool>,
 }
 
 unsafe fn both_norms<T: Element, O>(tensors: Matrices<T, O>, space: &Space, floor: f64) -> Option<[Norms<T::Real>; 2]> {
@@ -657,15 +656,15 @@ unsafe fn norms<T: Element>(
     floor: f64,
 ) -> Option<Norms<T::Real>> {
     let count = vectors.len();
-    let mut norms = Norms { inverse: vec![T::Real::default(); count], projected: vec![T::Real::default(); count] };
+    let mut norms = Norms { inverse: vec![T::Real::default(); count], above: vec![false; count] };
     let (outer, inner) = vectors.inner();
     let (k_outer, k_inner) = k.inner();
     let blocks = inner.size.div_ceil(CHUNK);
     let floor = floor.max(T::Real::SMALLEST);
     let trusted = AtomicBool::new(true);
-    let pointers = Ptr((x, norms.inverse.as_mut_ptr(), norms.projected.as_mut_ptr()));
+    let pointers = Ptr((x, norms.inverse.as_mut_ptr(), norms.above.as_mut_ptr()));
     threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * k.len(), |range| {
-        let (x, inverse, projected) = pointers.get();
+        let (x, inverse, above) = pointers.get();
         for task in range {
             let first = task % blocks * CHUNK;
             let at = advance(outer.offset(task / blocks), &inner, first);
@@ -676,7 +675,7 @@ unsafe fn norms<T: Element>(
             let x = unsafe { x.offset(at[tensor]) };
             kernel::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
             for (i, square) in squares.iter().enumerate() {
-                let norm = square.sqrt();
+                let norm = kernel::sqrt(*square);
                 let divisor = norm.max(floor);
                 if !T::Real::MATRIX_NORMS.contains(&divisor) {
                     trusted.store(false, Ordering::Relaxed);
@@ -686,7 +685,7 @@ unsafe fn norms<T: Element>(
                 // SAFETY: each vector has a number of its own.
                 unsafe {
                     *inverse.add(place) = <T::Real>::from_f64(scale);
-                    *projected.add(place) = <T::Real>::from_f64(if norm >= floor { scale * scale } else { 0.0 });
+                    *above.add(place) = norm >= floor;
                 }
             }
         }

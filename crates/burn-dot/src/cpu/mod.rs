@@ -3,10 +3,11 @@
 //! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops), on the way
 //! described by `space` (axes and steps) and cut into tasks by `threads`.
 //!
-//! Sizes and strides were checked by the plan and by flex; here they are taken as one value, [`Space`], whose indices lie within the
-//! tensors. That is the one precondition of all `unsafe` below.
+//! Sizes were checked by the plan; strides are checked here, at the door ([`first`]). Sizes and strides then go on as one value,
+//! [`Space`], whose indices lie within the tensors. On that all `unsafe` below rests, and on two things that each kernel shows where it
+//! writes: tasks write to places of their own, and together to every place of a result.
 //!
-//! What the kernels leave to the composition, by returning `None`: dtypes that are rarely mixed (f32 in, f16 out), and vectors whose norms
+//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes that are rarely mixed (f32 in, f16 out), and vectors whose norms
 //! lie so far from 1 that their plain product would overflow or lose digits.
 
 use alloc::vec::Vec;
@@ -92,8 +93,9 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let (x, y) = (first::<T>(lhs), first::<T>(rhs));
     // SAFETY: `space` walks the tensors by their own strides; the output is fresh.
     let trusted = unsafe {
-        if plan.m == 1 || plan.n == 1 {
-            let (x, y, space) = if plan.m == 1 { (x, y, space) } else { (y, x, space.swapped()) };
+        let [lhs_is_vectors, rhs_is_vectors] = are_vectors(lhs, rhs, plan);
+        if lhs_is_vectors || rhs_is_vectors {
+            let (x, y, space) = if lhs_is_vectors { (x, y, space) } else { (y, x, space.swapped()) };
             rows::forward(Rows { x, y, out: out.at, dx: None, dy: None }, &space, floor)
         } else {
             matrices::forward(Matrices { x, y, out: out.at }, space, floor)
@@ -114,8 +116,9 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it must be
     // the same one.
     let repeated = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
-    let lhs_is_vectors = plan.m == 1 && !repeated(&plan.rhs_shape);
-    let rhs_is_vectors = plan.n == 1 && !repeated(&plan.lhs_shape);
+    let [lhs_is_vectors, rhs_is_vectors] = are_vectors(lhs, rhs, plan);
+    let (lhs_is_vectors, rhs_is_vectors) =
+        (lhs_is_vectors && !repeated(&plan.rhs_shape), rhs_is_vectors && !repeated(&plan.lhs_shape));
     let rows = lhs_is_vectors || rhs_is_vectors;
     // Rows give way to their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product needs
     // only the other input: the second gradient takes the place of its input.
@@ -163,12 +166,41 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     trusted.then(|| unsafe { [dl.map(|dl| dl.into_tensor(lhs)), dr.map(|dr| dr.into_tensor(rhs))] })
 }
 
-/// The first number of a tensor.
-fn first<T: Stored>(x: &FlexTensor) -> *const T {
-    x.storage::<T>()[x.layout().start_offset()..].as_ptr()
+/// Whether lhs, and whether rhs, has a single vector for each batch index that can meet its partners one by one: not so where the partners
+/// lie across memory, neighbours being numbers of different partners. They are taken as a matrix then.
+fn are_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan) -> [bool; 2] {
+    let across = |x: &FlexTensor, order: &[usize]| {
+        let layout = x.layout();
+        let side_by_side = |axes: &[usize]| axes.iter().any(|&axis| layout.shape()[axis] > 1 && layout.strides()[axis] == 1);
+        let (free, contracted) =
+            order[plan.batch_shape.len()..].split_at(order.len() - plan.batch_shape.len() - plan.contracted);
+        side_by_side(free) && !side_by_side(contracted)
+    };
+    [plan.m == 1 && !across(rhs, &plan.rhs_order), plan.n == 1 && !across(lhs, &plan.lhs_order)]
 }
 
-/// A gradient lies in memory as its input does, so that both are walked in one order; without gaps and repetitions.
+/// The first number of a tensor that is not empty, all of whose numbers lie within its memory.
+///
+/// # Panics
+///
+/// Where they do not, as flex itself would when it came to read them.
+fn first<T: Stored>(x: &FlexTensor) -> *const T {
+    let (layout, storage) = (x.layout(), x.storage::<T>());
+    let (mut least, mut most) = (layout.start_offset() as isize, layout.start_offset() as isize);
+    for (&size, &stride) in layout.shape().iter().zip(layout.strides()) {
+        let reach = (size as isize - 1).saturating_mul(stride);
+        least = least.saturating_add(reach.min(0));
+        most = most.saturating_add(reach.max(0));
+    }
+    assert!(
+        least >= 0 && (most as usize) < storage.len(),
+        "a tensor of {} numbers whose layout reaches from {least} to {most}: {layout:?}",
+        storage.len()
+    );
+    storage[layout.start_offset()..].as_ptr()
+}
+
+/// A gradient lies in memory as its input does, so that both are walked in one order; unless the input has gaps or repetitions.
 fn layout_of_gradient(x: &FlexTensor) -> Layout {
     let layout = x.layout();
     if is_dense(layout) {

@@ -1,7 +1,7 @@
 //! Products where one input has a single vector for each batch index: rows with rows, and vectors with matrices.
 //!
-//! `out[b, j] = Σₖ x[b, k] y[b, j, k]`. Every row is read once from memory: its product and its norm come from one pass, and in the
-//! backward pass its gradient is written while it is still in the cache. Memory sets the pace.
+//! `out[b, j] = Σₖ x[b, k] y[b, j, k]`. Every row that lies along memory is read once: its product and its norm come from one pass, and
+//! in the backward pass its gradient is written while it is still in the cache. Memory sets the pace.
 
 use alloc::{vec, vec::Vec};
 use core::{
@@ -14,6 +14,9 @@ use super::{
     space::{self, Axes, Axis, DX, DY, OUT, Space, Steps, X, Y},
     threads::{self, Ptr},
 };
+
+/// Partners of a vector for each task that shares it, at least.
+const PARTNERS_PER_SHARE: usize = 8;
 
 /// The tensors of a product whose `x` has nothing free, each by its first number.
 #[derive(Clone, Copy)]
@@ -75,8 +78,10 @@ where
     }
 
     // A vector with many partners. Where there are few vectors, several tasks share one, and their sums are added in the end.
-    let tasks = threads::tasks(vectors.saturating_mul(n).saturating_mul(k));
-    let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n) };
+    // A share has several partners: its sum, in f64, is then smaller than what it reads.
+    let cost = vectors.saturating_mul(n).saturating_mul(k);
+    let tasks = threads::tasks(cost);
+    let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(PARTNERS_PER_SHARE)) };
     let width = if tensors.dx.is_some() { k } else { 0 };
     let trusted = AtomicBool::new(true);
     let share = |vector: usize, share: usize, sum: Vec<f64>| {
@@ -101,7 +106,7 @@ where
     }
     let mut sums: Vec<(f64, Vec<f64>)> = vec![Default::default(); vectors * shares];
     let slots = Ptr(sums.as_mut_ptr());
-    threads::for_each(vectors * shares, |task| match share(task / shares, task % shares, vec![0.0; width]) {
+    threads::for_each(vectors * shares, cost, |task| match share(task / shares, task % shares, vec![0.0; width]) {
         // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
         Some(gathered) => unsafe { *slots.get().add(task) = gathered },
         None => trusted.store(false, Ordering::Relaxed),
@@ -204,7 +209,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         };
         if *single {
             let (x, y) = run(row, *len);
-            // SAFETY: nothing writes to the inputs unless in place, which is not as they are.
+            // SAFETY: nothing writes to these rows while they are read: gradients in their place are written from copies.
             if let (Some(x), Some(y)) = unsafe { (x.as_slice(), y.as_slice()) } {
                 f(Piece { x, y, at: row, range: 0..*len, buffer: &mut buffers.out });
             }
@@ -608,7 +613,7 @@ impl Scale {
     /// From the sum of squares. `None` where squares may have overflowed or lost digits.
     #[inline(always)]
     fn new<R: Real>(square: f64, floor: f64) -> Option<Self> {
-        let (norm, floor) = (square.sqrt(), floor.max(R::SMALLEST));
+        let (norm, floor) = (kernel::sqrt(square), floor.max(R::SMALLEST));
         let divisor = norm.max(floor);
         R::NORMS.contains(&divisor).then(|| Scale { inverse: 1.0 / divisor, above: norm >= floor })
     }

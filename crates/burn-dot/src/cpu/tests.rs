@@ -397,23 +397,29 @@ fn only_the_wanted_gradient_is_made() {
 
 #[test]
 fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
-    // Batch, m, n, k; which inputs give theirs, plain and normalized.
+    // The shapes, contracted along these axes; which inputs give theirs, plain and normalized.
+    let long = 2 * CHUNK + 3;
     let cases = [
-        ([3, 1, 1, 2 * CHUNK + 3], [true, true], [true, true]),
-        ([3, 1, 4, 37], [true, true], [true, true]),
-        ([1, 1, 1100, 128], [true, true], [true, true]),
-        ([3, 5, 4, 37], [true, false], [false, false]),
+        ([3, 1, long], [3, 1, long], (2, 2), [true, true], [true, true]),
+        ([3, long, 1], [3, 1, long], (1, 2), [true, true], [true, true]),
+        ([3, 1, 37], [3, 4, 37], (2, 2), [true, true], [true, true]),
+        ([3, 4, 37], [3, 37, 1], (2, 1), [true, true], [true, true]),
+        ([1, 1, 37], [3, 1, 37], (2, 2), [true, true], [true, true]),
+        ([1, 1, 128], [1, 1100, 128], (2, 2), [true, true], [true, true]),
+        ([3, 1, 37], [3, 37, 4], (2, 1), [true, false], [false, false]),
+        ([3, 5, 37], [3, 4, 37], (2, 2), [true, false], [false, false]),
+        ([1, 5, 37], [3, 4, 37], (2, 2), [true, false], [false, false]),
     ];
-    for ([batch, m, n, k], plain, normalized) in cases {
+    for (lhs_shape, rhs_shape, (lhs_axis, rhs_axis), plain, normalized) in cases {
+        let plan = Plan::new(&Axes::Pair(lhs_axis, rhs_axis), 1, true, &lhs_shape, &rhs_shape).unwrap();
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
             for floor in [None, Some(1e-6)] {
                 for unique in [[true, false], [false, true], [true, true]] {
-                    let (lhs_shape, rhs_shape) = ([batch, m, k], [batch, n, k]);
                     let tensor = |shape: [usize; 3], phase: f64| {
                         FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(dtype))
                     };
-                    let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([batch, m, n], 0.7));
-                    let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+                    let grad_shape = [lhs_shape[0].max(rhs_shape[0]), plan.m, plan.n];
+                    let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
                     let options = FloatOptions { normalize: floor, output: None };
                     let grads = |lhs: &mut FlexTensor, rhs: &mut FlexTensor| {
                         float_dot_grads(lhs, rhs, &grad, &plan, options, [true, true]).unwrap().map(Option::unwrap)
@@ -430,7 +436,8 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
                         Some(_) => normalized.map(|gives| gives && dtype != DType::F64),
                     };
                     for side in 0..2 {
-                        let name = alloc::format!("{:?}, {dtype:?}, {floor:?}, {unique:?}, side {side}", [batch, m, n, k]);
+                        let name =
+                            alloc::format!("{lhs_shape:?}, {rhs_shape:?}, {dtype:?}, {floor:?}, {unique:?}, side {side}");
                         assert_eq!(given[side].bytes(), expected[side].bytes(), "{name}");
                         assert_eq!(given[side].bytes().as_ptr() == homes[side], gives[side] && unique[side], "{name}");
                     }

@@ -1,10 +1,9 @@
-//! Work over threads: rayon's, where the feature is on.
+//! Work over threads: those of rayon's pool, where the feature is on.
 
 use core::ops::Range;
-#[cfg(feature = "rayon")]
-use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// A product with fewer multiplications stays on the caller's thread.
+/// A product with fewer multiplications stays on the caller's thread. From 2^15 on, 1024 rows of 64 took half as long again: waking a
+/// thread costs more than it does.
 #[cfg(feature = "rayon")]
 const PARALLEL_FROM: usize = 1 << 17;
 
@@ -29,53 +28,123 @@ impl<P: Copy> Ptr<P> {
     }
 }
 
-/// How many threads there are.
-pub(super) fn count() -> usize {
-    #[cfg(feature = "rayon")]
-    return rayon::current_num_threads();
-    #[cfg(not(feature = "rayon"))]
-    1
-}
-
-/// How many tasks work of this size is to be cut into.
-pub(super) fn tasks(multiplications: usize) -> usize {
+/// How many threads work of this size is worth.
+pub(super) fn count(multiplications: usize) -> usize {
     #[cfg(feature = "rayon")]
     if multiplications >= PARALLEL_FROM {
-        return if count() == 1 { 1 } else { TASKS_PER_THREAD * count() };
+        return rayon::current_num_threads();
     }
     let _ = multiplications;
     1
 }
 
-/// Calls `f` for each task, on this thread and on helpers. Each takes the next tasks that nobody has, neighbours together: they read
-/// the same memory.
-///
-/// A parallel iterator would put the caller to sleep and wake two threads of the pool.
-pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Send + Sync) {
-    #[cfg(feature = "rayon")]
-    if tasks > 1 && count() > 1 {
-        let (next, several) = (AtomicUsize::new(0), tasks.div_ceil(TASKS_PER_THREAD * count()));
-        let work = || {
-            loop {
-                let first = next.fetch_add(several, Ordering::Relaxed);
-                if first >= tasks {
-                    break;
-                }
-                (first..tasks.min(first + several)).for_each(&f);
-            }
-        };
-        return rayon::in_place_scope(|scope| {
-            for _ in 1..count().min(tasks) {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
+/// How many tasks work of this size is to be cut into.
+pub(super) fn tasks(multiplications: usize) -> usize {
+    match count(multiplications) {
+        #[cfg(feature = "rayon")]
+        threads @ 2.. => TASKS_PER_THREAD * threads,
+        _ => 1,
     }
+}
+
+/// Calls `f` for each task of work of this size.
+pub(super) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) + Send + Sync) {
+    #[cfg(feature = "rayon")]
+    if tasks > 1 && count(multiplications) > 1 {
+        return shared::for_each(tasks, count(multiplications), &f);
+    }
+    let _ = multiplications;
     (0..tasks).for_each(f);
 }
 
 /// Calls `f` with ranges that together make `0..count`, where each index costs so many multiplications.
 pub(super) fn for_each_range(count: usize, cost: usize, f: impl Fn(Range<usize>) + Send + Sync) {
-    let tasks = tasks(count.saturating_mul(cost)).min(count);
-    for_each(tasks, |task| f(task * count / tasks..(task + 1) * count / tasks));
+    let work = count.saturating_mul(cost);
+    let tasks = tasks(work).min(count);
+    for_each(tasks, work, |task| f(task * count / tasks..(task + 1) * count / tasks));
+}
+
+/// Tasks that the caller's thread does, and threads of the pool help with if they come in time.
+///
+/// The caller never waits for a helper that has not begun, nor takes up other work meanwhile, as a parallel iterator or a scope of
+/// rayon's would: Burn holds the lock of a graph during its backward pass, and the other work might want the same lock.
+#[cfg(feature = "rayon")]
+mod shared {
+    use alloc::sync::Arc;
+    use core::sync::atomic::{
+        AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release},
+    };
+
+    type Task = dyn Fn(usize) + Sync;
+
+    struct Shared {
+        /// The first task that nobody has.
+        next: AtomicUsize,
+        done: AtomicUsize,
+        tasks: usize,
+        /// How many are taken at once: neighbours, which read the same memory.
+        several: usize,
+        /// To be called only for a task that is not yet done.
+        f: *const Task,
+    }
+
+    // SAFETY: `f` is `Sync`, and lives as long as it is called: see `for_each`.
+    unsafe impl Send for Shared {}
+    // SAFETY: as above.
+    unsafe impl Sync for Shared {}
+
+    /// Counts tasks as done, and so ends somebody's wait, even if one of them panics.
+    struct Done<'a>(&'a Shared, usize);
+
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.done.fetch_add(self.1, Release);
+        }
+    }
+
+    impl Shared {
+        fn work(&self) {
+            loop {
+                let first = self.next.fetch_add(self.several, Relaxed);
+                if first >= self.tasks {
+                    return;
+                }
+                let last = self.tasks.min(first + self.several);
+                let _done = Done(self, last - first);
+                // SAFETY: these tasks are not done yet, so the caller still waits, and `f` lives.
+                let f = unsafe { &*self.f };
+                (first..last).for_each(f);
+            }
+        }
+    }
+
+    /// Waits, when dropped, until nobody calls `f` any more.
+    struct Wait<'a>(&'a Shared);
+
+    impl Drop for Wait<'_> {
+        fn drop(&mut self) {
+            // After a panic there may be tasks that nobody has, and nobody shall have.
+            let first = self.0.next.swap(self.0.tasks, Relaxed);
+            let left = self.0.tasks.saturating_sub(first);
+            while self.0.done.load(Acquire) + left < self.0.tasks {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    pub fn for_each(tasks: usize, threads: usize, f: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: only the lifetime is changed. `Wait` keeps this function, and with it the borrow of `f`, until all tasks are done or
+        // will never begin; who comes later finds no task, and does not touch `f`.
+        let f = unsafe { core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Task>(f) };
+        let several = tasks.div_ceil(super::TASKS_PER_THREAD * threads);
+        let shared = Arc::new(Shared { next: AtomicUsize::new(0), done: AtomicUsize::new(0), tasks, several, f });
+        let wait = Wait(&shared);
+        for _ in 1..threads.min(tasks) {
+            let shared = shared.clone();
+            rayon::spawn(move || shared.work());
+        }
+        shared.work();
+        drop(wait);
+    }
 }
