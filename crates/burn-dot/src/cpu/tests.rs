@@ -2,8 +2,8 @@
 
 use alloc::{vec, vec::Vec};
 
-use burn_core::backend::flex::FlexTensor;
-use burn_core::tensor::{DType, TensorData, bf16, f16};
+use burn_core::backend::flex::{FlexTensor, Layout};
+use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
 
 use super::{
     float_dot, float_dot_grads,
@@ -445,4 +445,41 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
             }
         }
     }
+}
+
+/// Burn holds the lock of a graph during a backward pass, and the pool's threads may be waiting for it.
+#[cfg(feature = "rayon")]
+#[test]
+fn a_product_does_not_wait_for_threads_that_are_busy() {
+    use std::{
+        sync::{Arc, atomic::AtomicBool, atomic::Ordering::SeqCst, mpsc},
+        thread,
+        time::Duration,
+    };
+    let released = Arc::new(AtomicBool::new(false));
+    for _ in 0..rayon::current_num_threads() {
+        let released = released.clone();
+        rayon::spawn(move || {
+            while !released.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+    let (done, finished) = mpsc::channel();
+    thread::spawn(move || {
+        let (batch, m, n, k) = (1100, 1, 1, 128);
+        Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor: None }.check();
+        done.send(())
+    });
+    let in_time = finished.recv_timeout(Duration::from_secs(100));
+    released.store(true, SeqCst);
+    in_time.expect("the product, while all threads of the pool are busy");
+}
+
+#[test]
+#[should_panic(expected = "a tensor of 4 numbers whose layout reaches from 0 to 999")]
+fn a_layout_that_reaches_beyond_the_memory_is_refused() {
+    let x = FlexTensor::new(Bytes::from_elems(vec![1f32; 4]), Layout::contiguous([1, 1000].into()), DType::F32);
+    let plan = Plan::new(&Axes::Both(1), 1, false, &[1, 1000], &[1, 1000]).unwrap();
+    float_dot(&x, &x, &plan, FloatOptions { normalize: None, output: None });
 }
