@@ -213,34 +213,61 @@ impl Axes {
 
     /// Where these indices lie, one after the other.
     #[inline(always)]
-    pub fn walk(&self, indices: Range<usize>) -> impl Iterator<Item = Steps> {
+    pub fn walk(&self, indices: Range<usize>) -> Walk<'_> {
         // Most often there is one axis, and the next index is a step away.
         let step = match self.0[..] {
             [axis] => Some(axis.step),
             _ => None,
         };
-        let mut at = self.offset(indices.start);
-        indices.map(
-            #[inline(always)]
-            move |index| match step {
-                Some(step) => {
-                    let here = at;
-                    at = sum(at, step);
-                    here
-                }
-                None => self.offset(index),
-            },
-        )
+        Walk { axes: self, step, at: self.offset(indices.start), indices }
+    }
+}
+
+/// See [`Axes::walk`]. A type, for `next` to be inlined into kernels: an adaptor's is not.
+pub(super) struct Walk<'a> {
+    axes: &'a Axes,
+    step: Option<Steps>,
+    at: Steps,
+    indices: Range<usize>,
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Steps;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Steps> {
+        if self.indices.start >= self.indices.end {
+            return None;
+        }
+        let here = self.at;
+        self.indices.start += 1;
+        match self.step {
+            Some(step) => self.at = sum(here, step),
+            None if self.indices.start < self.indices.end => self.at = self.axes.offset(self.indices.start),
+            None => {}
+        }
+        Some(here)
     }
 }
 
 /// Where a tensor lies after some steps along an axis.
 #[inline(always)]
-pub(super) fn advance(at: Steps, axis: &Axis, steps: usize) -> Steps {
-    core::array::from_fn(|t| at[t] + steps as isize * axis.step[t])
+pub(super) fn advance(mut at: Steps, axis: &Axis, steps: usize) -> Steps {
+    // Loops, for the same reason as above.
+    let mut t = 0;
+    while t < TENSORS {
+        at[t] += steps as isize * axis.step[t];
+        t += 1;
+    }
+    at
 }
 
 #[inline(always)]
-pub(super) fn sum(a: Steps, b: Steps) -> Steps {
-    core::array::from_fn(|t| a[t] + b[t])
+pub(super) fn sum(mut a: Steps, b: Steps) -> Steps {
+    let mut t = 0;
+    while t < TENSORS {
+        a[t] += b[t];
+        t += 1;
+    }
+    a
 }

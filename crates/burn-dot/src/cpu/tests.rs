@@ -402,6 +402,7 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
     let cases = [
         ([3, 1, long], [3, 1, long], (2, 2), [true, true], [true, true]),
         ([3, long, 1], [3, 1, long], (1, 2), [true, true], [true, true]),
+        ([3, 1, 8], [3, 1, 8], (2, 2), [true, true], [true, true]),
         ([3, 1, 37], [3, 4, 37], (2, 2), [true, true], [true, true]),
         ([3, 4, 37], [3, 37, 1], (2, 1), [true, true], [true, true]),
         ([1, 1, 37], [3, 1, 37], (2, 2), [true, true], [true, true]),
