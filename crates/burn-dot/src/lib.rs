@@ -1,6 +1,4 @@
 #![cfg_attr(not(feature = "std"), no_std)]
-// Nothing asks for gradients then.
-#![cfg_attr(not(feature = "autodiff"), allow(dead_code))]
 // burn-ndarray and burn-tch are deprecated upstream in favour of burn-flex, and still supported here.
 #![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
 #![doc = include_str!("../README.md")]
@@ -31,6 +29,8 @@ mod cpu;
 mod dot;
 mod error;
 mod keras;
+// Only a backward pass asks for gradients. All that is unused without one hangs on the trait in here.
+#[cfg_attr(not(feature = "autodiff"), allow(dead_code))]
 mod ops;
 mod plan;
 mod reference;

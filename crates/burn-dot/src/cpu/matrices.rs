@@ -10,7 +10,8 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, Level, Real, Run, RunMut, Task},
+    kernel::{self, CHUNK, Element, Real, Run, RunMut},
+    level::{self, Level, Task},
     space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };
@@ -241,7 +242,7 @@ impl Product<'_> {
             }
             // SAFETY: the caller's promise; the rows of this task belong to it.
             let round = round.then(|| (unsafe { c.offset(at[self.c]) }, self.c));
-            kernel::vectorized(Finished { tile, at, finish, round });
+            level::vectorized(Finished { tile, at, finish, round });
         });
     }
 
@@ -359,11 +360,11 @@ impl<'a, R: Real> Block<'a, R> {
         if self.by_columns {
             let to = &mut self.numbers[column * self.rows + row..];
             let scales = scales.map_or(Scales::None, Scales::Within);
-            kernel::vectorized(CopyLines { at, lines: columns, len: rows.0, step: rows.1, to, width: self.rows, scales });
+            level::vectorized(CopyLines { at, lines: columns, len: rows.0, step: rows.1, to, width: self.rows, scales });
         } else {
             let to = &mut self.numbers[row * self.columns + column..];
             let scales = scales.map_or(Scales::None, Scales::OfLines);
-            kernel::vectorized(CopyLines { at, lines: rows, len: columns.0, step: columns.1, to, width: self.columns, scales });
+            level::vectorized(CopyLines { at, lines: rows, len: columns.0, step: columns.1, to, width: self.columns, scales });
         }
     }
 
@@ -673,7 +674,7 @@ unsafe fn norms<T: Element>(
             let squares = &mut squares[..height];
             // SAFETY: the caller's promise.
             let x = unsafe { x.offset(at[tensor]) };
-            kernel::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
+            level::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
             for (i, square) in squares.iter().enumerate() {
                 let norm = kernel::sqrt(*square);
                 let divisor = norm.max(floor);

@@ -1,6 +1,6 @@
 //! Kernels for flex: the door between tensors and numbers in memory.
 //!
-//! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops), on the way
+//! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level` (instructions), on the way
 //! described by `space` (axes and steps) and cut into tasks by `threads`.
 //!
 //! Sizes were checked by the plan; strides are checked here, at the door ([`first`]). Sizes and strides then go on as one value,
@@ -21,6 +21,7 @@ use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, bf16, f16};
 use crate::plan::{FloatOptions, Plan};
 
 mod kernel;
+mod level;
 mod matrices;
 mod rows;
 mod space;

@@ -10,7 +10,8 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, Level, Real, Run, RunMut, Task},
+    kernel::{self, CHUNK, Element, Real, Run, RunMut},
+    level::{self, Level, Task},
     space::{self, Axes, Axis, DX, DY, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };
@@ -90,10 +91,10 @@ where
     let trusted = AtomicBool::new(true);
     let share = |vector: usize, share: usize, sum: Vec<f64>| {
         let partners = share * n / shares..(share + 1) * n / shares;
-        kernel::vectorized(Partners { work: work.get(), start: own.offset(vector), many, partners, sum })
+        level::vectorized(Partners { work: work.get(), start: own.offset(vector), many, partners, sum })
     };
     let collect = |vector: usize, along: f64, sum: &[f64]| {
-        kernel::vectorized(Collected { work: work.get(), at: own.offset(vector), along, sum })
+        level::vectorized(Collected { work: work.get(), at: own.offset(vector), along, sum })
     };
     if shares == 1 {
         threads::for_each_range(vectors, n * k, |range| {
@@ -130,7 +131,7 @@ where
 fn all_ranges<T: Task<Output = bool>>(count: usize, cost: usize, task: impl Fn(Range<usize>) -> T + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        if !kernel::vectorized(task(range)) {
+        if !level::vectorized(task(range)) {
             all.store(false, Ordering::Relaxed);
         }
     });
@@ -265,9 +266,10 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         xy
     }
 
-    /// `Σ x x`.
+    /// The divisor of `x`, where there is one. `None` where its square is beyond f64.
     #[inline(always)]
-    unsafe fn x_square<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> f64 {
+    unsafe fn x_scale<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<Option<Scale>> {
+        let Some(floor) = self.floor else { return Some(None) };
         let level = buffers.level;
         let mut xx = 0.0;
         // SAFETY: the caller's promise.
@@ -280,7 +282,20 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 |piece| xx += kernel::dot(level, piece.x, piece.x),
             )
         };
-        xx
+        Scale::new::<T::Real>(xx, floor).map(Some)
+    }
+
+    /// A number of the output; `x` where it is known. `None` as in [`Self::x_scale`].
+    #[inline(always)]
+    unsafe fn output<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, x: Option<Scale>) -> Option<f64> {
+        // SAFETY: the caller's promise.
+        match self.floor {
+            None => Some(unsafe { self.product(buffers, at) }),
+            Some(floor) => unsafe { self.normalized(buffers, at, floor, x) }.map(
+                #[inline(always)]
+                |scaled| kernel::into_range(scaled.cosine),
+            ),
+        }
     }
 
     /// A row with a partner, normalized; `x` where it is known.
@@ -337,9 +352,37 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         unsafe { *self.rows.out.offset(at[OUT]) }.to_f64()
     }
 
+    /// Writes `a y`, or `a y − p x` where a part along `x` is taken away, to a piece of the gradient of `x`, where it is wanted. `x` and
+    /// `y` stand for either input.
+    #[inline(always)]
+    unsafe fn write<S: Level>(
+        &self,
+        level: S,
+        gradient: (Option<*mut T>, usize),
+        at: Steps,
+        buffer: &mut [T],
+        (a, y): (f64, &[T]),
+        (p, x): (Option<f64>, &[T]),
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.fill(
+                gradient,
+                at,
+                x.len(),
+                buffer,
+                #[inline(always)]
+                |to| match p {
+                    None => T::scale(level, to, a, y),
+                    Some(p) => kernel::combine(level, to, (a, y), (-p, x)),
+                },
+            )
+        }
+    }
+
     /// Fills a piece of a gradient, where it is wanted.
     #[inline(always)]
-    unsafe fn write(
+    unsafe fn fill(
         &self,
         (gradient, tensor): (Option<*mut T>, usize),
         at: Steps,
@@ -390,13 +433,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
         if n == 1 {
             for at in space.batch.walk(rows) {
                 // SAFETY: as above.
-                let out = match work.floor {
-                    None => unsafe { work.product(buffers, at) },
-                    Some(floor) => match unsafe { work.normalized(buffers, at, floor, None) } {
-                        Some(scaled) => kernel::into_range(scaled.cosine),
-                        None => return false,
-                    },
-                };
+                let Some(out) = (unsafe { work.output(buffers, at, None) }) else { return false };
                 write(at, out);
             }
             return true;
@@ -406,23 +443,11 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
             let first = vector * n;
             let partners = rows.start.max(first) - first..rows.end.min(first + n) - first;
             // SAFETY: as above.
-            let x = match work.floor {
-                None => None,
-                Some(floor) => match Scale::new::<T::Real>(unsafe { work.x_square(buffers, start) }, floor) {
-                    None => return false,
-                    known => known,
-                },
-            };
+            let Some(x) = (unsafe { work.x_scale(buffers, start) }) else { return false };
             for at in space.j.walk(partners) {
                 let at = space::sum(start, at);
                 // SAFETY: as above.
-                let out = match work.floor {
-                    None => unsafe { work.product(buffers, at) },
-                    Some(floor) => match unsafe { work.normalized(buffers, at, floor, x) } {
-                        Some(scaled) => kernel::into_range(scaled.cosine),
-                        None => return false,
-                    },
-                };
+                let Some(out) = (unsafe { work.output(buffers, at, x) }) else { return false };
                 write(at, out);
             }
         }
@@ -467,39 +492,15 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
         for at in own.walk(rows) {
             // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
             let g = unsafe { work.grad(at) };
-            let Some(floor) = work.floor else {
-                unsafe {
-                    work.for_each_piece(
-                        work.write,
-                        buffers,
-                        at,
-                        #[inline(always)]
-                        |Piece { x, y, at, buffer, .. }| {
-                            work.write(
-                                dx,
-                                at,
-                                x.len(),
-                                buffer,
-                                #[inline(always)]
-                                |to| T::scale(level, to, g, y),
-                            );
-                            work.write(
-                                dy,
-                                at,
-                                x.len(),
-                                buffer,
-                                #[inline(always)]
-                                |to| T::scale(level, to, g, x),
-                            );
-                        },
-                    )
-                };
-                continue;
+            let (w, px, py) = match work.floor {
+                None => (g, None, None),
+                Some(floor) => {
+                    let Some(scaled) = (unsafe { work.normalized(buffers, at, floor, None) }) else { return false };
+                    let Scaled { x: sx, y: sy, cosine } = scaled;
+                    let along = g * cosine;
+                    (g * sx.inverse * sy.inverse, Some(along * sx.projected()), Some(along * sy.projected()))
+                }
             };
-            let Some(scaled) = (unsafe { work.normalized(buffers, at, floor, None) }) else { return false };
-            let Scaled { x: sx, y: sy, cosine } = scaled;
-            let w = g * sx.inverse * sy.inverse;
-            let (px, py) = (g * cosine * sx.projected(), g * cosine * sy.projected());
             unsafe {
                 work.for_each_piece(
                     work.write,
@@ -507,22 +508,8 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                     at,
                     #[inline(always)]
                     |Piece { x, y, at, buffer, .. }| {
-                        work.write(
-                            dx,
-                            at,
-                            x.len(),
-                            buffer,
-                            #[inline(always)]
-                            |to| kernel::combine(level, to, (w, y), (-px, x)),
-                        );
-                        work.write(
-                            dy,
-                            at,
-                            x.len(),
-                            buffer,
-                            #[inline(always)]
-                            |to| kernel::combine(level, to, (w, x), (-py, y)),
-                        );
+                        work.write(level, dx, at, buffer, (w, y), (px, x));
+                        work.write(level, dy, at, buffer, (w, x), (py, y));
                     },
                 )
             };
@@ -550,10 +537,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
         let buffers = &mut Buffers::new(level);
         let mut along = 0.0;
         // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
-        let known = match work.floor {
-            None => None,
-            Some(floor) => Some(Scale::new::<T::Real>(unsafe { work.x_square(buffers, start) }, floor)?),
-        };
+        let known = unsafe { work.x_scale(buffers, start) }?;
         for at in many.walk(partners) {
             let at = space::sum(start, at);
             let g = unsafe { work.grad(at) };
@@ -575,17 +559,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                         if !sum.is_empty() {
                             kernel::accumulate(level, &mut sum[range], to_x, y);
                         }
-                        work.write(
-                            (work.rows.dy, DY),
-                            at,
-                            x.len(),
-                            buffer,
-                            #[inline(always)]
-                            |to| match from_y {
-                                None => T::scale(level, to, to_y, x),
-                                Some(py) => kernel::combine(level, to, (to_y, x), (-py, y)),
-                            },
-                        );
+                        work.write(level, (work.rows.dy, DY), at, buffer, (to_y, x), (from_y, y));
                     },
                 )
             };
@@ -613,12 +587,10 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
         }
         let buffers = &mut Buffers::new(level);
         // SAFETY: the promise made to `backward`, here and below.
-        let (factor, projected) = match work.floor {
-            None => (1.0, None),
-            Some(floor) => match Scale::new::<T::Real>(unsafe { work.x_square(buffers, at) }, floor) {
-                Some(x) => (x.inverse, Some(along * x.projected())),
-                None => return false,
-            },
+        let (factor, projected) = match unsafe { work.x_scale(buffers, at) } {
+            None => return false,
+            Some(None) => (1.0, None),
+            Some(Some(x)) => (x.inverse, Some(along * x.projected())),
         };
         unsafe {
             work.for_each_piece(
@@ -627,7 +599,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
                 at,
                 #[inline(always)]
                 |Piece { x, at, range, buffer, .. }| {
-                    work.write(
+                    work.fill(
                         (work.rows.dx, DX),
                         at,
                         x.len(),

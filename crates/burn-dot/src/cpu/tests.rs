@@ -7,7 +7,8 @@ use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
 
 use super::{
     float_dot, float_dot_grads,
-    kernel::{self, CHUNK, Element, Level, Run, RunMut, Task},
+    kernel::{self, CHUNK, Element, Run, RunMut},
+    level::{self, Level, Task},
 };
 use crate::plan::{Axes, FloatOptions, Plan};
 
@@ -99,7 +100,7 @@ impl<T: Element> Task for EveryLoop<T> {
 
 fn every_loop<T: Element>(epsilon: f64) {
     for len in EXTENTS {
-        kernel::at_every_level(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData });
+        level::at_every_level(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData });
     }
 }
 
@@ -182,7 +183,7 @@ impl Task for Edges {
 
 #[test]
 fn half_precision_rounds_to_even_saturates_where_asked_and_keeps_nan() {
-    kernel::at_every_level(|| Edges);
+    level::at_every_level(|| Edges);
 }
 
 /// Sizes of a product, and how its inputs lie in memory.

@@ -1,0 +1,286 @@
+//! Levels of instructions: AVX-512, AVX2 with FMA and F16C, or one number at a time. [`vectorized`] runs a task at the best that the machine
+//! has.
+
+use burn_core::tensor::{bf16, f16};
+
+/// A level of instructions: pulp's registers, and the steps between dtypes that it has for single levels or not at all.
+///
+/// Each method takes as many numbers as a register of f64 holds, from the front.
+pub(super) trait Level: pulp::Simd {
+    fn load_f64(self, from: &[f64]) -> Self::f64s;
+    fn load_f32(self, from: &[f32]) -> Self::f64s;
+    fn load_f16(self, from: &[f16]) -> Self::f64s;
+    fn load_bf16(self, from: &[bf16]) -> Self::f64s;
+    fn store_f64(self, x: Self::f64s, to: &mut [f64]);
+    fn store_f32(self, x: Self::f64s, to: &mut [f32]);
+    fn store_f16(self, x: Self::f64s, to: &mut [f16]);
+    fn store_bf16(self, x: Self::f64s, to: &mut [bf16]);
+    /// NaN stays NaN.
+    fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s;
+
+    // As many numbers as a register of f32 holds.
+    fn widen_f16(self, from: &[f16]) -> Self::f32s;
+    fn widen_bf16(self, from: &[bf16]) -> Self::f32s;
+    fn narrow_f16(self, x: Self::f32s, to: &mut [f16]);
+    fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]);
+    /// Brings what is beyond `most` back to it; NaN stays NaN.
+    fn within(self, x: Self::f32s, most: f32) -> Self::f32s;
+}
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod x86 {
+    #[cfg(target_arch = "x86")]
+    use core::arch::x86::*;
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::*;
+
+    use burn_core::tensor::{bf16, f16};
+    use pulp::{Simd, cast};
+
+    use super::Level;
+
+    // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
+    pulp::simd_type!({
+        pub(super) struct F16c {
+            pub avx: f!("avx"),
+            pub avx2: f!("avx2"),
+            pub fma: f!("fma"),
+            pub f16c: f!("f16c"),
+        }
+    });
+
+    /// What a level does with as many numbers as a register of f64 holds. `core::arch` rather than pulp where memory is read or
+    /// written: its instructions keep numbers in registers, casts of arrays went by way of the stack.
+    macro_rules! level {
+        ($level:ty, $lanes:literal,
+         f64: $load_f64:ident, $store_f64:ident;
+         f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
+         half: $load_half:ident, $store_half:ident, $low:expr, $high:expr;
+         halves: $load_halves:ident, $store_halves:ident,
+                 $wide_from_f16:ident, $wide_from_bf16:ident, $wide_to_f16:ident, $wide_to_bf16:ident) => {
+            // SAFETY of all: slices are as long as what is read or written, and `vectorized` runs a level only where the machine has
+            // its instructions, F16C among them.
+            impl Level for $level {
+                #[inline(always)]
+                fn load_f64(self, from: &[f64]) -> Self::f64s {
+                    cast(unsafe { $load_f64(from[..$lanes].as_ptr()) })
+                }
+                #[inline(always)]
+                fn load_f32(self, from: &[f32]) -> Self::f64s {
+                    cast(unsafe { $widen($load_f32(from[..$lanes].as_ptr())) })
+                }
+                #[inline(always)]
+                fn load_f16(self, from: &[f16]) -> Self::f64s {
+                    cast(unsafe { $widen($low(widen_f16($load_half(from[..$lanes].as_ptr().cast())))) })
+                }
+                #[inline(always)]
+                fn load_bf16(self, from: &[bf16]) -> Self::f64s {
+                    cast(unsafe { $widen($low(widen_bf16($load_half(from[..$lanes].as_ptr().cast())))) })
+                }
+                #[inline(always)]
+                fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
+                    unsafe { $store_f64(to[..$lanes].as_mut_ptr(), cast(x)) }
+                }
+                #[inline(always)]
+                fn store_f32(self, x: Self::f64s, to: &mut [f32]) {
+                    unsafe { $store_f32(to[..$lanes].as_mut_ptr(), $narrow(cast(x))) }
+                }
+                #[inline(always)]
+                fn store_f16(self, x: Self::f64s, to: &mut [f16]) {
+                    unsafe { $store_half(to[..$lanes].as_mut_ptr().cast(), narrow_f16($high($narrow(cast(x))))) }
+                }
+                #[inline(always)]
+                fn store_bf16(self, x: Self::f64s, to: &mut [bf16]) {
+                    unsafe { $store_half(to[..$lanes].as_mut_ptr().cast(), narrow_bf16($high($narrow(cast(x))))) }
+                }
+                #[inline(always)]
+                fn clamp(self, x: Self::f64s, least: f64, most: f64) -> Self::f64s {
+                    // These instructions give their second operand where one is NaN.
+                    self.min_f64s(self.splat_f64s(most), self.max_f64s(self.splat_f64s(least), x))
+                }
+                #[inline(always)]
+                fn within(self, x: Self::f32s, most: f32) -> Self::f32s {
+                    self.min_f32s(self.splat_f32s(most), self.max_f32s(self.splat_f32s(-most), x))
+                }
+                #[inline(always)]
+                fn widen_f16(self, from: &[f16]) -> Self::f32s {
+                    cast(unsafe { $wide_from_f16($load_halves(from[..2 * $lanes].as_ptr().cast())) })
+                }
+                #[inline(always)]
+                fn widen_bf16(self, from: &[bf16]) -> Self::f32s {
+                    cast(unsafe { $wide_from_bf16($load_halves(from[..2 * $lanes].as_ptr().cast())) })
+                }
+                #[inline(always)]
+                fn narrow_f16(self, x: Self::f32s, to: &mut [f16]) {
+                    unsafe { $store_halves(to[..2 * $lanes].as_mut_ptr().cast(), $wide_to_f16(cast(x))) }
+                }
+                #[inline(always)]
+                fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]) {
+                    unsafe { $store_halves(to[..2 * $lanes].as_mut_ptr().cast(), $wide_to_bf16(cast(x))) }
+                }
+            }
+        };
+    }
+    level!(pulp::x86::V4, 8,
+        f64: _mm512_loadu_pd, _mm512_storeu_pd;
+        f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
+        half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity;
+        halves: _mm256_loadu_si256, _mm256_storeu_si256, _mm512_cvtph_ps, wide_from_bf16, wide_to_f16, wide_to_bf16);
+    level!(pulp::x86::V3, 4,
+        f64: _mm256_loadu_pd, _mm256_storeu_pd;
+        f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
+        half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256;
+        halves: _mm_loadu_si128, _mm_storeu_si128, widen_f16, widen_bf16, narrow_f16, narrow_bf16);
+
+    // SAFETY of all: the caller has AVX2 and F16C.
+    #[inline(always)]
+    unsafe fn widen_f16(x: __m128i) -> __m256 {
+        unsafe { _mm256_cvtph_ps(x) }
+    }
+    /// A bf16 is the upper half of an f32.
+    #[inline(always)]
+    unsafe fn widen_bf16(x: __m128i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_f16(x: __m256) -> __m128i {
+        unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
+    }
+    /// To the nearest, ties to even; NaN keeps a digit.
+    #[inline(always)]
+    unsafe fn narrow_bf16(x: __m256) -> __m128i {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let upper = _mm256_srli_epi32::<16>(bits);
+            let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
+            // Each half of the register packs for itself; the two quarters wanted are its first and its third.
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves)))
+        }
+    }
+
+    // SAFETY of all: the caller has AVX-512.
+    #[inline(always)]
+    unsafe fn wide_from_bf16(x: __m256i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn wide_to_f16(x: __m512) -> __m256i {
+        unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
+    }
+    #[inline(always)]
+    unsafe fn wide_to_bf16(x: __m512) -> __m256i {
+        unsafe { _mm256_set_m128i(narrow_bf16(_mm512_extractf32x8_ps::<1>(x)), narrow_bf16(_mm512_castps512_ps256(x))) }
+    }
+}
+
+impl Level for pulp::Scalar {
+    #[inline(always)]
+    fn load_f64(self, from: &[f64]) -> f64 {
+        from[0]
+    }
+    #[inline(always)]
+    fn load_f32(self, from: &[f32]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[f16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn store_f64(self, x: f64, to: &mut [f64]) {
+        to[0] = x;
+    }
+    #[inline(always)]
+    fn store_f32(self, x: f64, to: &mut [f32]) {
+        to[0] = x as f32;
+    }
+    #[inline(always)]
+    fn store_f16(self, x: f64, to: &mut [f16]) {
+        to[0] = f16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: f64, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn clamp(self, x: f64, least: f64, most: f64) -> f64 {
+        x.clamp(least, most)
+    }
+
+    #[inline(always)]
+    fn widen_f16(self, from: &[f16]) -> f32 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn widen_bf16(self, from: &[bf16]) -> f32 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn narrow_f16(self, x: f32, to: &mut [f16]) {
+        to[0] = f16::from_f32(x);
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, x: f32, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x);
+    }
+    #[inline(always)]
+    fn within(self, x: f32, most: f32) -> f32 {
+        x.clamp(-most, most)
+    }
+}
+
+/// Work that is compiled once for each level of instructions.
+///
+/// A type, not a closure: everything down to the loops must be inlined for them to be compiled at the level, and only functions that
+/// say `inline(always)` surely are. For the same reason closures on the way say it too.
+pub(super) trait Task {
+    type Output;
+    fn run<S: Level>(self, level: S) -> Self::Output;
+}
+
+/// Runs a task at the best level of this machine.
+pub(super) fn vectorized<T: Task>(task: T) -> T::Output {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let Some(f16c) = x86::F16c::try_new() {
+        use pulp::Simd;
+        match pulp::Arch::new() {
+            pulp::Arch::V4(level) => return Simd::vectorize(level, At(task, level)),
+            // Not by V3 itself, which would compile the task without F16C.
+            pulp::Arch::V3(level) => return f16c.vectorize(At(task, level)),
+            _ => {}
+        }
+    }
+    task.run(pulp::Scalar)
+}
+
+/// A task and the level to run it at.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+struct At<T, S>(T, S);
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+impl<T: Task, S: Level> pulp::NullaryFnOnce for At<T, S> {
+    type Output = T::Output;
+
+    #[inline(always)]
+    fn call(self) -> T::Output {
+        self.0.run(self.1)
+    }
+}
+
+/// Runs a task at each level that this machine has.
+#[cfg(test)]
+pub(super) fn at_every_level<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    vectorized(task());
+    task().run(pulp::Scalar);
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let (Some(level), Some(f16c)) = (pulp::x86::V3::try_new(), x86::F16c::try_new()) {
+        f16c.vectorize(At(task(), level));
+    }
+}
