@@ -39,8 +39,26 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// `Σ x y`. Products of halves are exact in f32, within its range.
     fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64;
 
+    /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
+    fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3];
+
     /// `to = a x`, rounded.
     fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]);
+
+    /// `to = a x + b y`, rounded, and finite. No term is larger than `most`.
+    fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), most: f64);
+}
+
+/// A dtype that f32 holds.
+trait Single: Element {
+    /// How many products each lane adds in f32 before the sum goes on in f64: so few that hardly a digit of this dtype is lost.
+    const IN_F32: usize;
+
+    /// As many numbers as a register of f32 holds.
+    fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s;
+
+    /// Rounds to the nearest numbers.
+    fn put<S: Level>(level: S, x: S::f32s, to: &mut [Self]);
 }
 
 /// A dtype to multiply matrices in: f32 or f64.
@@ -87,7 +105,7 @@ macro_rules! element {
     };
 }
 macro_rules! real {
-    ($element:ty, $load:ident, $store:ident, |$from:ident| $from_f64:expr) => {
+    ($element:ty, $load:ident, $store:ident, $dot_and_squares:ident, $scale:ident, |$from:ident| $from_f64:expr) => {
         impl Element for $element {
             type Real = Self;
             const IS_REAL: bool = true;
@@ -109,12 +127,21 @@ macro_rules! real {
                 dot(level, x, y)
             }
             #[inline(always)]
+            fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3] {
+                $dot_and_squares(level, x, y)
+            }
+            #[inline(always)]
             fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
-                scale(level, to, a, x);
+                $scale(level, to, a, x);
+            }
+            #[inline(always)]
+            fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), _most: f64) {
+                combine(level, to, ax, by);
             }
         }
     };
 }
+// Constants are converted as such: at run time, the conversion of a single f16 first asks for the processor's features.
 macro_rules! half {
     ($element:ty, $load:ident, $store:ident, $widen:ident, $narrow:ident) => {
         impl Element for $element {
@@ -123,7 +150,7 @@ macro_rules! half {
             element!($element, $load, $store, |x| <$element>::from_f32(x as f32));
             #[inline(always)]
             fn finite<S: Level>(level: S, x: S::f64s) -> S::f64s {
-                level.clamp(x, Self::MIN.into(), Self::MAX.into())
+                level.clamp(x, Self::MIN.to_f64_const(), Self::MAX.to_f64_const())
             }
             #[inline(always)]
             fn widen<S: Level>(level: S, from: &[Self], to: &mut [f32]) {
@@ -138,7 +165,7 @@ macro_rules! half {
             }
             #[inline(always)]
             fn narrow<S: Level>(level: S, from: &[f32], to: &mut [Self], finite: bool) {
-                let most = if finite { Self::MAX.into() } else { f32::INFINITY };
+                let most = if finite { Self::MAX.to_f32_const() } else { f32::INFINITY };
                 let (from, from_rest) = S::as_simd_f32s(from);
                 let mut to = to.chunks_exact_mut(S::F32_LANES);
                 for (from, to) in from.iter().zip(&mut to) {
@@ -150,45 +177,58 @@ macro_rules! half {
             }
             #[inline(always)]
             fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64 {
-                let lanes = S::F32_LANES;
-                let mut total = 0.0;
-                let block = HALVES_IN_F32 * SUMS * lanes;
-                for (x, y) in x.chunks(block).zip(y.chunks(block)) {
-                    let mut sums = [level.splat_f32s(0.0); SUMS];
-                    let (mut x, mut y) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
-                    for (x, y) in (&mut x).zip(&mut y) {
-                        for (i, sum) in sums.iter_mut().enumerate() {
-                            *sum = level.mul_add_e_f32s(level.$widen(&x[i * lanes..]), level.$widen(&y[i * lanes..]), *sum);
-                        }
-                    }
-                    let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
-                    for (x, y) in (&mut x).zip(&mut y) {
-                        sums[0] = level.mul_add_e_f32s(level.$widen(x), level.$widen(y), sums[0]);
-                    }
-                    let sum = level.add_f32s(level.add_f32s(sums[0], sums[1]), level.add_f32s(sums[2], sums[3]));
-                    total += f64::from(level.reduce_sum_f32s(sum));
-                    for (x, y) in x.remainder().iter().zip(y.remainder()) {
-                        total += x.to_f64() * y.to_f64();
-                    }
-                }
-                total
+                dot_in_f32(level, x, y)
+            }
+            #[inline(always)]
+            fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3] {
+                dot_and_squares_in_f32(level, x, y)
             }
             #[inline(always)]
             fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
-                let many = level.splat_f32s(a as f32);
-                let (mut to, mut x) = (to.chunks_exact_mut(S::F32_LANES), x.chunks_exact(S::F32_LANES));
-                for (to, x) in (&mut to).zip(&mut x) {
-                    level.$narrow(level.mul_f32s(many, level.$widen(x)), to);
+                scale_in_f32(level, to, a, x);
+            }
+            #[inline(always)]
+            fn combine<S: Level>(level: S, to: &mut [Self], (a, x): (f64, &[Self]), (b, y): (f64, &[Self]), most: f64) {
+                if !fit_f32([a, b, most]) {
+                    return combine(level, to, (a, x), (b, y));
                 }
-                for (to, x) in to.into_remainder().iter_mut().zip(x.remainder()) {
-                    *to = Self::from_f32(a as f32 * f32::from(*x));
+                let (many_a, many_b) = (level.splat_f32s(a as f32), level.splat_f32s(b as f32));
+                let lanes = S::F32_LANES;
+                let (mut to, mut x, mut y) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
+                for ((to, x), y) in (&mut to).zip(&mut x).zip(&mut y) {
+                    let sum = level.mul_f32s(many_b, level.$widen(y));
+                    let sum = level.mul_add_e_f32s(many_a, level.$widen(x), sum);
+                    level.$narrow(level.within(sum, Self::MAX.to_f32_const()), to);
                 }
+                combine(pulp::Scalar, to.into_remainder(), (a, x.remainder()), (b, y.remainder()));
+            }
+        }
+        impl Single for $element {
+            const IN_F32: usize = 64;
+            #[inline(always)]
+            fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s {
+                level.$widen(from)
+            }
+            #[inline(always)]
+            fn put<S: Level>(level: S, x: S::f32s, to: &mut [Self]) {
+                level.$narrow(x, to);
             }
         }
     };
 }
-real!(f64, load_f64, store_f64, |x| x);
-real!(f32, load_f32, store_f32, |x| x as f32);
+real!(f64, load_f64, store_f64, dot_and_squares, scale, |x| x);
+real!(f32, load_f32, store_f32, dot_and_squares_in_f32, scale_in_f32, |x| x as f32);
+impl Single for f32 {
+    const IN_F32: usize = 16;
+    #[inline(always)]
+    fn wide<S: Level>(_level: S, from: &[Self]) -> S::f32s {
+        S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
+    }
+    #[inline(always)]
+    fn put<S: Level>(_level: S, x: S::f32s, to: &mut [Self]) {
+        S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = x;
+    }
+}
 half!(f16, load_f16, store_f16, widen_f16, narrow_f16);
 half!(bf16, load_bf16, store_bf16, widen_bf16, narrow_bf16);
 
@@ -272,8 +312,12 @@ fn finite_from_f64<T: Element>(x: f64) -> T {
 /// Sums that run side by side: enough to hide the latency of an addition.
 const SUMS: usize = 4;
 
-/// How many products of halves each lane adds in f32 before the sum goes on in f64: so few that hardly a digit is lost.
-const HALVES_IN_F32: usize = 64;
+/// Sums of squares that f32 holds with all their digits: what overflows makes them infinite, and what is too small for f32 is nothing
+/// beside them.
+const SQUARES: core::ops::Range<f64> = 1e-24..f64::INFINITY;
+
+/// Factors, and terms, with which f32 neither overflows nor loses digits.
+const FACTORS: core::ops::RangeInclusive<f64> = 1e-30..=1e30;
 
 /// `Σ x y`.
 #[inline(always)]
@@ -295,32 +339,9 @@ pub(super) fn dot<S: Level, T: Element, U: Element>(level: S, x: &[T], y: &[U]) 
     rest.fold(level.reduce_sum_f64s(sum), |sum, (x, y)| sum + x.to_f64() * y.to_f64())
 }
 
-/// `Σ x y` and `Σ y y` in one pass.
-#[inline(always)]
-pub(super) fn dot_and_square<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> (f64, f64) {
-    let lanes = S::F64_LANES;
-    let mut xy = [level.splat_f64s(0.0); 2];
-    let mut yy = xy;
-    let (mut x_blocks, mut y_blocks) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
-    for (x, y) in (&mut x_blocks).zip(&mut y_blocks) {
-        for i in 0..2 {
-            let (x, y) = (R::load(level, &x[i * lanes..]), R::load(level, &y[i * lanes..]));
-            xy[i] = level.mul_add_e_f64s(x, y, xy[i]);
-            yy[i] = level.mul_add_e_f64s(y, y, yy[i]);
-        }
-    }
-    let (mut xy, mut yy) =
-        (level.reduce_sum_f64s(level.add_f64s(xy[0], xy[1])), level.reduce_sum_f64s(level.add_f64s(yy[0], yy[1])));
-    for (x, y) in x_blocks.remainder().iter().zip(y_blocks.remainder()) {
-        xy += x.to_f64() * y.to_f64();
-        yy += y.to_f64() * y.to_f64();
-    }
-    (xy, yy)
-}
-
 /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
-pub(super) fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> (f64, f64, f64) {
+fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> [f64; 3] {
     let lanes = S::F64_LANES;
     let mut xx = [level.splat_f64s(0.0); 2];
     let (mut xy, mut yy) = (xx, xx);
@@ -341,7 +362,69 @@ pub(super) fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) 
         xy += x * y;
         yy += y * y;
     }
-    (xx, xy, yy)
+    [xx, xy, yy]
+}
+
+/// `Σ x y`, by blocks in f32.
+#[inline(always)]
+fn dot_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> f64 {
+    let lanes = S::F32_LANES;
+    let block = T::IN_F32 * SUMS * lanes;
+    let mut total = 0.0;
+    for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        let mut sums = [level.splat_f32s(0.0); SUMS];
+        let (mut x, mut y) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
+        for (x, y) in (&mut x).zip(&mut y) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = level.mul_add_e_f32s(T::wide(level, &x[i * lanes..]), T::wide(level, &y[i * lanes..]), *sum);
+            }
+        }
+        let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+        for (x, y) in (&mut x).zip(&mut y) {
+            sums[0] = level.mul_add_e_f32s(T::wide(level, x), T::wide(level, y), sums[0]);
+        }
+        let sum = level.add_f32s(level.add_f32s(sums[0], sums[1]), level.add_f32s(sums[2], sums[3]));
+        total += f64::from(level.reduce_sum_f32s(sum));
+        for (x, y) in x.remainder().iter().zip(y.remainder()) {
+            total += x.to_f64() * y.to_f64();
+        }
+    }
+    total
+}
+
+/// [`dot_and_squares`], by blocks in f32 where it holds the squares.
+#[inline(always)]
+fn dot_and_squares_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> [f64; 3] {
+    let lanes = S::F32_LANES;
+    let block = T::IN_F32 * 2 * lanes;
+    let mut total = [0.0; 3];
+    for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        let mut sums = [[level.splat_f32s(0.0); 2]; 3];
+        let (mut x, mut y) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
+        for (x, y) in (&mut x).zip(&mut y) {
+            for i in 0..2 {
+                let (x, y) = (T::wide(level, &x[i * lanes..]), T::wide(level, &y[i * lanes..]));
+                sums[0][i] = level.mul_add_e_f32s(x, x, sums[0][i]);
+                sums[1][i] = level.mul_add_e_f32s(x, y, sums[1][i]);
+                sums[2][i] = level.mul_add_e_f32s(y, y, sums[2][i]);
+            }
+        }
+        let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+        for (x, y) in (&mut x).zip(&mut y) {
+            let (x, y) = (T::wide(level, x), T::wide(level, y));
+            sums[0][0] = level.mul_add_e_f32s(x, x, sums[0][0]);
+            sums[1][0] = level.mul_add_e_f32s(x, y, sums[1][0]);
+            sums[2][0] = level.mul_add_e_f32s(y, y, sums[2][0]);
+        }
+        for i in 0..3 {
+            total[i] += f64::from(level.reduce_sum_f32s(level.add_f32s(sums[i][0], sums[i][1])));
+        }
+        for (x, y) in x.remainder().iter().zip(y.remainder()) {
+            let (x, y) = (x.to_f64(), y.to_f64());
+            total = [total[0] + x * x, total[1] + x * y, total[2] + y * y];
+        }
+    }
+    if SQUARES.contains(&total[0]) && SQUARES.contains(&total[2]) { total } else { dot_and_squares(level, x, y) }
 }
 
 /// `to = a x + b y`, computed in f64, and finite.
@@ -361,6 +444,15 @@ pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], 
     }
 }
 
+/// Whether f32 neither overflows nor loses digits with these.
+#[inline(always)]
+fn fit_f32(factors: [f64; 3]) -> bool {
+    factors.iter().all(
+        #[inline(always)]
+        |&factor| factor == 0.0 || FACTORS.contains(&factor.abs()),
+    )
+}
+
 /// `to = a x`.
 #[inline(always)]
 pub(super) fn scale<S: Level, R: Element, X: Element>(level: S, to: &mut [R], a: f64, x: &[X]) {
@@ -373,6 +465,20 @@ pub(super) fn scale<S: Level, R: Element, X: Element>(level: S, to: &mut [R], a:
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
         *to = R::from_f64(a * x.to_f64());
     }
+}
+
+/// [`scale`], in f32 where that holds the factor.
+#[inline(always)]
+fn scale_in_f32<S: Level, T: Single>(level: S, to: &mut [T], a: f64, x: &[T]) {
+    if f64::from(a as f32) != a {
+        return scale(level, to, a, x);
+    }
+    let many = level.splat_f32s(a as f32);
+    let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(S::F32_LANES), x.chunks_exact(S::F32_LANES));
+    for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
+        T::put(level, level.mul_f32s(many, T::wide(level, x)), to);
+    }
+    scale(pulp::Scalar, to_blocks.into_remainder(), a, x_blocks.remainder());
 }
 
 /// `sum += a x`.

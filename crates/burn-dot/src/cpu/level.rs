@@ -25,6 +25,13 @@ pub(super) trait Level: pulp::Simd {
     fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]);
     /// Brings what is beyond `most` back to it; NaN stays NaN.
     fn within(self, x: Self::f32s, most: f32) -> Self::f32s;
+
+    /// Copies a register, past the caches where there is an instruction for it.
+    ///
+    /// # Safety
+    ///
+    /// `from` can be read, and `to` written and aligned as a register is.
+    unsafe fn write_past_caches(self, from: *const Self::f64s, to: *mut Self::f64s);
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -56,6 +63,7 @@ mod x86 {
          f64: $load_f64:ident, $store_f64:ident;
          f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
          half: $load_half:ident, $store_half:ident, $low:expr, $high:expr;
+         past_caches: $load:ident, $stream:ident;
          halves: $load_halves:ident, $store_halves:ident,
                  $wide_from_f16:ident, $wide_from_bf16:ident, $wide_to_f16:ident, $wide_to_bf16:ident) => {
             // SAFETY of all: slices are as long as what is read or written, and `vectorized` runs a level only where the machine has
@@ -103,6 +111,10 @@ mod x86 {
                     self.min_f32s(self.splat_f32s(most), self.max_f32s(self.splat_f32s(-most), x))
                 }
                 #[inline(always)]
+                unsafe fn write_past_caches(self, from: *const Self::f64s, to: *mut Self::f64s) {
+                    unsafe { $stream(to.cast(), $load(from.cast())) }
+                }
+                #[inline(always)]
                 fn widen_f16(self, from: &[f16]) -> Self::f32s {
                     cast(unsafe { $wide_from_f16($load_halves(from[..2 * $lanes].as_ptr().cast())) })
                 }
@@ -125,11 +137,13 @@ mod x86 {
         f64: _mm512_loadu_pd, _mm512_storeu_pd;
         f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
         half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity;
+        past_caches: _mm512_loadu_pd, _mm512_stream_pd;
         halves: _mm256_loadu_si256, _mm256_storeu_si256, _mm512_cvtph_ps, wide_from_bf16, wide_to_f16, wide_to_bf16);
     level!(pulp::x86::V3, 4,
         f64: _mm256_loadu_pd, _mm256_storeu_pd;
         f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
         half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256;
+        past_caches: _mm256_loadu_pd, _mm256_stream_pd;
         halves: _mm_loadu_si128, _mm_storeu_si128, widen_f16, widen_bf16, narrow_f16, narrow_bf16);
 
     // SAFETY of all: the caller has AVX2 and F16C.
@@ -172,7 +186,14 @@ mod x86 {
     }
     #[inline(always)]
     unsafe fn wide_to_bf16(x: __m512) -> __m256i {
-        unsafe { _mm256_set_m128i(narrow_bf16(_mm512_extractf32x8_ps::<1>(x)), narrow_bf16(_mm512_castps512_ps256(x))) }
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)))
+        }
     }
 }
 
@@ -233,6 +254,41 @@ impl Level for pulp::Scalar {
     #[inline(always)]
     fn within(self, x: f32, most: f32) -> f32 {
         x.clamp(-most, most)
+    }
+    #[inline(always)]
+    unsafe fn write_past_caches(self, from: *const f64, to: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe { *to = from.read_unaligned() }
+    }
+}
+
+/// Copies numbers to where they will not be read soon, past the caches, where the processor has an instruction for it.
+///
+/// # Safety
+///
+/// There is room for them, that nothing else reads or writes before the next [`fence`] of this thread.
+#[inline(always)]
+pub(super) unsafe fn write_past_caches<S: Level, T: Copy>(level: S, from: &[T], to: *mut T) {
+    let several = size_of::<S::f64s>() / size_of::<T>();
+    let mut at = to.align_offset(size_of::<S::f64s>()).min(from.len());
+    // SAFETY: the caller's promise; after the first numbers, `to` is aligned.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from.as_ptr(), to, at);
+        while at + several <= from.len() {
+            level.write_past_caches(from.as_ptr().add(at).cast(), to.add(at).cast());
+            at += several;
+        }
+        core::ptr::copy_nonoverlapping(from.as_ptr().add(at), to.add(at), from.len() - at);
+    }
+}
+
+/// Ends what [`write_past_caches`] began.
+#[inline(always)]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has it.
+    unsafe {
+        core::arch::x86_64::_mm_sfence()
     }
 }
 

@@ -54,13 +54,11 @@ impl<T: Element> Task for EveryLoop<T> {
             size(&fx, &fy),
             f32::EPSILON.into(),
         );
-        let (xy, yy) = kernel::dot_and_square(level, &x, &y);
-        near_sum("dot_and_square", xy, &fx, &fy);
-        near_sum("dot_and_square", yy, &fy, &fy);
-        let (xx, xy, yy) = kernel::dot_and_squares(level, &x, &y);
-        near_sum("dot_and_squares", xx, &fx, &fx);
-        near_sum("dot_and_squares", xy, &fx, &fy);
-        near_sum("dot_and_squares", yy, &fy, &fy);
+        let [xx, xy, yy] = T::dot_and_squares(level, &x, &y);
+        for (given, a, b) in [(xx, &fx, &fx), (xy, &fx, &fy), (yy, &fy, &fy)] {
+            let name = alloc::format!("dot_and_squares of {len}");
+            assert_near(&name, given, sum(a, b), size(a, b), f32::EPSILON.into());
+        }
 
         let (a, b) = (1.7, -0.3);
         let near = |name: &str, given: f64, terms: [f64; 2]| {
@@ -71,10 +69,17 @@ impl<T: Element> Task for EveryLoop<T> {
         let before = f64s(&to);
         kernel::combine(level, &mut to, (a, &fx[..]), (b, &y));
         (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
+        T::combine(level, &mut to, (a, &x), (b, &y), 1.0);
+        (0..len).for_each(|i| near("combine alike", to[i].to_f64(), [a * fx[i], b * fy[i]]));
         kernel::scale(level, &mut to, a, &x);
         (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
         T::scale(level, &mut to, b, &x);
         (0..len).for_each(|i| near("scale alike", to[i].to_f64(), [b * fx[i], 0.0]));
+        // A factor that f32 does not hold, and one that it does: rounded once either way.
+        for a in [0.1, 1.75] {
+            T::scale(level, &mut to, a, &x);
+            (0..len).for_each(|i| assert_eq!(to[i].to_f64(), T::from_f64(a * fx[i]).to_f64(), "scale of {len} by {a}"));
+        }
         let mut sums = before.clone();
         kernel::accumulate(level, &mut sums, a, &x);
         (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
@@ -95,6 +100,14 @@ impl<T: Element> Task for EveryLoop<T> {
         let mut back = vec![T::default(); len];
         T::narrow(level, &to, &mut back, true);
         (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "narrow of {len}"));
+        for first in 0..3 {
+            let mut past = vec![T::default(); len + 4];
+            // SAFETY: there is room, and `past` is read after the fence only.
+            unsafe { level::write_past_caches(level, &x, past.as_mut_ptr().add(first)) };
+            level::fence();
+            let written = (0..len + 4).map(|i| i.checked_sub(first).and_then(|i| fx.get(i)).copied().unwrap_or(0.0));
+            written.zip(past).for_each(|(expected, given)| assert_eq!(given.to_f64(), expected, "past caches of {len}"));
+        }
     }
 }
 
@@ -138,6 +151,48 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
             }
         }
     }
+}
+
+/// Numbers whose squares, and products with a factor, are beyond f32, at one level of instructions.
+struct BeyondF32;
+
+impl Task for BeyondF32 {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        fn check<S: Level, T: Element>(level: S, sizes: &[f64], epsilon: f64) {
+            for (&x, &y) in sizes.iter().flat_map(|x| sizes.iter().map(move |y| (x, y))) {
+                let (x, y) = ([T::from_f64(x); 70], [T::from_f64(y); 70]);
+                let [xx, xy, yy] = T::dot_and_squares(level, &x, &y);
+                let (x0, y0) = (x[0].to_f64(), y[0].to_f64());
+                for (name, given, expected) in [("xx", xx, x0 * x0), ("xy", xy, x0 * y0), ("yy", yy, y0 * y0)] {
+                    let name = alloc::format!("{name} of {x0:e} and {y0:e}");
+                    assert_near(&name, given, 70.0 * expected, 70.0 * expected, f32::EPSILON.into());
+                }
+                // As in a gradient: the factor of each is the other's size over a divisor, and no term is larger than `most`.
+                let most = 2.0;
+                let (a, b) = (0.75 * most / x0, -0.5 * most / y0);
+                let mut to = [T::default(); 70];
+                T::combine(level, &mut to, (a, &x), (b, &y), most);
+                let name = alloc::format!("combine {x0:e} and {y0:e}");
+                to.iter().for_each(|to| assert_near(&name, to.to_f64(), 0.5, most, epsilon));
+            }
+        }
+        check::<S, f32>(level, &[1.0, 3e20, 1e38, 1e-13, 1e-25, 1e-37], f32::EPSILON.into());
+        check::<S, bf16>(level, &[1.0, 3e20, 1e38, 1e-13, 1e-25, 1e-37], bf16::EPSILON.into());
+        check::<S, f16>(level, &[1.0, 6e4, 6e-5], f16::EPSILON.into());
+
+        // Terms beyond f32, whose sum is not.
+        let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
+        bf16::combine(level, &mut to, (3.0, &x), (-2.5, &x), 6e38);
+        to.iter().for_each(|to| assert_near("terms beyond f32", to.to_f64(), 1e38, 1e38, bf16::EPSILON.into()));
+    }
+}
+
+#[test]
+fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
+    level::at_every_level(|| BeyondF32);
 }
 
 /// Numbers at the edges of the half dtypes, at one level of instructions.
@@ -328,6 +383,14 @@ fn work_over_threads_agrees_with_plain_loops() {
             Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
         }
     }
+}
+
+/// More than the caches hold, with rows that begin anywhere in a line and are longer than a buffer.
+#[test]
+fn gradients_written_past_the_caches_agree_with_plain_loops() {
+    let case = |[batch, n, k]: [usize; 3], dtype, floor| Case { batch, m: 1, n, k, k_last: [true, true], dtype, floor }.check();
+    case([4100, 1, 1027], DType::F32, Some(1e-6));
+    case([2, 2050, 1027], DType::F64, None);
 }
 
 /// Axes of the second matrix that do not lie in line are brought together, across the edges of its blocks.
