@@ -157,12 +157,20 @@ impl Product<'_> {
         let (joined_columns, joined_sum) = (self.columns.joined_but_for([Y, DY]), self.sum.joined_but_for([Y, DY]));
         let join = |axes: &Axes, joined: &Axes| axes.inner().1.size < JOIN_BELOW && axes.inner().1.size < joined.inner().1.size;
         let (join_columns, join_sum) = (join(self.columns, &joined_columns), join(self.sum, &joined_sum));
-        let (rows_outer, rows) = self.rows.inner();
+        // Rows that the result, and the input that it is the gradient of, do not have in line, become one too: the product is made aside.
+        let joined_rows = self.rows.joined_but_for(if self.a == OUT { [X, self.c] } else { [self.c; 2] });
+        let join_rows = join(self.rows, &joined_rows) && joined_rows.inner().0.len() == 1;
+        let (rows_outer, own_rows) = self.rows.inner();
+        let (rows_outer, rows, own_rows) = if join_rows {
+            (Axes::new([]), joined_rows.inner().1, self.rows.clone())
+        } else {
+            (rows_outer, own_rows, Axes::new([own_rows]))
+        };
         let (columns_outer, columns) = if join_columns { joined_columns.inner() } else { self.columns.inner() };
         let (sum_outer, sum) = if join_sum { joined_sum.inner() } else { self.sum.inner() };
         let copy_a = !A::IS_REAL;
         let copy_b = scales.is_some() || join_columns || join_sum || !B::IS_REAL;
-        let round = !C::IS_REAL;
+        let aside = join_rows || !C::IS_REAL;
         let width = self.columns.len();
 
         let units = self.batch.len() * rows_outer.len();
@@ -171,10 +179,10 @@ impl Product<'_> {
         let even = units.is_multiple_of(threads::count(work));
         let blocks = if even { 1 } else { threads::tasks(work).div_ceil(units).min(rows.size) };
         let mut block = rows.size.div_ceil(blocks);
-        if copy_a || round {
+        if copy_a || !C::IS_REAL {
             block = block.min(BLOCK_ROWS);
         }
-        if round {
+        if aside {
             block = block.min((BLOCK_OUTPUT / width).max(1));
         }
         let blocks = rows.size.div_ceil(block);
@@ -192,17 +200,26 @@ impl Product<'_> {
 
             let mut a_block = vec![A::Real::default(); if copy_a { height * terms } else { 0 }];
             let mut b_block = vec![A::Real::default(); if copy_b { terms * piece } else { 0 }];
-            let mut scratch = vec![A::Real::default(); if round { height * width } else { 0 }];
-            let tile = Tile {
-                // SAFETY: the caller's promise; C is its own real dtype where it is not rounded.
-                at: if round { scratch.as_mut_ptr() } else { unsafe { c.offset(at[self.c]) }.cast() },
+            let mut scratch = vec![A::Real::default(); if aside { height * width } else { 0 }];
+            // In the order of the result.
+            let own_row = own_rows.inner().1;
+            let (row_step, column_step) = match (aside, own_row.step[self.c], columns.step[self.c]) {
+                (false, row, column) => (row, column),
+                (true, 1, column) if column != 1 => (1, height as isize),
+                (true, ..) => (width as isize, 1),
+            };
+            let panel_at = |panel: usize| match aside {
+                true => (panel * columns.size) as isize * column_step,
+                false => columns_outer.offset(panel)[self.c],
+            };
+            let mut tile = Tile {
+                // SAFETY: the caller's promise; C is its own real dtype where the product is not made aside.
+                at: if aside { scratch.as_mut_ptr() } else { unsafe { c.offset(at[self.c]) }.cast() },
                 height,
-                row_step: if round { width as isize } else { rows.step[self.c] },
-                column_step: if round { 1 } else { columns.step[self.c] },
-                places: (0..columns_outer.len())
-                    .map(|i| if round { (i * columns.size) as isize } else { columns_outer.offset(i)[self.c] })
-                    .collect(),
-                rows,
+                row_step,
+                column_step,
+                places: (0..columns_outer.len()).map(panel_at).collect(),
+                rows: own_row,
                 columns,
                 columns_outer: &columns_outer,
             };
@@ -240,9 +257,16 @@ impl Product<'_> {
                     }
                 }
             }
-            // SAFETY: the caller's promise; the rows of this task belong to it.
-            let round = round.then(|| (unsafe { c.offset(at[self.c]) }, self.c));
-            level::vectorized(Finished { tile, at, finish, round });
+            let first_row = tile.at;
+            for (row, height, from) in own_rows.runs(first..first + height) {
+                let at = space::sum(unit_at, from);
+                // SAFETY: the caller's promise; the rows of this task belong to it.
+                let to = aside.then(|| (unsafe { c.offset(at[self.c]) }, self.c));
+                // SAFETY: these rows are part of the tile.
+                tile.at = unsafe { first_row.offset(row as isize * tile.row_step) };
+                tile.height = height;
+                level::vectorized(Finished { tile: &tile, at, finish, to });
+            }
         });
     }
 
@@ -279,11 +303,11 @@ impl Product<'_> {
 
 /// A block that is multiplied: the rest of the work on it.
 struct Finished<'a, R, T: Element, C> {
-    tile: Tile<'a, R>,
+    tile: &'a Tile<'a, R>,
     at: Steps,
     finish: &'a Finish<'a, T>,
-    /// Where to round it to, and which tensor that is.
-    round: Option<(*mut C, usize)>,
+    /// Where it belongs if it was made aside, and which tensor that is.
+    to: Option<(*mut C, usize)>,
 }
 
 impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, R, T, C> {
@@ -291,7 +315,7 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
-        let Finished { tile, at, finish, round } = self;
+        let Finished { tile, at, finish, to } = self;
         let mut finite = true;
         match finish {
             Finish::Nothing => finite = false,
@@ -299,9 +323,9 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
             // SAFETY: the promise made to `gradient`.
             Finish::Project { x, norms } => unsafe { tile.project(level, at, *x, norms) },
         }
-        if let Some((to, tensor)) = round {
+        if let Some((to, tensor)) = to {
             // SAFETY: the promise made to `Product::run`.
-            unsafe { tile.round(level, to, tensor, finite) };
+            unsafe { tile.deliver(level, to, tensor, finite) };
         }
     }
 }
@@ -605,21 +629,27 @@ impl<R: Real> Tile<'_, R> {
         }
     }
 
-    /// Rounds the tile, which lies aside in rows, into the output.
+    /// Rounds the tile, which was made aside, to where it belongs.
     #[inline(always)]
-    unsafe fn round<S: Level, C: Element<Real = R>>(&self, level: S, to: *mut C, tensor: usize, finite: bool) {
+    unsafe fn deliver<S: Level, C: Element<Real = R>>(&self, level: S, to: *mut C, tensor: usize, finite: bool) {
         let mut buffer = [C::default(); CHUNK];
+        let (row, column) = (self.rows.step[tensor], self.columns.step[tensor]);
         for panel in 0..self.places.len() {
             let panel_at = self.columns_outer.offset(panel)[tensor];
-            for i in 0..self.height as isize {
-                for first in (0..self.columns.size).step_by(CHUNK) {
-                    let len = CHUNK.min(self.columns.size - first);
-                    let step = self.columns.step[tensor];
+            // Along what lies side by side here.
+            let ((lines, line_step, line), (len, step)) = if self.column_step == 1 {
+                ((self.height, self.row_step, row), (self.columns.size, column))
+            } else {
+                ((self.columns.size, self.column_step, column), (self.height, row))
+            };
+            for i in 0..lines as isize {
+                for first in (0..len).step_by(CHUNK) {
+                    let len = CHUNK.min(len - first);
                     // SAFETY: the caller's promise.
                     unsafe {
-                        let from = self.place(panel, first).offset(i * self.row_step).cast_const();
+                        let from = self.place(panel, 0).offset(i * line_step + first as isize).cast_const();
                         let from = core::slice::from_raw_parts(from, len);
-                        let at = to.offset(panel_at + i * self.rows.step[tensor] + first as isize * step);
+                        let at = to.offset(panel_at + i * line + first as isize * step);
                         RunMut { at, step, len }.fill(
                             &mut buffer,
                             #[inline(always)]
