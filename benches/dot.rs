@@ -8,6 +8,8 @@
 //! `benches/peers/worker.py`. Each engine has a process of its own, and one computes at a time. An engine is timed only after its
 //! output and gradients were found right. The rounds go through all engines in turn, so that the machine's drift hits them alike.
 
+#[path = "dot/gemm.rs"]
+mod bare_gemm;
 #[path = "dot/cells.rs"]
 mod cells;
 #[path = "dot/engines.rs"]
@@ -96,12 +98,14 @@ fn main() -> ExitCode {
 }
 
 fn work(engine: &str) -> Result<()> {
-    if engine != "limit" && engine != "gemm" {
-        return worker::serve(|case, inputs| engines::load(engine, case, inputs));
-    }
+    let yardstick = match engine {
+        "limit" => limits::load,
+        "gemm" => bare_gemm::load,
+        _ => return worker::serve(|case, inputs| engines::load(engine, case, inputs)),
+    };
     // The yardsticks live inside the pool: no call has to wake it from outside.
     let pool = rayon::ThreadPoolBuilder::new().build()?;
-    pool.install(|| worker::serve(|case, inputs| limits::load(engine, case, inputs)))
+    pool.install(|| worker::serve(yardstick))
 }
 
 fn drive(args: &Args) -> Result<()> {

@@ -11,8 +11,7 @@ use ndarray::{ArrayD, ArrayView2, ArrayViewMut2, Axis, Ix2, LinalgScalar, ShapeB
 use rayon::prelude::*;
 
 use crate::cells::{Case, Dtype, FLOOR, Kind, Side};
-use crate::limits;
-use crate::worker::Loaded;
+use crate::worker::{self, Loaded};
 
 /// Calls a function of three ranks by the ranks of a case.
 macro_rules! by_ranks {
@@ -166,10 +165,10 @@ fn candle_product(case: &Case, x: &candle::Tensor, y: &candle::Tensor) -> candle
 fn raw(x: &candle::Tensor) -> candle::Result<Vec<u8>> {
     let x = x.flatten_all()?;
     Ok(match x.dtype() {
-        candle::DType::F32 => limits::bytes(&x.to_vec1::<f32>()?),
-        candle::DType::F64 => limits::bytes(&x.to_vec1::<f64>()?),
-        candle::DType::F16 => limits::bytes(&x.to_vec1::<burn::tensor::f16>()?),
-        _ => limits::bytes(&x.to_vec1::<burn::tensor::bf16>()?),
+        candle::DType::F32 => worker::bytes(&x.to_vec1::<f32>()?),
+        candle::DType::F64 => worker::bytes(&x.to_vec1::<f64>()?),
+        candle::DType::F16 => worker::bytes(&x.to_vec1::<burn::tensor::f16>()?),
+        _ => worker::bytes(&x.to_vec1::<burn::tensor::bf16>()?),
     })
 }
 
@@ -178,7 +177,7 @@ fn ndarray_engine<T>(case: &Case, [lhs, rhs]: [Vec<u8>; 2], sqrt: fn(T) -> T, fl
 where
     T: LinalgScalar + PartialOrd + Send + Sync,
 {
-    let array = |bytes: &[u8], shape: &[usize]| ArrayD::from_shape_vec(shape, limits::numbers::<T>(bytes));
+    let array = |bytes: &[u8], shape: &[usize]| ArrayD::from_shape_vec(shape, worker::numbers::<T>(bytes));
     let (x, y, case) = (array(&lhs, &case.lhs)?, array(&rhs, &case.rhs)?, case.clone());
     let unit = move |x: &ArrayD<T>, axis: usize| {
         let floored = |norm: T| if norm > floor { norm } else { floor };
@@ -188,7 +187,7 @@ where
         true => ndarray_product(&case, &unit(&x, case.axes.0), &unit(&y, case.axes.1)),
         false => ndarray_product(&case, &x, &y),
     };
-    let results = vec![limits::bytes(&forward())];
+    let results = vec![worker::bytes(&forward())];
     Ok(Loaded {
         forward: Box::new(move || drop(black_box(forward()))),
         backward: None,

@@ -62,6 +62,39 @@ pub struct Loaded {
     pub note: Option<String>,
 }
 
+/// A way of computing a pass, by name. Of several the fastest counts: a bound must not depend on a guess.
+pub type Way = (&'static str, Box<dyn FnMut()>);
+
+/// The fastest way of each pass.
+pub fn fastest_of(forward: Vec<Way>, backward: Vec<Way>, results: impl FnOnce() -> Vec<Vec<u8>>) -> Loaded {
+    let ((way, mut forward), (way_back, mut backward)) = (fastest(forward), fastest(backward));
+    forward();
+    backward();
+    let note = Some(format!("forward: {way}; both: {way_back}"));
+    Loaded { forward, backward: Some(backward), results: results(), note }
+}
+
+fn fastest(ways: Vec<Way>) -> Way {
+    let mut timed: Vec<(f64, Way)> = ways.into_iter().map(|way| (f64::INFINITY, way)).collect();
+    for _ in 0..5 {
+        timed.iter_mut().for_each(|(best, way)| *best = best.min(time(&mut way.1, 0.005)));
+    }
+    timed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a way").1
+}
+
+/// The numbers of raw bytes.
+pub fn numbers<T: Copy>(bytes: &[u8]) -> Vec<T> {
+    let all = bytes.chunks_exact(size_of::<T>());
+    // SAFETY: called for float types only, of which every bit pattern is a value.
+    all.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }).collect()
+}
+
+/// The raw bytes of numbers.
+pub fn bytes<T: Copy>(numbers: &[T]) -> Vec<u8> {
+    // SAFETY: called for float types only, which have no padding.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }.to_vec()
+}
+
 /// Answers the driver until it hangs up.
 pub fn serve(load: impl Fn(&Case, [Vec<u8>; 2]) -> Result<Loaded>) -> Result<()> {
     let mut loaded: Option<Loaded> = None;

@@ -5,11 +5,15 @@
 
 use alloc::{vec, vec::Vec};
 use core::{
+    any::TypeId,
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use burn_core::tensor::bf16;
+
 use super::{
+    bfloat,
     kernel::{self, CHUNK, Element, Real, Run, RunMut},
     level::{self, Level, Task},
     space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
@@ -172,6 +176,9 @@ impl Product<'_> {
         let copy_b = scales.is_some() || join_columns || join_sum || !B::IS_REAL;
         let aside = join_rows || !C::IS_REAL;
         let width = self.columns.len();
+        let is_bf16 = |number: TypeId| number == TypeId::of::<bf16>();
+        let as_it_is =
+            is_bf16(TypeId::of::<A>()) && is_bf16(TypeId::of::<B>()) && scales.is_none() && !join_columns && !join_sum;
 
         let units = self.batch.len() * rows_outer.len();
         let work = units.saturating_mul(rows.size).saturating_mul(width).saturating_mul(self.sum.len());
@@ -198,9 +205,10 @@ impl Product<'_> {
             let unit_at = space::sum(self.batch.offset(batch), rows_outer.offset(outer));
             let at = advance(unit_at, &rows, first);
 
-            let mut a_block = vec![A::Real::default(); if copy_a { height * terms } else { 0 }];
-            let mut b_block = vec![A::Real::default(); if copy_b { terms * piece } else { 0 }];
-            let mut scratch = vec![A::Real::default(); if aside { height * width } else { 0 }];
+            // Not needed where bf16 is multiplied as it is.
+            let (mut a_block, mut b_block, mut packed) = (Vec::new(), Vec::new(), bfloat::Packed::default());
+            // By its pointer only: every number is written before it is read.
+            let mut scratch = Vec::<A::Real>::with_capacity(if aside { height * width } else { 0 });
             // In the order of the result.
             let own_row = own_rows.inner().1;
             let (row_step, column_step) = match (aside, own_row.step[self.c], columns.step[self.c]) {
@@ -238,20 +246,39 @@ impl Product<'_> {
                                     rows: (height, rows.step[self.a]),
                                     columns: (terms, sum.step[self.a]),
                                 };
-                                let a = if copy_a { a.copy(&mut a_block) } else { a.cast() };
+                                let b_view = View {
+                                    at: b.offset(from[self.b]),
+                                    rows: (terms, sum.step[self.b]),
+                                    columns: (piece, columns.step[self.b]),
+                                };
+                                let (to, add) = (tile.place(panel, column), part + term > 0);
+                                if as_it_is && {
+                                    let to = bfloat::To {
+                                        at: to.cast(),
+                                        row_step: tile.row_step,
+                                        column_step: tile.column_step,
+                                        add,
+                                    };
+                                    let a = bfloat::Side { at: a.at.cast(), lines: a.rows, terms: a.columns };
+                                    let b = bfloat::Side { at: b_view.at.cast(), lines: b_view.columns, terms: b_view.rows };
+                                    bfloat::multiply(to, a, b, &mut packed)
+                                } {
+                                    continue;
+                                }
+                                let a = if copy_a {
+                                    a_block.resize(height * terms, A::Real::default());
+                                    a.copy(&mut a_block)
+                                } else {
+                                    a.cast()
+                                };
                                 let b = if copy_b {
+                                    b_block.resize(terms * piece, A::Real::default());
                                     let (term, column) = (part * sum.size + term, panel * columns.size + column);
                                     self.copy_b(&mut b_block, b, scales, unit_at, term..term + terms, column..column + piece)
                                 } else {
-                                    View {
-                                        at: b.offset(from[self.b]),
-                                        rows: (terms, sum.step[self.b]),
-                                        columns: (piece, columns.step[self.b]),
-                                    }
-                                    .cast()
+                                    b_view.cast()
                                 };
-                                let to = tile.place(panel, column);
-                                multiply(to, tile.row_step, tile.column_step, part + term > 0, a, b);
+                                multiply(to, tile.row_step, tile.column_step, add, a, b);
                             }
                         }
                     }

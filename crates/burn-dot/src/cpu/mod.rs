@@ -20,6 +20,7 @@ use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, bf16, f16};
 
 use crate::plan::{FloatOptions, Plan};
 
+mod bfloat;
 mod kernel;
 mod level;
 mod matrices;

@@ -364,10 +364,15 @@ fn matrices_agree_with_plain_loops() {
 fn long_rows_and_wide_blocks_agree_with_plain_loops() {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         for floor in [None, Some(1e-6)] {
-            for [batch, m, n, k] in
-                [[1, 1, 2, 2 * CHUNK + 3], [1, 2, 3, 2 * CHUNK + 3], [1, 300, 2, 3], [1, 2, 600, 2], [2, 140, 130, 9]]
-            {
-                for k_last in [[true, true], [false, false]] {
+            for [batch, m, n, k] in [
+                [1, 1, 2, 2 * CHUNK + 3],
+                [1, 2, 3, 2 * CHUNK + 3],
+                [1, 300, 2, 3],
+                [1, 2, 600, 2],
+                [2, 140, 130, 9],
+                [2, 35, 65, 68],
+            ] {
+                for k_last in [[true, true], [false, false], [true, false], [false, true]] {
                     Case { batch, m, n, k, k_last, dtype, floor }.check();
                 }
             }
@@ -382,6 +387,24 @@ fn work_over_threads_agrees_with_plain_loops() {
         for [batch, m, n, k] in [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30]] {
             Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
         }
+    }
+}
+
+/// The instruction for bf16 takes subnormal numbers, and products as small, for zero.
+#[test]
+fn bf16_matrices_of_very_small_numbers_lose_nothing() {
+    let (m, n, k) = (9, 33, 40);
+    let (lhs_shape, rhs_shape) = ([1, m, k], [1, n, k]);
+    let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+    let options = FloatOptions { normalize: None, output: None };
+    for (x, y) in [(1e-39, 1e38), (1e-20, 1e-20), (-1e-39, 2.0)] {
+        let tensor = |x: f64, shape: [usize; 3]| {
+            FlexTensor::from_data(TensorData::new(vec![x; shape.iter().product()], shape).convert_dtype(DType::BF16))
+        };
+        let out = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options).expect("a kernel");
+        let [x, y] = [x, y].map(|x| bf16::from_f64(x).to_f64());
+        let expected = bf16::from_f64(k as f64 * x * y);
+        out.into_data().iter::<bf16>().for_each(|out| assert_eq!(out, expected, "{k} times {x:e} times {y:e}"));
     }
 }
 

@@ -1,0 +1,278 @@
+//! Products of bf16 matrices by the instruction for them, `vdpbf16ps` of AVX512_BF16: two products at a time, added in f32.
+//!
+//! The `gemm` crate has no bf16. Its f32 needs both matrices widened first, and multiplies half as fast.
+
+use alloc::vec::Vec;
+
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::*;
+
+use burn_core::tensor::bf16;
+
+#[cfg(target_arch = "x86_64")]
+pulp::simd_type!({
+    struct Bf16 {
+        avx512f: f!("avx512f"),
+        avx512bw: f!("avx512bw"),
+        avx512bf16: f!("avx512bf16"),
+    }
+});
+
+/// Rows and columns of the product that stay in registers: 16 sums hide the latency of the instruction.
+const ROWS: usize = 8;
+const COLUMNS: usize = 32;
+
+/// Sizes, from bits: the instruction takes subnormal numbers for zero. Products of numbers from 2^-60 on are none.
+const SMALLEST: u16 = (127 - 60) << 7;
+
+/// One of the matrices: its rows or columns, and the terms that are summed over.
+pub(super) struct Side {
+    pub at: *const bf16,
+    pub lines: (usize, isize),
+    pub terms: (usize, isize),
+}
+
+/// Where the product goes.
+pub(super) struct To {
+    pub at: *mut f32,
+    pub row_step: isize,
+    pub column_step: isize,
+    /// Whether to add to what is there.
+    pub add: bool,
+}
+
+/// Memory for both matrices, packed.
+#[derive(Default)]
+pub(super) struct Packed {
+    a: Vec<u32>,
+    b: Vec<u32>,
+}
+
+/// `to = a b`, or `to += a b`. False, and nothing is written, where the machine lacks the instruction or a number is too small for it.
+///
+/// # Safety
+///
+/// Both matrices lie within their allocations, `to` within one that nothing else reads or writes.
+pub(super) unsafe fn multiply(to: To, a: Side, b: Side, packed: &mut Packed) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = Bf16::try_new() {
+        return simd.vectorize(Product { to, a, b, packed });
+    }
+    let _ = (to, a, b, packed);
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Product<'a> {
+    to: To,
+    a: Side,
+    b: Side,
+    packed: &'a mut Packed,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl pulp::NullaryFnOnce for Product<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn call(self) -> bool {
+        let Product { to, a, b, packed } = self;
+        let pairs = a.terms.0.div_ceil(2);
+        // Rows whose pairs lie side by side are read where they are.
+        let in_place = a.terms.1 == 1 && a.terms.0.is_multiple_of(2);
+        // SAFETY: the promise made to `multiply`, here and below.
+        let fit = unsafe { !a.has_small() && !b.has_small() };
+        if !fit {
+            return false;
+        }
+        unsafe { b.pack::<COLUMNS>(&mut packed.b) };
+        if !in_place {
+            unsafe { a.pack::<ROWS>(&mut packed.a) };
+        }
+        for (j, b_panel) in packed.b.chunks_exact(COLUMNS * pairs).enumerate() {
+            let columns = COLUMNS.min(b.lines.0 - j * COLUMNS);
+            for i in 0..a.lines.0.div_ceil(ROWS) {
+                let rows = ROWS.min(a.lines.0 - i * ROWS);
+                unsafe {
+                    let mut rows_at = [packed.a.as_ptr(); ROWS];
+                    for (row, row_at) in rows_at.iter_mut().enumerate() {
+                        *row_at = match in_place {
+                            // Rows beyond the last are computed and not written.
+                            true => a.at.offset((i * ROWS + row.min(rows - 1)) as isize * a.lines.1).cast(),
+                            false => row_at.add(i * ROWS * pairs + row),
+                        };
+                    }
+                    let sums = panels(rows_at, if in_place { 1 } else { ROWS }, b_panel);
+                    let at = to.at.offset((i * ROWS) as isize * to.row_step + (j * COLUMNS) as isize * to.column_step);
+                    to.write(at, rows, columns, sums);
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The product of a panel of rows and a panel of columns. The pairs of a row are so many numbers apart.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn panels(rows: [*const u32; ROWS], step: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
+    // SAFETY: `vectorize` runs this only where the instructions are; a chunk of b is two registers; each row has as many pairs.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        for (pair, b) in b.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            let b = [_mm512_loadu_si512(b.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().add(16).cast())];
+            for row in 0..ROWS {
+                let a = _mm512_set1_epi32(rows[row].add(pair * step).read_unaligned() as i32);
+                for half in 0..2 {
+                    sums[row][half] = _mm512_dpbf16_ps(
+                        sums[row][half],
+                        core::mem::transmute::<__m512i, __m512bh>(a),
+                        core::mem::transmute::<__m512i, __m512bh>(b[half]),
+                    );
+                }
+            }
+        }
+        sums
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl To {
+    #[inline(always)]
+    unsafe fn write(&self, at: *mut f32, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
+        // SAFETY: the promise made to `multiply`.
+        unsafe {
+            if self.column_step == 1 && columns == COLUMNS {
+                for (row, sums) in sums.iter().enumerate().take(rows) {
+                    for (half, &sum) in sums.iter().enumerate() {
+                        let at = at.offset(row as isize * self.row_step).add(16 * half);
+                        let sum = if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(at)) } else { sum };
+                        _mm512_storeu_ps(at, sum);
+                    }
+                }
+                return;
+            }
+            let sums = core::mem::transmute::<[[__m512; 2]; ROWS], [[f32; COLUMNS]; ROWS]>(sums);
+            for (row, sums) in sums.iter().enumerate().take(rows) {
+                for (column, sum) in sums.iter().enumerate().take(columns) {
+                    let at = at.offset(row as isize * self.row_step + column as isize * self.column_step);
+                    *at = if self.add { *at + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Side {
+    /// Whether there is a number smaller than [`SMALLEST`] that is not zero.
+    #[inline(always)]
+    unsafe fn has_small(&self) -> bool {
+        // Zero, less one, is the largest.
+        let size = |x: bf16| (x.to_bits() & 0x7fff).wrapping_sub(1);
+        let ((outer, outer_step), (inner, inner_step)) =
+            if self.lines.1 == 1 { (self.terms, self.lines) } else { (self.lines, self.terms) };
+        let mut least = u16::MAX;
+        for i in 0..outer as isize {
+            // SAFETY: the matrix lies within its allocation, here and below.
+            let at = unsafe { self.at.offset(i * outer_step) };
+            if inner_step == 1 {
+                for &x in unsafe { core::slice::from_raw_parts(at, inner) } {
+                    least = least.min(size(x));
+                }
+            } else {
+                for j in 0..inner as isize {
+                    least = least.min(size(unsafe { *at.offset(j * inner_step) }));
+                }
+            }
+        }
+        least < SMALLEST - 1
+    }
+
+    /// Brings each `WIDTH` lines together, term by term in pairs, filled up with zeros.
+    #[inline(always)]
+    unsafe fn pack<const WIDTH: usize>(&self, to: &mut Vec<u32>) {
+        let &Side { at, lines: (lines, line_step), terms: (terms, term_step) } = self;
+        let pairs = terms.div_ceil(2);
+        to.resize(lines.div_ceil(WIDTH) * pairs * WIDTH, 0);
+        for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
+            let first = panel * WIDTH;
+            let width = WIDTH.min(lines - first);
+            // SAFETY: the matrix lies within its allocation, here and below.
+            let at = |line: usize, term: usize| unsafe {
+                at.offset((first + line) as isize * line_step + term as isize * term_step)
+            };
+            let mut done = 0;
+            if width == WIDTH && line_step == 1 {
+                // Two terms of all lines.
+                for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(terms / 2) {
+                    let (x, y): (*const [u16; WIDTH], *const [u16; WIDTH]) =
+                        (at(0, 2 * pair).cast(), at(0, 2 * pair + 1).cast());
+                    let (x, y) = unsafe { (&*x, &*y) };
+                    for line in 0..WIDTH {
+                        to[line] = u32::from(x[line]) | u32::from(y[line]) << 16;
+                    }
+                }
+                done = terms / 2;
+            } else if width == WIDTH && WIDTH.is_multiple_of(16) && term_step == 1 {
+                // 16 pairs of 16 lines.
+                while done + 16 <= terms / 2 {
+                    for line in (0..WIDTH).step_by(16) {
+                        unsafe {
+                            let mut square = [_mm512_setzero_si512(); 16];
+                            for i in 0..16 {
+                                square[i] = _mm512_loadu_si512(at(line + i, 2 * done).cast());
+                            }
+                            let square = transposed(square);
+                            for i in 0..16 {
+                                _mm512_storeu_si512(to[(done + i) * WIDTH + line..][..16].as_mut_ptr().cast(), square[i]);
+                            }
+                        }
+                    }
+                    done += 16;
+                }
+            }
+            for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().skip(done) {
+                for (line, to) in to.iter_mut().enumerate() {
+                    let bits = |term: usize| match line < width && term < terms {
+                        true => u32::from(unsafe { *at(line, term) }.to_bits()),
+                        false => 0,
+                    };
+                    *to = bits(2 * pair) | bits(2 * pair + 1) << 16;
+                }
+            }
+        }
+    }
+}
+
+/// Rows become columns.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: `vectorize` runs this only where the instructions are.
+    unsafe {
+        let (mut two, mut four, mut all) = (rows, rows, rows);
+        for i in (0..16).step_by(2) {
+            two[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+            two[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for i in (0..16).step_by(4) {
+            four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+            four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+            four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+            four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+        }
+        // Each quarter of a register now holds four rows of one column: of columns i, 4 + i, 8 + i and 12 + i.
+        for i in 0..4 {
+            let (upper, lower) =
+                (_mm512_shuffle_i32x4::<0x88>(four[i], four[4 + i]), _mm512_shuffle_i32x4::<0x88>(four[8 + i], four[12 + i]));
+            all[i] = _mm512_shuffle_i32x4::<0x88>(upper, lower);
+            all[8 + i] = _mm512_shuffle_i32x4::<0xdd>(upper, lower);
+            let (upper, lower) =
+                (_mm512_shuffle_i32x4::<0xdd>(four[i], four[4 + i]), _mm512_shuffle_i32x4::<0xdd>(four[8 + i], four[12 + i]));
+            all[4 + i] = _mm512_shuffle_i32x4::<0x88>(upper, lower);
+            all[12 + i] = _mm512_shuffle_i32x4::<0xdd>(upper, lower);
+        }
+        all
+    }
+}
