@@ -220,12 +220,11 @@ impl Side {
                     for line in (0..WIDTH).step_by(16) {
                         unsafe {
                             let mut square = [_mm512_setzero_si512(); 16];
-                            for i in 0..16 {
-                                square[i] = _mm512_loadu_si512(at(line + i, 2 * done).cast());
+                            for (i, row) in square.iter_mut().enumerate() {
+                                *row = _mm512_loadu_si512(at(line + i, 2 * done).cast());
                             }
-                            let square = transposed(square);
-                            for i in 0..16 {
-                                _mm512_storeu_si512(to[(done + i) * WIDTH + line..][..16].as_mut_ptr().cast(), square[i]);
+                            for (i, column) in transposed(square).into_iter().enumerate() {
+                                _mm512_storeu_si512(to[(done + i) * WIDTH + line..][..16].as_mut_ptr().cast(), column);
                             }
                         }
                     }

@@ -1,7 +1,8 @@
 //! Kernels for flex: the door between tensors and numbers in memory.
 //!
-//! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level` (instructions), on the way
-//! described by `space` (axes and steps) and cut into tasks by `threads`.
+//! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level`
+//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. Matrices are multiplied by the `gemm`
+//! crate; those of bf16 by `bfloat`, where the processor has an instruction for them.
 //!
 //! Sizes were checked by the plan; strides are checked here, at the door ([`first`]). Sizes and strides then go on as one value,
 //! [`Space`], whose indices lie within the tensors. On that all `unsafe` below rests, and on two things that each kernel shows where it
@@ -20,6 +21,7 @@ use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, bf16, f16};
 
 use crate::plan::{FloatOptions, Plan};
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no instruction for bf16 is used there"))]
 mod bfloat;
 mod kernel;
 mod level;
