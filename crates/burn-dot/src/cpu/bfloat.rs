@@ -22,8 +22,9 @@ pulp::simd_type!({
 const ROWS: usize = 8;
 const COLUMNS: usize = 32;
 
-/// Sizes, from bits: the instruction takes subnormal numbers for zero. Products of numbers from 2^-60 on are none.
-const SMALLEST: u16 = (127 - 60) << 7;
+/// As bits: the instruction takes subnormal numbers for zero, and makes none. With numbers from 2^-56 on, which are multiples of 2^-63,
+/// products and their sums are multiples of 2^-126: never subnormal.
+const SMALLEST: u16 = (127 - 56) << 7;
 
 /// One of the matrices: its rows or columns, and the terms that are summed over.
 pub(super) struct Side {
@@ -56,14 +57,14 @@ pub(super) struct Packed {
 pub(super) unsafe fn multiply(to: To, a: Side, b: Side, packed: &mut Packed) -> bool {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = Bf16::try_new() {
-        return simd.vectorize(Product { to, a, b, packed });
+        return simd.vectorize(Multiply { to, a, b, packed });
     }
     let _ = (to, a, b, packed);
     false
 }
 
 #[cfg(target_arch = "x86_64")]
-struct Product<'a> {
+struct Multiply<'a> {
     to: To,
     a: Side,
     b: Side,
@@ -71,12 +72,12 @@ struct Product<'a> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl pulp::NullaryFnOnce for Product<'_> {
+impl pulp::NullaryFnOnce for Multiply<'_> {
     type Output = bool;
 
     #[inline(always)]
     fn call(self) -> bool {
-        let Product { to, a, b, packed } = self;
+        let Multiply { to, a, b, packed } = self;
         let pairs = a.terms.0.div_ceil(2);
         // Rows whose pairs lie side by side are read where they are.
         let in_place = a.terms.1 == 1 && a.terms.0.is_multiple_of(2);

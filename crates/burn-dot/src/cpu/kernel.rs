@@ -1,8 +1,8 @@
 //! The dtypes, and the loops over numbers: on slices, and on equal steps through memory.
 //!
-//! Each is written once, over the registers of a [`Level`] of instructions. A sum of f32 is kept in f64: products of two f32 are exact
-//! there, and where memory sets the pace it costs nothing. The three sums of a cosine together set the pace themselves: they are made in
-//! f32, by blocks so short that hardly a digit is lost, and anew in f64 where f32 does not hold the squares.
+//! Each is written once, over the registers of a [`Level`] of instructions. Sums go on in f64. What they are made of is added in f32 first,
+//! by blocks so short that hardly a digit is lost: registers of f64 hold half as many numbers, and set the pace themselves where the
+//! inputs lie in a cache. Where f32 does not hold the products, all is done anew in f64. What has no part in that pace stays in f64.
 
 use burn_core::tensor::{bf16, f16};
 
@@ -37,13 +37,13 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// Rounds to the nearest numbers; `finite` where none is to become infinite.
     fn narrow<S: Level>(level: S, from: &[Self::Real], to: &mut [Self], finite: bool);
 
-    /// `Σ x y`. Products of halves are exact in f32, within its range.
+    /// `Σ x y`.
     fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64;
 
     /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
     fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3];
 
-    /// `to = a x`, rounded.
+    /// `to = a x`, rounded. `a` is a number of the dtype to multiply in.
     fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]);
 
     /// `to = a x + b y`, rounded, and finite. No term is larger than `most`.
@@ -54,6 +54,8 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 trait Single: Element {
     /// How many products each lane adds in f32 before the sum goes on in f64: so few that hardly a digit of this dtype is lost.
     const IN_F32: usize;
+    /// What a gradient of a cosine is brought back to: see [`Element::finite`].
+    const MOST: f32;
 
     /// As many numbers as a register of f32 holds.
     fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s;
@@ -106,7 +108,7 @@ macro_rules! element {
     };
 }
 macro_rules! real {
-    ($element:ty, $load:ident, $store:ident, $dot_and_squares:ident, $scale:ident, |$from:ident| $from_f64:expr) => {
+    ($element:ty, $load:ident, $store:ident, $dot:ident, $dot_and_squares:ident, $scale:ident, |$from:ident| $from_f64:expr) => {
         impl Element for $element {
             type Real = Self;
             const IS_REAL: bool = true;
@@ -125,7 +127,7 @@ macro_rules! real {
             }
             #[inline(always)]
             fn dot<S: Level>(level: S, x: &[Self], y: &[Self]) -> f64 {
-                dot(level, x, y)
+                $dot(level, x, y)
             }
             #[inline(always)]
             fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3] {
@@ -189,23 +191,13 @@ macro_rules! half {
                 scale_in_f32(level, to, a, x);
             }
             #[inline(always)]
-            fn combine<S: Level>(level: S, to: &mut [Self], (a, x): (f64, &[Self]), (b, y): (f64, &[Self]), most: f64) {
-                if !fit_f32([a, b, most]) {
-                    return combine(level, to, (a, x), (b, y));
-                }
-                let (many_a, many_b) = (level.splat_f32s(a as f32), level.splat_f32s(b as f32));
-                let lanes = S::F32_LANES;
-                let (mut to, mut x, mut y) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
-                for ((to, x), y) in (&mut to).zip(&mut x).zip(&mut y) {
-                    let sum = level.mul_f32s(many_b, level.$widen(y));
-                    let sum = level.mul_add_e_f32s(many_a, level.$widen(x), sum);
-                    level.$narrow(level.within(sum, Self::MAX.to_f32_const()), to);
-                }
-                combine(pulp::Scalar, to.into_remainder(), (a, x.remainder()), (b, y.remainder()));
+            fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), most: f64) {
+                combine_in_f32(level, to, ax, by, most);
             }
         }
         impl Single for $element {
             const IN_F32: usize = 64;
+            const MOST: f32 = Self::MAX.to_f32_const();
             #[inline(always)]
             fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s {
                 level.$widen(from)
@@ -217,10 +209,11 @@ macro_rules! half {
         }
     };
 }
-real!(f64, load_f64, store_f64, dot_and_squares, scale, |x| x);
-real!(f32, load_f32, store_f32, dot_and_squares_in_f32, scale_in_f32, |x| x as f32);
+real!(f64, load_f64, store_f64, dot, dot_and_squares, scale, |x| x);
+real!(f32, load_f32, store_f32, dot_in_f32, dot_and_squares_in_f32, scale_in_f32, |x| x as f32);
 impl Single for f32 {
     const IN_F32: usize = 16;
+    const MOST: f32 = f32::INFINITY;
     #[inline(always)]
     fn wide<S: Level>(_level: S, from: &[Self]) -> S::f32s {
         S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
@@ -313,8 +306,8 @@ fn finite_from_f64<T: Element>(x: f64) -> T {
 /// Sums that run side by side: enough to hide the latency of an addition.
 const SUMS: usize = 4;
 
-/// Sums of squares that f32 holds with all their digits: what overflows makes them infinite, and what is too small for f32 is nothing
-/// beside them.
+/// Sums of squares that f32 holds with all their digits: what overflows makes them infinite, and a square too small for f32 is nothing
+/// beside them. A product of the two vectors that is lost so is below 1e-45, and the cosine to which it belongs below 1e-21.
 const SQUARES: core::ops::Range<f64> = 1e-24..f64::INFINITY;
 
 /// Factors, and terms, with which f32 neither overflows nor loses digits.
@@ -366,7 +359,7 @@ fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> [f64; 3]
     [xx, xy, yy]
 }
 
-/// `Σ x y`, by blocks in f32.
+/// `Σ x y`, by blocks in f32 where it holds the products.
 #[inline(always)]
 fn dot_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> f64 {
     let lanes = S::F32_LANES;
@@ -390,42 +383,47 @@ fn dot_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> f64 {
             total += x.to_f64() * y.to_f64();
         }
     }
-    total
+    if total.is_finite() { total } else { dot(level, x, y) }
 }
 
 /// [`dot_and_squares`], by blocks in f32 where it holds the squares.
 #[inline(always)]
 fn dot_and_squares_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> [f64; 3] {
     let lanes = S::F32_LANES;
-    let block = T::IN_F32 * 2 * lanes;
-    let mut total = [0.0; 3];
-    for (x, y) in x.chunks(block).zip(y.chunks(block)) {
-        let mut sums = [[level.splat_f32s(0.0); 2]; 3];
-        let (mut x, mut y) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            for i in 0..2 {
-                let (x, y) = (T::wide(level, &x[i * lanes..]), T::wide(level, &y[i * lanes..]));
-                sums[0][i] = level.mul_add_e_f32s(x, x, sums[0][i]);
-                sums[1][i] = level.mul_add_e_f32s(x, y, sums[1][i]);
-                sums[2][i] = level.mul_add_e_f32s(y, y, sums[2][i]);
+    if x.len() >= lanes {
+        let block = T::IN_F32 * 2 * lanes;
+        let mut total = [0.0; 3];
+        for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+            let mut sums = [[level.splat_f32s(0.0); 2]; 3];
+            let (mut x, mut y) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
+            for (x, y) in (&mut x).zip(&mut y) {
+                for i in 0..2 {
+                    let (x, y) = (T::wide(level, &x[i * lanes..]), T::wide(level, &y[i * lanes..]));
+                    sums[0][i] = level.mul_add_e_f32s(x, x, sums[0][i]);
+                    sums[1][i] = level.mul_add_e_f32s(x, y, sums[1][i]);
+                    sums[2][i] = level.mul_add_e_f32s(y, y, sums[2][i]);
+                }
+            }
+            let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+            for (x, y) in (&mut x).zip(&mut y) {
+                let (x, y) = (T::wide(level, x), T::wide(level, y));
+                sums[0][0] = level.mul_add_e_f32s(x, x, sums[0][0]);
+                sums[1][0] = level.mul_add_e_f32s(x, y, sums[1][0]);
+                sums[2][0] = level.mul_add_e_f32s(y, y, sums[2][0]);
+            }
+            for i in 0..3 {
+                total[i] += f64::from(level.reduce_sum_f32s(level.add_f32s(sums[i][0], sums[i][1])));
+            }
+            for (x, y) in x.remainder().iter().zip(y.remainder()) {
+                let (x, y) = (x.to_f64(), y.to_f64());
+                total = [total[0] + x * x, total[1] + x * y, total[2] + y * y];
             }
         }
-        let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            let (x, y) = (T::wide(level, x), T::wide(level, y));
-            sums[0][0] = level.mul_add_e_f32s(x, x, sums[0][0]);
-            sums[1][0] = level.mul_add_e_f32s(x, y, sums[1][0]);
-            sums[2][0] = level.mul_add_e_f32s(y, y, sums[2][0]);
-        }
-        for i in 0..3 {
-            total[i] += f64::from(level.reduce_sum_f32s(level.add_f32s(sums[i][0], sums[i][1])));
-        }
-        for (x, y) in x.remainder().iter().zip(y.remainder()) {
-            let (x, y) = (x.to_f64(), y.to_f64());
-            total = [total[0] + x * x, total[1] + x * y, total[2] + y * y];
+        if SQUARES.contains(&total[0]) && SQUARES.contains(&total[2]) {
+            return total;
         }
     }
-    if SQUARES.contains(&total[0]) && SQUARES.contains(&total[2]) { total } else { dot_and_squares(level, x, y) }
+    dot_and_squares(level, x, y)
 }
 
 /// `to = a x + b y`, computed in f64, and finite.
@@ -443,6 +441,24 @@ pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], 
     for ((to, x), y) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()).zip(y_blocks.remainder()) {
         *to = finite_from_f64(a * x.to_f64() + b * y.to_f64());
     }
+}
+
+/// [`combine`], in f32 where that neither overflows nor loses digits of a half.
+#[inline(always)]
+fn combine_in_f32<S: Level, T: Single>(level: S, to: &mut [T], (a, x): (f64, &[T]), (b, y): (f64, &[T]), most: f64) {
+    if !fit_f32([a, b, most]) {
+        return combine(level, to, (a, x), (b, y));
+    }
+    let lanes = S::F32_LANES;
+    let (many_a, many_b) = (level.splat_f32s(a as f32), level.splat_f32s(b as f32));
+    let (mut to_blocks, mut x_blocks, mut y_blocks) =
+        (to.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
+    for ((to, x), y) in (&mut to_blocks).zip(&mut x_blocks).zip(&mut y_blocks) {
+        let sum = level.mul_f32s(many_b, T::wide(level, y));
+        let sum = level.mul_add_e_f32s(many_a, T::wide(level, x), sum);
+        T::put(level, level.within(sum, T::MOST), to);
+    }
+    combine(pulp::Scalar, to_blocks.into_remainder(), (a, x_blocks.remainder()), (b, y_blocks.remainder()));
 }
 
 /// Whether f32 neither overflows nor loses digits with these.
@@ -468,12 +484,9 @@ pub(super) fn scale<S: Level, R: Element, X: Element>(level: S, to: &mut [R], a:
     }
 }
 
-/// [`scale`], in f32 where that holds the factor.
+/// [`scale`] in f32, which holds the factor.
 #[inline(always)]
 fn scale_in_f32<S: Level, T: Single>(level: S, to: &mut [T], a: f64, x: &[T]) {
-    if f64::from(a as f32) != a {
-        return scale(level, to, a, x);
-    }
     let many = level.splat_f32s(a as f32);
     let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(S::F32_LANES), x.chunks_exact(S::F32_LANES));
     for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {

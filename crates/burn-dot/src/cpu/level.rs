@@ -32,6 +32,8 @@ pub(super) trait Level: pulp::Simd {
     ///
     /// `from` can be read, and `to` written and aligned as a register is.
     unsafe fn write_past_caches(self, from: *const Self::f64s, to: *mut Self::f64s);
+    /// Ends what [`Level::write_past_caches`] began, before other threads may hear of it.
+    fn fence(self);
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -113,6 +115,10 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn write_past_caches(self, from: *const Self::f64s, to: *mut Self::f64s) {
                     unsafe { $stream(to.cast(), $load(from.cast())) }
+                }
+                #[inline(always)]
+                fn fence(self) {
+                    unsafe { _mm_sfence() }
                 }
                 #[inline(always)]
                 fn widen_f16(self, from: &[f16]) -> Self::f32s {
@@ -258,15 +264,17 @@ impl Level for pulp::Scalar {
     #[inline(always)]
     unsafe fn write_past_caches(self, from: *const f64, to: *mut f64) {
         // SAFETY: the caller's promise.
-        unsafe { *to = from.read_unaligned() }
+        unsafe { core::ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast(), size_of::<f64>()) }
     }
+    #[inline(always)]
+    fn fence(self) {}
 }
 
 /// Copies numbers to where they will not be read soon, past the caches, where the processor has an instruction for it.
 ///
 /// # Safety
 ///
-/// There is room for them, that nothing else reads or writes before the next [`fence`] of this thread.
+/// There is room for them, that nothing else reads or writes before this thread's next [`Level::fence`].
 #[inline(always)]
 pub(super) unsafe fn write_past_caches<S: Level, T: Copy>(level: S, from: &[T], to: *mut T) {
     let several = size_of::<S::f64s>() / size_of::<T>();
@@ -279,16 +287,6 @@ pub(super) unsafe fn write_past_caches<S: Level, T: Copy>(level: S, from: &[T], 
             at += several;
         }
         core::ptr::copy_nonoverlapping(from.as_ptr().add(at), to.add(at), from.len() - at);
-    }
-}
-
-/// Ends what [`write_past_caches`] began.
-#[inline(always)]
-pub(super) fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has it.
-    unsafe {
-        core::arch::x86_64::_mm_sfence()
     }
 }
 

@@ -162,8 +162,8 @@ impl Product<'_> {
         let join = |axes: &Axes, joined: &Axes| axes.inner().1.size < JOIN_BELOW && axes.inner().1.size < joined.inner().1.size;
         let (join_columns, join_sum) = (join(self.columns, &joined_columns), join(self.sum, &joined_sum));
         // Rows that the result, and the input that it is the gradient of, do not have in line, become one too: the product is made aside.
-        let joined_rows = self.rows.joined_but_for(if self.a == OUT { [X, self.c] } else { [self.c; 2] });
-        let join_rows = join(self.rows, &joined_rows) && joined_rows.inner().0.len() == 1;
+        let joined_rows = self.rows.joined_but_for([X, self.c]);
+        let join_rows = self.a == OUT && join(self.rows, &joined_rows) && joined_rows.inner().0.len() == 1;
         let (rows_outer, own_rows) = self.rows.inner();
         let (rows_outer, rows, own_rows) = if join_rows {
             (Axes::new([]), joined_rows.inner().1, self.rows.clone())
@@ -252,17 +252,7 @@ impl Product<'_> {
                                     columns: (piece, columns.step[self.b]),
                                 };
                                 let (to, add) = (tile.place(panel, column), part + term > 0);
-                                if as_it_is && {
-                                    let to = bfloat::To {
-                                        at: to.cast(),
-                                        row_step: tile.row_step,
-                                        column_step: tile.column_step,
-                                        add,
-                                    };
-                                    let a = bfloat::Side { at: a.at.cast(), lines: a.rows, terms: a.columns };
-                                    let b = bfloat::Side { at: b_view.at.cast(), lines: b_view.columns, terms: b_view.rows };
-                                    bfloat::multiply(to, a, b, &mut packed)
-                                } {
+                                if as_it_is && tile.multiply_bf16(to, add, &a, &b_view, &mut packed) {
                                     continue;
                                 }
                                 let a = if copy_a {
@@ -537,6 +527,15 @@ impl<R: Real> Tile<'_, R> {
     unsafe fn place(&self, panel: usize, column: usize) -> *mut R {
         // SAFETY: the caller's promise.
         unsafe { self.at.offset(self.places[panel] + column as isize * self.column_step) }
+    }
+
+    /// [`multiply`] of two matrices of bf16, without copies in f32. False where that cannot be.
+    unsafe fn multiply_bf16<A, B>(&self, to: *mut R, add: bool, a: &View<A>, b: &View<B>, packed: &mut bfloat::Packed) -> bool {
+        let to = bfloat::To { at: to.cast(), row_step: self.row_step, column_step: self.column_step, add };
+        let a = bfloat::Side { at: a.at.cast(), lines: a.rows, terms: a.columns };
+        let b = bfloat::Side { at: b.at.cast(), lines: b.columns, terms: b.rows };
+        // SAFETY: the caller's promise, as that of `multiply`; all three are what they are cast to.
+        unsafe { bfloat::multiply(to, a, b, packed) }
     }
 
     /// Multiplies each number by the factors of its row and its column, and keeps it in [-1, 1].

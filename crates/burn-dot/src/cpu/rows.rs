@@ -183,6 +183,7 @@ struct Work<'a, T, O> {
 /// Where a task brings numbers that do not lie side by side: inputs, and a gradient on its way out.
 struct Buffers<S: Level, T> {
     level: S,
+    past_caches: bool,
     x: [T; CHUNK],
     y: [T; CHUNK],
     out: [T; CHUNK],
@@ -190,8 +191,8 @@ struct Buffers<S: Level, T> {
 
 impl<S: Level, T: Element> Buffers<S, T> {
     #[inline(always)]
-    fn new(level: S) -> Self {
-        Buffers { level, x: [T::default(); CHUNK], y: [T::default(); CHUNK], out: [T::default(); CHUNK] }
+    fn new(level: S, past_caches: bool) -> Self {
+        Buffers { level, past_caches, x: [T::default(); CHUNK], y: [T::default(); CHUNK], out: [T::default(); CHUNK] }
     }
 }
 
@@ -199,7 +200,9 @@ impl<S: Level, T> Drop for Buffers<S, T> {
     /// Before another thread hears that the task is done.
     #[inline(always)]
     fn drop(&mut self) {
-        level::fence();
+        if self.past_caches {
+            self.level.fence();
+        }
     }
 }
 
@@ -262,8 +265,9 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// The length of rows that are short, plain and lie along memory.
     #[inline(always)]
     fn short(&self) -> Option<usize> {
-        let len = self.read.inner.size;
-        (len <= SHORT && T::IS_REAL && self.floor.is_none() && self.read.single).then_some(len)
+        let Pieces { inner, single, .. } = self.read;
+        let along = [DX, DY].iter().all(|&t| matches!(inner.step[t], 0 | 1));
+        (inner.size <= SHORT && T::IS_REAL && self.floor.is_none() && *single && along).then_some(inner.size)
     }
 
     /// `Σ x y` of one row.
@@ -416,7 +420,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
     fn run<S: Level>(self, level: S) -> bool {
         let Forward { work, space, rows } = self;
         let n = space.j.len();
-        let buffers = &mut Buffers::new(level);
+        let buffers = &mut Buffers::new(level, work.past_caches);
         // SAFETY: the promise made to `forward`; no two rows share a place in the output.
         let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::from_f64(out) };
         if let (1, Some(len)) = (n, work.short()) {
@@ -469,7 +473,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
     fn run<S: Level>(self, level: S) -> bool {
         let Pairs { work, own, rows } = self;
         let (dx, dy) = ((work.rows.dx, DX), (work.rows.dy, DY));
-        let buffers = &mut Buffers::new(level);
+        let buffers = &mut Buffers::new(level, work.past_caches);
         if let Some(len) = work.short() {
             for at in own.walk(rows) {
                 // SAFETY: the promise made to `backward`; both numbers are read before a gradient may take their place.
@@ -533,7 +537,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
     #[inline(always)]
     fn run<S: Level>(self, level: S) -> Self::Output {
         let Partners { work, start, many, partners, mut sum } = self;
-        let buffers = &mut Buffers::new(level);
+        let buffers = &mut Buffers::new(level, work.past_caches);
         let mut along = 0.0;
         // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
         for at in many.walk(partners) {
@@ -583,7 +587,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
         if work.rows.dx.is_none() {
             return true;
         }
-        let buffers = &mut Buffers::new(level);
+        let buffers = &mut Buffers::new(level, work.past_caches);
         // SAFETY: the promise made to `backward`, here and below.
         let (factor, projected) = match unsafe { work.x_scale(buffers, at) } {
             None => return false,

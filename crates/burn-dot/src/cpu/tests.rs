@@ -69,17 +69,12 @@ impl<T: Element> Task for EveryLoop<T> {
         let before = f64s(&to);
         kernel::combine(level, &mut to, (a, &fx[..]), (b, &y));
         (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
-        T::combine(level, &mut to, (a, &x), (b, &y), 1.0);
+        T::combine(level, &mut to, (a, &x), (b, &y), 3.0);
         (0..len).for_each(|i| near("combine alike", to[i].to_f64(), [a * fx[i], b * fy[i]]));
         kernel::scale(level, &mut to, a, &x);
         (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
-        T::scale(level, &mut to, b, &x);
-        (0..len).for_each(|i| near("scale alike", to[i].to_f64(), [b * fx[i], 0.0]));
-        // A factor that f32 does not hold, and one that it does: rounded once either way.
-        for a in [0.1, 1.75] {
-            T::scale(level, &mut to, a, &x);
-            (0..len).for_each(|i| assert_eq!(to[i].to_f64(), T::from_f64(a * fx[i]).to_f64(), "scale of {len} by {a}"));
-        }
+        T::scale(level, &mut to, 1.75, &x);
+        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), T::from_f64(1.75 * fx[i]).to_f64(), "scale of {len}, rounded once"));
         let mut sums = before.clone();
         kernel::accumulate(level, &mut sums, a, &x);
         (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
@@ -104,7 +99,7 @@ impl<T: Element> Task for EveryLoop<T> {
             let mut past = vec![T::default(); len + 4];
             // SAFETY: there is room, and `past` is read after the fence only.
             unsafe { level::write_past_caches(level, &x, past.as_mut_ptr().add(first)) };
-            level::fence();
+            level.fence();
             let written = (0..len + 4).map(|i| i.checked_sub(first).and_then(|i| fx.get(i)).copied().unwrap_or(0.0));
             written.zip(past).for_each(|(expected, given)| assert_eq!(given.to_f64(), expected, "past caches of {len}"));
         }
@@ -184,6 +179,10 @@ impl Task for BeyondF32 {
         check::<S, f16>(level, &[1.0, 6e4, 6e-5], f16::EPSILON.into());
 
         // Terms beyond f32, whose sum is not.
+        let (mut x, y) = ([1e20f32; 70], [1e20f32; 70]);
+        (0..35).for_each(|i| x[i] = -1e20);
+        (x[0], x[69]) = (1.0, 2.0);
+        assert_near("products beyond f32", f32::dot(level, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
         let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
         bf16::combine(level, &mut to, (3.0, &x), (-2.5, &x), 6e38);
         to.iter().for_each(|to| assert_near("terms beyond f32", to.to_f64(), 1e38, 1e38, bf16::EPSILON.into()));
@@ -397,14 +396,61 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
     let (lhs_shape, rhs_shape) = ([1, m, k], [1, n, k]);
     let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &lhs_shape, &rhs_shape).unwrap();
     let options = FloatOptions { normalize: None, output: None };
-    for (x, y) in [(1e-39, 1e38), (1e-20, 1e-20), (-1e-39, 2.0)] {
-        let tensor = |x: f64, shape: [usize; 3]| {
-            FlexTensor::from_data(TensorData::new(vec![x; shape.iter().product()], shape).convert_dtype(DType::BF16))
+    // The last: products that are normal numbers, with a sum that is not.
+    let (small, more) = (2f64.powi(-60), 1.0078125 * 2f64.powi(-60));
+    for (x, y) in [([1e-39; 2], [1e38; 2]), ([1e-20; 2], [1e-20; 2]), ([-1e-39; 2], [2.0; 2]), ([more, small], [small, -small])]
+    {
+        let tensor = |x: [f64; 2], shape: [usize; 3]| {
+            let numbers = x.repeat(shape.iter().product::<usize>() / 2);
+            FlexTensor::from_data(TensorData::new(numbers, shape).convert_dtype(DType::BF16))
         };
         let out = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options).expect("a kernel");
-        let [x, y] = [x, y].map(|x| bf16::from_f64(x).to_f64());
-        let expected = bf16::from_f64(k as f64 * x * y);
-        out.into_data().iter::<bf16>().for_each(|out| assert_eq!(out, expected, "{k} times {x:e} times {y:e}"));
+        let [x, y] = [x, y].map(|x| x.map(|x| bf16::from_f64(x).to_f64()));
+        let expected = bf16::from_f64((k / 2) as f64 * (x[0] * y[0] + x[1] * y[1]));
+        out.into_data().iter::<bf16>().for_each(|out| assert_eq!(out, expected, "{k} terms of {x:?} times {y:?}"));
+    }
+}
+
+/// More columns than a block holds, and more terms than are summed at once.
+#[test]
+fn large_bf16_matrices_agree_with_plain_loops() {
+    for last in [true, false] {
+        Case { batch: 1, m: 40, n: 300, k: 1030, k_last: [last; 2], dtype: DType::BF16, floor: None }.check();
+    }
+}
+
+/// With whole registers and a rest: where a row is one with itself, and where it holds a number that is none.
+#[test]
+fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
+    let options = FloatOptions { normalize: Some(1e-6), output: None };
+    for (dtype, epsilon) in
+        [(DType::F32, f64::from(f32::EPSILON)), (DType::F16, f64::from(f16::EPSILON)), (DType::BF16, f64::from(bf16::EPSILON))]
+    {
+        for (k, partners) in [(33, 1), (1027, 1), (33, 3), (1027, 3)] {
+            let shape = |free: usize| [3, free, k];
+            let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &shape(1), &shape(partners)).unwrap();
+            let tensor =
+                |x: &[f64], free: usize| FlexTensor::from_data(TensorData::new(x.to_vec(), shape(free)).convert_dtype(dtype));
+            for (place, wrong) in
+                [None, Some(0), Some(k - 1)].iter().flat_map(|p| [f64::NAN, f64::INFINITY].map(|wrong| (*p, wrong)))
+            {
+                let mut x = wave(3 * k, 0.3);
+                let y: Vec<f64> = x.chunks(k).flat_map(|row| row.repeat(partners)).collect();
+                if let Some(place) = place {
+                    x[k + place] = wrong;
+                }
+                let out = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options).expect("a kernel");
+                for (i, out) in out.into_data().iter::<f64>().enumerate() {
+                    let name = alloc::format!("{dtype:?}, {k} terms, {wrong} at {place:?}: row {i}");
+                    if place.is_some() && i / partners == 1 {
+                        assert!(out.is_nan(), "{name}: {out}");
+                    } else {
+                        assert!(out <= 1.0, "{name}: {out}");
+                        assert_near(&name, out, 1.0, 1.0, epsilon / 16.0);
+                    }
+                }
+            }
+        }
     }
 }
 
