@@ -29,8 +29,8 @@ mod cpu;
 mod dot;
 mod error;
 mod keras;
-// Only a backward pass asks for gradients. All that is unused without one hangs on the trait in here.
-#[cfg_attr(not(feature = "autodiff"), allow(dead_code))]
+// All that is unused then hangs on the trait in here.
+#[cfg_attr(not(feature = "autodiff"), allow(dead_code, reason = "only a backward pass asks for gradients"))]
 mod ops;
 mod plan;
 mod reference;

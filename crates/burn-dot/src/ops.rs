@@ -3,7 +3,6 @@
 //! Every backend gets the default bodies, the composition in `reference.rs`. A backend with a kernel overrides them; `Autodiff<B, C>`
 //! does so in `backward.rs`, to give the product a backward pass of its own, written once for any `B`.
 
-// Without a backend the macro has nowhere to send the arguments of default bodies.
 #![cfg_attr(
     not(any(
         feature = "flex",
@@ -16,7 +15,7 @@
         feature = "remote",
         feature = "capture"
     )),
-    allow(unused_variables)
+    allow(unused_variables, reason = "without a backend the macro has nowhere to send the arguments of default bodies")
 )]
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.

@@ -54,14 +54,18 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 trait Single: Element {
     /// How many products each lane adds in f32 before the sum goes on in f64: so few that hardly a digit of this dtype is lost.
     const IN_F32: usize;
-    /// What a gradient of a cosine is brought back to: see [`Element::finite`].
-    const MOST: f32;
 
     /// As many numbers as a register of f32 holds.
     fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s;
 
     /// Rounds to the nearest numbers.
     fn put<S: Level>(level: S, x: S::f32s, to: &mut [Self]);
+}
+
+/// f16 or bf16.
+trait Half: Single {
+    /// The largest finite number: see [`Element::finite`].
+    const MOST: f32;
 }
 
 /// A dtype to multiply matrices in: f32 or f64.
@@ -197,7 +201,6 @@ macro_rules! half {
         }
         impl Single for $element {
             const IN_F32: usize = 64;
-            const MOST: f32 = Self::MAX.to_f32_const();
             #[inline(always)]
             fn wide<S: Level>(level: S, from: &[Self]) -> S::f32s {
                 level.$widen(from)
@@ -207,13 +210,15 @@ macro_rules! half {
                 level.$narrow(x, to);
             }
         }
+        impl Half for $element {
+            const MOST: f32 = Self::MAX.to_f32_const();
+        }
     };
 }
 real!(f64, load_f64, store_f64, dot, dot_and_squares, scale, |x| x);
 real!(f32, load_f32, store_f32, dot_in_f32, dot_and_squares_in_f32, scale_in_f32, |x| x as f32);
 impl Single for f32 {
     const IN_F32: usize = 16;
-    const MOST: f32 = f32::INFINITY;
     #[inline(always)]
     fn wide<S: Level>(_level: S, from: &[Self]) -> S::f32s {
         S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
@@ -359,7 +364,7 @@ fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> [f64; 3]
     [xx, xy, yy]
 }
 
-/// `Σ x y`, by blocks in f32 where it holds the products.
+/// [`dot`], by blocks in f32 unless a sum overflows there. What is lost of a product, below 1e-45, f32 could not show.
 #[inline(always)]
 fn dot_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> f64 {
     let lanes = S::F32_LANES;
@@ -445,7 +450,7 @@ pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], 
 
 /// [`combine`], in f32 where that neither overflows nor loses digits of a half.
 #[inline(always)]
-fn combine_in_f32<S: Level, T: Single>(level: S, to: &mut [T], (a, x): (f64, &[T]), (b, y): (f64, &[T]), most: f64) {
+fn combine_in_f32<S: Level, T: Half>(level: S, to: &mut [T], (a, x): (f64, &[T]), (b, y): (f64, &[T]), most: f64) {
     if !fit_f32([a, b, most]) {
         return combine(level, to, (a, x), (b, y));
     }
