@@ -24,9 +24,9 @@
 //! ∂L/∂x = h / floor                ‖x‖ < floor: t is constant
 //! ```
 //!
-//! Only the inputs are kept for the backward pass, not the normalized ones, not the norms: a kernel that reads a row to make its
-//! gradient has its norm for nothing. Written for such a kernel, with `s = 1/t`, the gradient of the normalized product is that of a
-//! plain product with the other side scaled, and a projection:
+//! The inputs are kept for the backward pass, not the normalized ones. A kernel may keep norms too, where these are much less than
+//! the inputs: it need not read them twice then. Written for such a kernel, with `s = 1/t`, the gradient of the normalized product is
+//! that of a plain product with the other side scaled, and a projection:
 //!
 //! ```text
 //! p_i  = Σⱼ g_ij (sⱼ y_j)                       plain product
@@ -54,7 +54,7 @@ use burn_core::tensor::FloatDType;
 
 use crate::{
     error::Operand,
-    ops::DotOps,
+    ops::{DotOps, Kept},
     plan::{FloatOptions, Plan},
     reference,
 };
@@ -63,20 +63,21 @@ use crate::{
 struct FloatDot;
 
 #[derive(Clone, Debug)]
-struct State {
+struct State<B: Backend> {
     /// The inputs, where a tracked gradient needs them.
     lhs: Option<NodeId>,
     rhs: Option<NodeId>,
+    kept: Kept<B>,
     dtype: FloatDType,
     plan: Plan,
     options: FloatOptions,
 }
 
 impl<B: DotOps> Backward<B, 2> for FloatDot {
-    type State = State;
+    type State = State<B>;
 
-    fn backward(self, ops: Ops<State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let State { lhs, rhs, dtype, plan, options } = ops.state;
+    fn backward(self, ops: Ops<State<B>, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let State { lhs, rhs, kept, dtype, plan, options } = ops.state;
         let grad = grads.consume::<B>(&ops.node);
         let mut input = |kept: Option<NodeId>, shape: &[usize]| -> FloatTensor<B> {
             match kept {
@@ -87,15 +88,15 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
         let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
         match ops.parents {
             [Some(lhs_node), Some(rhs_node)] => {
-                let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, plan, options);
+                let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, kept, plan, options);
                 grads.register::<B>(lhs_node.id, grad_lhs);
                 grads.register::<B>(rhs_node.id, grad_rhs);
             }
             [Some(node), None] => {
-                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Lhs));
+                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Lhs));
             }
             [None, Some(node)] => {
-                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, plan, options, Operand::Rhs));
+                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Rhs));
             }
             [None, None] => {}
         }
@@ -129,14 +130,13 @@ impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
         match FloatDot.prepare::<C>([lhs.node(), rhs.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let normalized = options.normalize.is_some();
-                let state = State {
-                    lhs: (normalized || rhs.is_tracked()).then(|| prep.checkpoint(&lhs)),
-                    rhs: (normalized || lhs.is_tracked()).then(|| prep.checkpoint(&rhs)),
-                    dtype: lhs.dtype().into(),
-                    plan: plan.clone(),
-                    options,
-                };
-                prep.finish(state, B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options))
+                let (lhs_kept, rhs_kept) = (
+                    (normalized || rhs.is_tracked()).then(|| prep.checkpoint(&lhs)),
+                    (normalized || lhs.is_tracked()).then(|| prep.checkpoint(&rhs)),
+                );
+                let dtype = lhs.dtype().into();
+                let (out, kept) = B::float_dot_tracked(lhs.into_primitive(), rhs.into_primitive(), plan.clone(), options);
+                prep.finish(State { lhs: lhs_kept, rhs: rhs_kept, kept, dtype, plan, options }, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options)),
         }

@@ -19,7 +19,7 @@
 )]
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.
-use burn_core::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
+use burn_core::backend::{Backend, Dispatch, ExtensionType, TensorMetadata, backend_extension, tensor::FloatTensor};
 use burn_core::tensor::FloatDType;
 
 #[cfg(feature = "flex")]
@@ -29,6 +29,24 @@ use crate::{
     plan::{FloatOptions, Plan},
     reference,
 };
+
+/// What a product keeps for its gradients, beside its inputs.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum Kept<B: Backend> {
+    Nothing,
+    /// Norms, in whatever form the backend's own gradients read them.
+    Norms(FloatTensor<B>),
+}
+
+#[cfg(feature = "flex")]
+impl<B: Backend> Kept<B> {
+    fn norms(&self) -> Option<&FloatTensor<B>> {
+        match self {
+            Kept::Nothing => None,
+            Kept::Norms(norms) => Some(norms),
+        }
+    }
+}
 
 /// Operations of `Dot` on a backend's primitives.
 #[backend_extension(
@@ -47,11 +65,22 @@ pub trait DotOps: Backend {
         reference::float_dot::<Self>(lhs, rhs, &plan, options)
     }
 
+    /// The product, where gradients will be asked for.
+    fn float_dot_tracked(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> (FloatTensor<Self>, Kept<Self>) {
+        (Self::float_dot(lhs, rhs, plan, options), Kept::Nothing)
+    }
+
     /// The gradient of the product with respect to one input, where `grad` is the gradient of the output.
     fn float_dot_grad(
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
+        #[extension_type] _kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
@@ -64,6 +93,7 @@ pub trait DotOps: Backend {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
+        #[extension_type] _kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -100,19 +130,35 @@ pub(crate) fn float_dot_composed(
 #[cfg(feature = "flex")]
 impl DotOps for burn_core::backend::Flex {
     fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
-        cpu::float_dot(&lhs, &rhs, &plan, options).unwrap_or_else(|| reference::float_dot::<Self>(lhs, rhs, &plan, options))
+        match cpu::float_dot(&lhs, &rhs, &plan, options, false) {
+            Some((out, _)) => out,
+            None => reference::float_dot::<Self>(lhs, rhs, &plan, options),
+        }
+    }
+
+    fn float_dot_tracked(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        plan: Plan,
+        options: FloatOptions,
+    ) -> (FloatTensor<Self>, Kept<Self>) {
+        match cpu::float_dot(&lhs, &rhs, &plan, options, true) {
+            Some((out, kept)) => (out, kept.map_or(Kept::Nothing, Kept::Norms)),
+            None => (reference::float_dot::<Self>(lhs, rhs, &plan, options), Kept::Nothing),
+        }
     }
 
     fn float_dot_grad(
         mut lhs: FloatTensor<Self>,
         mut rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
+        kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
         let wanted = [of == Operand::Lhs, of == Operand::Rhs];
-        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, wanted) {
+        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, kept.norms(), &plan, options, wanted) {
             Some([Some(only), _] | [_, Some(only)]) => only,
             _ => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
         }
@@ -122,10 +168,11 @@ impl DotOps for burn_core::backend::Flex {
         mut lhs: FloatTensor<Self>,
         mut rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
+        kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, [true, true]) {
+        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, kept.norms(), &plan, options, [true, true]) {
             Some([Some(grad_lhs), Some(grad_rhs)]) => (grad_lhs, grad_rhs),
             _ => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
         }

@@ -76,18 +76,28 @@ pub(super) trait Real: Element<Real = Self> + PartialOrd + core::ops::Mul<Output
     const MATRIX_NORMS: core::ops::RangeInclusive<f64>;
     /// The smallest normal number.
     const SMALLEST: f64;
+
+    fn abs(self) -> Self;
 }
 
 impl Real for f32 {
     const NORMS: core::ops::RangeInclusive<f64> = 0.0..=f64::INFINITY;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-9..=1e9;
     const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
+    #[inline(always)]
+    fn abs(self) -> f32 {
+        self.abs()
+    }
 }
 
 impl Real for f64 {
     const NORMS: core::ops::RangeInclusive<f64> = 1e-120..=1e120;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-60..=1e60;
     const SMALLEST: f64 = f64::MIN_POSITIVE;
+    #[inline(always)]
+    fn abs(self) -> f64 {
+        self.abs()
+    }
 }
 
 /// What all dtypes do alike.

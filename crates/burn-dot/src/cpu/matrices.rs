@@ -3,12 +3,8 @@
 //! Matrices are read where they lie, by their strides. Norms are applied to the output, or to the gradient that comes in, never to copies
 //! of the inputs. What must be converted (f16, bf16), scaled or brought in line is copied into small blocks first.
 
-use alloc::{vec, vec::Vec};
-use core::{
-    any::TypeId,
-    ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use alloc::vec::Vec;
+use core::{any::TypeId, ops::Range};
 
 use burn_core::tensor::bf16;
 
@@ -16,6 +12,7 @@ use super::{
     bfloat,
     kernel::{self, CHUNK, Element, Real, Run, RunMut},
     level::{self, Level, Task},
+    norms::Scale,
     space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };
@@ -40,70 +37,57 @@ pub(super) struct Matrices<T, O> {
     pub out: *mut O,
 }
 
-/// The product. False where a norm is so large or so small that the plain product of the vectors might overflow or lose digits: the
-/// output is then not to be used.
+/// The product; normalized, where the norms of `x` and `y` are given.
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out`.
-pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, floor: Option<f64>) -> bool
+/// Every index of `space` lies within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Real]; 2]>)
 where
     T: Element,
     O: Element<Real = T::Real>,
 {
     // Tasks are cut along the rows.
     let swap = space.batch.len() == 1 && space.i.len() < space.j.len();
-    let (tensors, space) =
-        if swap { (Matrices { x: tensors.y, y: tensors.x, ..tensors }, space.swapped()) } else { (tensors, space) };
+    let (tensors, space, norms) = match swap {
+        true => (Matrices { x: tensors.y, y: tensors.x, ..tensors }, space.swapped(), norms.map(|[x, y]| [y, x])),
+        false => (tensors, space, norms),
+    };
     let product = Product { batch: &space.batch, rows: &space.i, columns: &space.j, sum: &space.k, a: X, b: Y, c: OUT };
-    let Some(floor) = floor else {
-        // SAFETY: the caller's promise.
-        unsafe { product.run(tensors.x, tensors.y, tensors.out, None, Finish::<'_, T>::Nothing) };
-        return true;
+    let finish = match norms {
+        None => Finish::<'_, T>::Nothing,
+        Some([x, y]) => Finish::Scale { by_row: x, by_column: y },
     };
     // SAFETY: the caller's promise.
-    let Some([x, y]) = (unsafe { both_norms(tensors, &space, floor) }) else { return false };
-    let finish: Finish<'_, T> = Finish::Scale { by_row: &x.inverse, by_column: &y.inverse };
-    // SAFETY: the caller's promise.
     unsafe { product.run(tensors.x, tensors.y, tensors.out, None, finish) };
-    true
 }
 
-/// The gradients that are wanted: of `y`, written to `dy`, then of `x`, to `dx`. False as in [`forward`].
+/// The gradients that are wanted: of `y`, written to `dy`, then of `x`, to `dx`.
 ///
 /// # Safety
 ///
-/// As [`forward`], for `dx` and `dy`. `dx` may be `x` itself where there is no floor: its gradient does not need it.
+/// As [`forward`], for `dx` and `dy`. `dx` may be `x` itself where there are no norms: its gradient does not need it.
 pub(super) unsafe fn backward<T, O>(
     tensors: Matrices<T, O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
     space: Space,
-    floor: Option<f64>,
-) -> bool
-where
+    norms: Option<[&[T::Real]; 2]>,
+) where
     T: Element,
     O: Element<Real = T::Real>,
 {
-    let norms = match floor {
-        None => None,
-        // SAFETY: the caller's promise, here and below.
-        Some(floor) => match unsafe { both_norms(tensors, &space, floor) } {
-            None => return false,
-            known => known,
-        },
-    };
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
-        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.as_ref().map(|[x, y]| [y, x])) };
+        // SAFETY: the caller's promise, here and below.
+        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.map(|[x, y]| [y, x])) };
     }
     if let Some(dx) = dx {
-        unsafe { gradient(tensors, dx, &space, norms.as_ref().map(|[x, y]| [x, y])) };
+        unsafe { gradient(tensors, dx, &space, norms) };
     }
-    true
 }
 
 /// The gradient of `x`.
-unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<[&Norms<T::Real>; 2]>)
+unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<[&[T::Real]; 2]>)
 where
     T: Element,
     O: Element<Real = T::Real>,
@@ -114,7 +98,7 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let (scales, finish) = match norms {
         None => (None, Finish::<'_, T>::Nothing),
-        Some([x, y]) => (Some(&y.inverse[..]), Finish::Project { x: tensors.x, norms: x }),
+        Some([x, y]) => (Some(y), Finish::Project { x: tensors.x, norms: x }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
@@ -131,7 +115,7 @@ enum Finish<'a, T: Element> {
     /// Multiply each row by its factor, and take from it its part along the vector it is the gradient of.
     Project {
         x: *const T,
-        norms: &'a Norms<T::Real>,
+        norms: &'a [T::Real],
     },
 }
 
@@ -448,16 +432,16 @@ impl<T: Element> Task for CopyLines<'_, T> {
             match scales {
                 Scales::None => {}
                 Scales::OfLines((factors, step)) => {
-                    let factor = unsafe { *factors.offset(i * step) };
+                    let factor = unsafe { *factors.offset(i * step) }.abs();
                     to.iter_mut().for_each(|to| *to = *to * factor);
                 }
                 Scales::Within((factors, 1)) => {
                     let factors = unsafe { core::slice::from_raw_parts(factors, len) };
-                    to.iter_mut().zip(factors).for_each(|(to, &factor)| *to = *to * factor);
+                    to.iter_mut().zip(factors).for_each(|(to, &factor)| *to = *to * factor.abs());
                 }
                 Scales::Within((factors, step)) => {
                     for (j, to) in to.iter_mut().enumerate() {
-                        *to = *to * unsafe { *factors.offset(j as isize * step) };
+                        *to = *to * unsafe { *factors.offset(j as isize * step) }.abs();
                     }
                 }
             }
@@ -553,25 +537,25 @@ impl<R: Real> Tile<'_, R> {
                     let factors = core::slice::from_raw_parts(column(0), self.columns.size);
                     for i in 0..self.height {
                         let line = core::slice::from_raw_parts_mut(to.offset(i as isize * self.row_step), self.columns.size);
-                        let factor = *row(i);
+                        let factor = (*row(i)).abs();
                         for (x, &other) in line.iter_mut().zip(factors) {
-                            *x = kernel::into_range(*x * factor * other);
+                            *x = kernel::into_range(*x * factor * other.abs());
                         }
                     }
                 } else if self.row_step == 1 && (self.rows.step[NX] == 1 || self.height == 1) {
                     let factors = core::slice::from_raw_parts(row(0), self.height);
                     for j in 0..self.columns.size {
                         let line = core::slice::from_raw_parts_mut(to.offset(j as isize * self.column_step), self.height);
-                        let factor = *column(j);
+                        let factor = (*column(j)).abs();
                         for (x, &other) in line.iter_mut().zip(factors) {
-                            *x = kernel::into_range(*x * factor * other);
+                            *x = kernel::into_range(*x * factor * other.abs());
                         }
                     }
                 } else {
                     for i in 0..self.height {
                         for j in 0..self.columns.size {
                             let x = to.offset(i as isize * self.row_step + j as isize * self.column_step);
-                            *x = kernel::into_range(*x * *row(i) * *column(j));
+                            *x = kernel::into_range(*x * (*row(i)).abs() * (*column(j)).abs());
                         }
                     }
                 }
@@ -582,12 +566,13 @@ impl<R: Real> Tile<'_, R> {
     /// Multiplies each row by its factor, and takes from it its part along the vector it is the gradient of:
     /// `s (p − x (x·p) s²)`.
     #[inline(always)]
-    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, norms: &Norms<R>) {
+    unsafe fn project<S: Level, T: Element<Real = R>>(&self, level: S, at: Steps, x: *const T, norms: &[R]) {
         let x_buffer = &mut [T::default(); CHUNK];
         let p_buffer = &mut [R::default(); CHUNK];
         let number = |i: usize| (at[NX] + i as isize * self.rows.step[NX]) as usize;
-        let scale = |i: usize| norms.inverse[number(i)].to_f64();
-        let along_factor = |i: usize| if norms.above[number(i)] { scale(i) * scale(i) * scale(i) } else { 0.0 };
+        let norm = |i: usize| Scale(norms[number(i)].to_f64());
+        let scale = |i: usize| norm(i).inverse();
+        let along_factor = |i: usize| norm(i).inverse() * norm(i).projected();
         let (x_row, x_column) = (self.rows.step[X], self.columns.step[X]);
         if x_row == 1 && self.row_step == 1 && (self.height > 1 || self.columns.size == 1) {
             // The numbers of different rows lie side by side: all rows of a piece at once.
@@ -681,113 +666,6 @@ impl<R: Real> Tile<'_, R> {
                             #[inline(always)]
                             |to| C::narrow(level, from, to, finite),
                         );
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Of the vectors of one input: `1 / max(‖x‖, floor)`, and whether the norm reaches the floor.
-struct Norms<R> {
-    inverse: Vec<R>,
-    above: Vec<bool>,
-}
-
-unsafe fn both_norms<T: Element, O>(tensors: Matrices<T, O>, space: &Space, floor: f64) -> Option<[Norms<T::Real>; 2]> {
-    let of = |at: *const T, free: &Axes, tensor: usize, number: usize| {
-        let vectors = space.batch.split_by(number).0.followed_by(free);
-        // SAFETY: the caller's promise.
-        unsafe { norms(at, &vectors, &space.k, tensor, number, floor) }
-    };
-    Some([of(tensors.x, &space.i, X, NX)?, of(tensors.y, &space.j, Y, NY)?])
-}
-
-/// `None` where a norm is too large or too small for the plain product.
-unsafe fn norms<T: Element>(
-    x: *const T,
-    vectors: &Axes,
-    k: &Axes,
-    tensor: usize,
-    number: usize,
-    floor: f64,
-) -> Option<Norms<T::Real>> {
-    let count = vectors.len();
-    let mut norms = Norms { inverse: vec![T::Real::default(); count], above: vec![false; count] };
-    let (outer, inner) = vectors.inner();
-    let (k_outer, k_inner) = k.inner();
-    let blocks = inner.size.div_ceil(CHUNK);
-    let floor = floor.max(T::Real::SMALLEST);
-    let trusted = AtomicBool::new(true);
-    let pointers = Ptr((x, norms.inverse.as_mut_ptr(), norms.above.as_mut_ptr()));
-    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * k.len(), |range| {
-        let (x, inverse, above) = pointers.get();
-        for task in range {
-            let first = task % blocks * CHUNK;
-            let at = advance(outer.offset(task / blocks), &inner, first);
-            let height = CHUNK.min(inner.size - first);
-            let mut squares = [0.0; CHUNK];
-            let squares = &mut squares[..height];
-            // SAFETY: the caller's promise.
-            let x = unsafe { x.offset(at[tensor]) };
-            level::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
-            for (i, square) in squares.iter().enumerate() {
-                let norm = kernel::sqrt(*square);
-                let divisor = norm.max(floor);
-                if !T::Real::MATRIX_NORMS.contains(&divisor) {
-                    trusted.store(false, Ordering::Relaxed);
-                }
-                let scale = 1.0 / divisor;
-                let place = (at[number] + i as isize * inner.step[number]) as usize;
-                // SAFETY: each vector has a number of its own.
-                unsafe {
-                    *inverse.add(place) = <T::Real>::from_f64(scale);
-                    *above.add(place) = norm >= floor;
-                }
-            }
-        }
-    });
-    trusted.into_inner().then_some(norms)
-}
-
-/// Adds the squares of vectors that follow each other at equal steps.
-struct Squares<'a, T> {
-    x: *const T,
-    step: isize,
-    k_outer: &'a Axes,
-    k_inner: Axis,
-    tensor: usize,
-    squares: &'a mut [f64],
-}
-
-impl<T: Element> Task for Squares<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Level>(self, level: S) {
-        let Squares { x, step, k_outer, k_inner, tensor, squares } = self;
-        let k_step = k_inner.step[tensor];
-        let mut buffer = [T::default(); CHUNK];
-        for part in 0..k_outer.len() {
-            // SAFETY: the promise made to `norms`, here and below.
-            let x = unsafe { x.offset(k_outer.offset(part)[tensor]) };
-            if step == 1 && k_step != 1 {
-                for term in 0..k_inner.size {
-                    unsafe {
-                        let run = Run { at: x.offset(term as isize * k_step), step, len: squares.len() };
-                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        kernel::accumulate_products(level, squares, run, run);
-                    }
-                }
-                continue;
-            }
-            for (i, square) in squares.iter_mut().enumerate() {
-                for term in (0..k_inner.size).step_by(CHUNK) {
-                    let len = CHUNK.min(k_inner.size - term);
-                    unsafe {
-                        let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
-                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        *square += kernel::dot(level, run, run);
                     }
                 }
             }

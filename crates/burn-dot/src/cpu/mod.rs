@@ -17,15 +17,19 @@ use burn_core::backend::{
     TensorMetadata,
     flex::{FlexTensor, Layout},
 };
-use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, bf16, f16};
+use burn_core::tensor::{Bytes, DType, Element as BurnElement, Shape, TensorData, bf16, f16};
 
-use crate::plan::{FloatOptions, Plan};
+use crate::{
+    error::Operand,
+    plan::{FloatOptions, Plan},
+};
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no instruction for bf16 is used there"))]
 mod bfloat;
 mod kernel;
 mod level;
 mod matrices;
+mod norms;
 mod rows;
 mod space;
 #[cfg(test)]
@@ -34,22 +38,28 @@ mod threads;
 
 use kernel::Element;
 use matrices::Matrices;
-use rows::Rows;
+use rows::{Kept, Rows};
 use space::{Space, Strides};
 
-/// The product.
-pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions) -> Option<FlexTensor> {
+/// The product, and, if asked to keep it, what [`float_dot_grads`] can use again, where that is worth its memory.
+pub(crate) fn float_dot(
+    lhs: &FlexTensor,
+    rhs: &FlexTensor,
+    plan: &Plan,
+    options: FloatOptions,
+    keep: bool,
+) -> Option<(FlexTensor, Option<FlexTensor>)> {
     if plan.is_trivial() {
         return None;
     }
     let floor = options.normalize;
     match (lhs.dtype(), options.output.map_or(lhs.dtype(), DType::from)) {
-        (DType::F32, DType::F32) => forward::<f32, f32>(lhs, rhs, plan, floor),
-        (DType::F64, DType::F64) => forward::<f64, f64>(lhs, rhs, plan, floor),
-        (DType::F16, DType::F16) => forward::<f16, f16>(lhs, rhs, plan, floor),
-        (DType::F16, DType::F32) => forward::<f16, f32>(lhs, rhs, plan, floor),
-        (DType::BF16, DType::BF16) => forward::<bf16, bf16>(lhs, rhs, plan, floor),
-        (DType::BF16, DType::F32) => forward::<bf16, f32>(lhs, rhs, plan, floor),
+        (DType::F32, DType::F32) => forward::<f32, f32>(lhs, rhs, plan, floor, keep),
+        (DType::F64, DType::F64) => forward::<f64, f64>(lhs, rhs, plan, floor, keep),
+        (DType::F16, DType::F16) => forward::<f16, f16>(lhs, rhs, plan, floor, keep),
+        (DType::F16, DType::F32) => forward::<f16, f32>(lhs, rhs, plan, floor, keep),
+        (DType::BF16, DType::BF16) => forward::<bf16, bf16>(lhs, rhs, plan, floor, keep),
+        (DType::BF16, DType::F32) => forward::<bf16, f32>(lhs, rhs, plan, floor, keep),
         _ => None,
     }
 }
@@ -60,6 +70,7 @@ pub(crate) fn float_dot_grads(
     lhs: &mut FlexTensor,
     rhs: &mut FlexTensor,
     grad: &FlexTensor,
+    kept: Option<&FlexTensor>,
     plan: &Plan,
     options: FloatOptions,
     wanted: [bool; 2],
@@ -69,64 +80,87 @@ pub(crate) fn float_dot_grads(
     }
     let floor = options.normalize;
     match (lhs.dtype(), grad.dtype()) {
-        (DType::F32, DType::F32) => backward::<f32, f32>(lhs, rhs, grad, plan, floor, wanted),
-        (DType::F64, DType::F64) => backward::<f64, f64>(lhs, rhs, grad, plan, floor, wanted),
-        (DType::F16, DType::F16) => backward::<f16, f16>(lhs, rhs, grad, plan, floor, wanted),
-        (DType::F16, DType::F32) => backward::<f16, f32>(lhs, rhs, grad, plan, floor, wanted),
-        (DType::BF16, DType::BF16) => backward::<bf16, bf16>(lhs, rhs, grad, plan, floor, wanted),
-        (DType::BF16, DType::F32) => backward::<bf16, f32>(lhs, rhs, grad, plan, floor, wanted),
+        (DType::F32, DType::F32) => backward::<f32, f32>(lhs, rhs, grad, kept, plan, floor, wanted),
+        (DType::F64, DType::F64) => backward::<f64, f64>(lhs, rhs, grad, kept, plan, floor, wanted),
+        (DType::F16, DType::F16) => backward::<f16, f16>(lhs, rhs, grad, kept, plan, floor, wanted),
+        (DType::F16, DType::F32) => backward::<f16, f32>(lhs, rhs, grad, kept, plan, floor, wanted),
+        (DType::BF16, DType::BF16) => backward::<bf16, bf16>(lhs, rhs, grad, kept, plan, floor, wanted),
+        (DType::BF16, DType::F32) => backward::<bf16, f32>(lhs, rhs, grad, kept, plan, floor, wanted),
         _ => None,
     }
 }
 
 /// An [`Element`] that flex stores.
-trait Stored: Element + BurnElement + bytemuck::Pod {}
-impl<T: Element + BurnElement + bytemuck::Pod> Stored for T {}
+trait Stored: Element<Real: BurnElement + bytemuck::Pod> + BurnElement + bytemuck::Pod {}
+impl<T: Element<Real: BurnElement + bytemuck::Pod> + BurnElement + bytemuck::Pod> Stored for T {}
+
+/// What is kept for a backward pass may take this part of the smaller input: beside shorter vectors it is too much.
+const KEPT_PART: usize = 2;
 
 fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     lhs: &FlexTensor,
     rhs: &FlexTensor,
     plan: &Plan,
     floor: Option<f64>,
-) -> Option<FlexTensor> {
+    keep: bool,
+) -> Option<(FlexTensor, Option<FlexTensor>)> {
     let out = Memory::<O>::fresh(Layout::contiguous(Shape::from(plan.output.clone())));
     let space = Space::new(
         plan,
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.layout.strides(), ..Default::default() },
     );
     let (x, y) = (first::<T>(lhs), first::<T>(rhs));
-    // SAFETY: `space` walks the tensors by their own strides; the output is fresh.
-    let trusted = unsafe {
-        let [lhs_is_vectors, rhs_is_vectors] = are_vectors(lhs, rhs, plan);
-        if lhs_is_vectors || rhs_is_vectors {
-            let (x, y, space) = if lhs_is_vectors { (x, y, space) } else { (y, x, space.swapped()) };
-            rows::forward(Rows { x, y, out: out.at, dx: None, dy: None }, &space, floor)
+    let smaller = size_of::<T>() * lhs.layout().num_elements().min(rhs.layout().num_elements());
+    let worth = |bytes: usize| keep && floor.is_some() && bytes <= smaller / KEPT_PART;
+    // SAFETY: `space` walks the tensors by their own strides; the output, and what is kept, are fresh. The kernels write all of them.
+    unsafe {
+        if let Some(vectors) = vectors(lhs, rhs, plan, true) {
+            let (x, y, space) = match vectors {
+                Operand::Lhs => (x, y, space),
+                Operand::Rhs => (y, x, space.swapped()),
+            };
+            let shape = kept_rows(plan);
+            let kept = worth(shape.num_elements() * size_of::<f64>()).then(|| Memory::<f64>::fresh(Layout::contiguous(shape)));
+            let at = kept.as_ref().map(|kept| kept.at.cast());
+            rows::forward(Rows { x, y, out: out.at, dx: None, dy: None, kept: at }, &space, floor)
+                .then(|| (out.into_tensor(lhs), kept.map(|kept| kept.into_tensor(lhs))))
         } else {
-            matrices::forward(Matrices { x, y, out: out.at }, space, floor)
+            let norms = match floor {
+                Some(floor) => Some(norms::of_both(x, y, &space, floor)?),
+                None => None,
+            };
+            let [of_lhs, _] = norms::counts(&space);
+            let both = norms.as_ref().map(|norms| norms.split_at(of_lhs).into());
+            matrices::forward(Matrices { x, y, out: out.at }, space, both);
+            let kept = norms.filter(|norms| worth(size_of_val(&norms[..]))).map(|norms| {
+                let shape = [norms.len()];
+                FlexTensor::from_data(TensorData::new(norms, shape))
+            });
+            Some((out.into_tensor(lhs), kept))
         }
-    };
-    // SAFETY: the kernels wrote every number of the output.
-    trusted.then(|| unsafe { out.into_tensor(lhs) })
+    }
+}
+
+/// The shape of what is kept of rows. That of matrices has one axis.
+fn kept_rows(plan: &Plan) -> Shape {
+    Shape::new([plan.batch * plan.m * plan.n, size_of::<Kept>() / size_of::<f64>()])
 }
 
 fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     lhs: &mut FlexTensor,
     rhs: &mut FlexTensor,
     grad: &FlexTensor,
+    kept: Option<&FlexTensor>,
     plan: &Plan,
     floor: Option<f64>,
     wanted: [bool; 2],
 ) -> Option<[Option<FlexTensor>; 2]> {
     // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it must be
     // the same one.
-    let repeated = |shape: &[usize]| shape.iter().zip(&plan.batch_shape).any(|(own, joint)| own != joint);
-    let [lhs_is_vectors, rhs_is_vectors] = are_vectors(lhs, rhs, plan);
-    let (lhs_is_vectors, rhs_is_vectors) =
-        (lhs_is_vectors && !repeated(&plan.rhs_shape), rhs_is_vectors && !repeated(&plan.lhs_shape));
-    let rows = lhs_is_vectors || rhs_is_vectors;
+    let vectors = vectors(lhs, rhs, plan, false);
     // Rows give way to their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product needs
     // only the other input: the second gradient takes the place of its input.
-    let reuse = if rows { [floor.is_none() || rows::never_stops::<T>(); 2] } else { [floor.is_none(), false] };
+    let reuse = if vectors.is_some() { [floor.is_none() || rows::never_stops::<T>(); 2] } else { [floor.is_none(), false] };
 
     let layouts = [lhs.layout().clone(), rhs.layout().clone()];
     let memory = |x: &mut FlexTensor, wanted: bool, reuse: bool| {
@@ -159,20 +193,37 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let (dx, dy) = (at(&dl), at(&dr));
     // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh, or in the place of their own inputs.
     let trusted = unsafe {
-        if rows {
-            let (x, y, dx, dy, space) = if lhs_is_vectors { (x, y, dx, dy, space) } else { (y, x, dy, dx, space.swapped()) };
-            rows::backward(Rows { x, y, out, dx, dy }, &space, floor, in_place(&dl) || in_place(&dr))
+        if let Some(vectors) = vectors {
+            let (x, y, dx, dy, space) = match vectors {
+                Operand::Lhs => (x, y, dx, dy, space),
+                Operand::Rhs => (y, x, dy, dx, space.swapped()),
+            };
+            let kept = kept.filter(|kept| kept.shape() == kept_rows(plan)).map(|kept| first::<f64>(kept).cast_mut().cast());
+            rows::backward(Rows { x, y, out, dx, dy, kept }, &space, floor, in_place(&dl) || in_place(&dr))
         } else {
-            matrices::backward(Matrices { x, y, out }, (dx, dy), space, floor)
+            let counts = norms::counts(&space);
+            let kept = kept.filter(|kept| kept.shape() == Shape::new([counts.iter().sum()])).map(|kept| kept.storage());
+            let made;
+            let norms = match (floor, kept) {
+                (None, _) => None,
+                (Some(_), Some(kept)) => Some(kept),
+                (Some(floor), None) => {
+                    made = norms::of_both(x, y, &space, floor)?;
+                    Some(&made[..])
+                }
+            };
+            matrices::backward(Matrices { x, y, out }, (dx, dy), space, norms.map(|norms| norms.split_at(counts[0]).into()));
+            true
         }
     };
     // SAFETY: the kernels wrote every number of the gradients.
     trusted.then(|| unsafe { [dl.map(|dl| dl.into_tensor(lhs)), dr.map(|dr| dr.into_tensor(rhs))] })
 }
 
-/// Whether lhs, and whether rhs, has a single vector for each batch index that can meet its partners one by one: not so where the partners
-/// lie across memory, neighbours being numbers of different partners. They are taken as a matrix then.
-fn are_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan) -> [bool; 2] {
+/// The input that has a single vector for each batch index, if it can meet its partners one by one: not so where the partners lie across
+/// memory, neighbours being numbers of different partners. They are taken as a matrix then. Better one whose partners are not repeated
+/// along the batch, or only such a one.
+fn vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated: bool) -> Option<Operand> {
     let across = |x: &FlexTensor, order: &[usize]| {
         let layout = x.layout();
         let side_by_side = |axes: &[usize]| axes.iter().any(|&axis| layout.shape()[axis] > 1 && layout.strides()[axis] == 1);
@@ -180,7 +231,16 @@ fn are_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan) -> [bool; 2] {
             order[plan.batch_shape.len()..].split_at(order.len() - plan.batch_shape.len() - plan.contracted);
         side_by_side(free) && !side_by_side(contracted)
     };
-    [plan.m == 1 && !across(rhs, &plan.rhs_order), plan.n == 1 && !across(lhs, &plan.lhs_order)]
+    let meets = |x: Operand, repeated: bool| {
+        let (alone, others, shape, order) = match x {
+            Operand::Lhs => (plan.m == 1, rhs, &plan.rhs_shape, &plan.rhs_order),
+            Operand::Rhs => (plan.n == 1, lhs, &plan.lhs_shape, &plan.lhs_order),
+        };
+        let whole = shape.iter().zip(&plan.batch_shape).all(|(own, joint)| own == joint);
+        alone && (whole || repeated) && !across(others, order)
+    };
+    let find = |repeated| [Operand::Lhs, Operand::Rhs].into_iter().find(|&x| meets(x, repeated));
+    find(false).or_else(|| repeated.then(|| find(true)).flatten())
 }
 
 /// The first number of a tensor that is not empty, all of whose numbers lie within its memory.

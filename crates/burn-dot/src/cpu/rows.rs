@@ -12,7 +12,8 @@ use core::{
 use super::{
     kernel::{self, CHUNK, Element, Real, Run, RunMut},
     level::{self, Level, Task},
-    space::{self, Axes, Axis, DX, DY, OUT, Space, Steps, X, Y, advance},
+    norms::Scale,
+    space::{self, Axes, Axis, DX, DY, NOUT, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };
 
@@ -38,13 +39,15 @@ pub(super) struct Rows<T, O> {
     /// The gradients, where wanted.
     pub dx: Option<*mut T>,
     pub dy: Option<*mut T>,
+    /// For each number of the output, what [`forward`] writes, where it is wanted, and [`backward`] reads, where it was.
+    pub kept: Option<*mut Kept>,
 }
 
 /// The product. False where numbers were met whose squares f64 cannot hold: the output is then not to be used.
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out`.
+/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is kept.
 pub(super) unsafe fn forward<T, O>(tensors: Rows<T, O>, space: &Space, floor: Option<f64>) -> bool
 where
     T: Element,
@@ -305,7 +308,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 |piece| xx += kernel::dot(level, piece.x, piece.x),
             )
         };
-        Scale::new::<T::Real>(xx, floor).map(Some)
+        Scale::new::<T::Real>(xx, floor, T::Real::NORMS).map(Some)
     }
 
     /// A number of the output. `None` as in [`Self::x_scale`].
@@ -314,10 +317,13 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         // SAFETY: the caller's promise.
         match self.floor {
             None => Some(unsafe { self.product(buffers, at) }),
-            Some(floor) => unsafe { self.normalized(buffers, at, floor) }.map(
-                #[inline(always)]
-                |scaled| kernel::into_range(scaled.cosine),
-            ),
+            Some(floor) => {
+                let scaled = unsafe { self.normalized(buffers, at, floor) }?;
+                if let Some(kept) = self.rows.kept {
+                    unsafe { *kept.offset(at[NOUT]) = scaled.keep() };
+                }
+                Some(kernel::into_range(scaled.cosine))
+            }
         }
     }
 
@@ -339,8 +345,19 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 },
             )
         };
-        let (x, y) = (Scale::new::<T::Real>(xx, floor)?, Scale::new::<T::Real>(yy, floor)?);
-        Some(Scaled { x, y, cosine: xy * x.inverse * y.inverse })
+        let scale = |square| Scale::new::<T::Real>(square, floor, T::Real::NORMS);
+        let (x, y) = (scale(xx)?, scale(yy)?);
+        Some(Scaled { x, y, cosine: xy * x.inverse() * y.inverse() })
+    }
+
+    /// [`Self::normalized`], as it was kept or anew.
+    #[inline(always)]
+    unsafe fn scaled<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
+        // SAFETY: the caller's promise.
+        match self.rows.kept {
+            Some(kept) => Some(Scaled::kept(unsafe { *kept.offset(at[NOUT]) })),
+            None => unsafe { self.normalized(buffers, at, floor) },
+        }
     }
 
     /// The gradient of the output at a place.
@@ -500,9 +517,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             let (w, px, py) = match work.floor {
                 None => (g, None, None),
                 Some(floor) => {
-                    let Some(scaled) = (unsafe { work.normalized(buffers, at, floor) }) else { return false };
+                    let Some(scaled) = (unsafe { work.scaled(buffers, at, floor) }) else { return false };
                     let Scaled { x: sx, y: sy, cosine } = scaled;
-                    (g * sx.inverse * sy.inverse, Some(sx.part_along(g, cosine)), Some(sy.part_along(g, cosine)))
+                    (g * sx.inverse() * sy.inverse(), Some(sx.part_along(g, cosine)), Some(sy.part_along(g, cosine)))
                 }
             };
             unsafe {
@@ -547,9 +564,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
             let (to_y, to_x, from_y) = match work.floor {
                 None => (g, g, None),
                 Some(floor) => {
-                    let Scaled { x: sx, y: sy, cosine } = unsafe { work.normalized(buffers, at, floor) }?;
+                    let Scaled { x: sx, y: sy, cosine } = unsafe { work.scaled(buffers, at, floor) }?;
                     along += g * cosine;
-                    (g * sx.inverse * sy.inverse, g * sy.inverse, Some(sy.part_along(g, cosine)))
+                    (g * sx.inverse() * sy.inverse(), g * sy.inverse(), Some(sy.part_along(g, cosine)))
                 }
             };
             unsafe {
@@ -593,7 +610,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
         let (factor, projected) = match unsafe { work.x_scale(buffers, at) } {
             None => return false,
             Some(None) => (1.0, None),
-            Some(Some(x)) => (x.inverse, Some(along * x.projected())),
+            Some(Some(x)) => (x.inverse(), Some(along * x.projected())),
         };
         unsafe {
             work.for_each_piece(
@@ -621,38 +638,24 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
     }
 }
 
-/// The divisor of a vector, `1 / max(‖x‖, floor)`, and whether the norm is above the floor.
-#[derive(Clone, Copy)]
-struct Scale {
-    inverse: f64,
-    above: bool,
-}
-
-impl Scale {
-    /// From the sum of squares. `None` where squares may have overflowed or lost digits.
-    #[inline(always)]
-    fn new<R: Real>(square: f64, floor: f64) -> Option<Self> {
-        let (norm, floor) = (kernel::sqrt(square), floor.max(R::SMALLEST));
-        let divisor = norm.max(floor);
-        R::NORMS.contains(&divisor).then(|| Scale { inverse: 1.0 / divisor, above: norm >= floor })
-    }
-
-    /// The factor of the projection.
-    #[inline(always)]
-    fn projected(self) -> f64 {
-        if self.above { self.inverse * self.inverse } else { 0.0 }
-    }
-
-    /// The factor of the part along the vector that its gradient is without, and a number that no term of the gradient is larger than.
-    #[inline(always)]
-    fn part_along(self, g: f64, cosine: f64) -> (f64, f64) {
-        (g * cosine * self.projected(), g.abs() * self.inverse)
-    }
-}
-
 /// A row and its partner, normalized.
 struct Scaled {
     x: Scale,
     y: Scale,
     cosine: f64,
+}
+
+/// A [`Scaled`] in memory.
+pub(super) type Kept = [f64; 3];
+
+impl Scaled {
+    #[inline(always)]
+    fn keep(&self) -> Kept {
+        [self.x.0, self.y.0, self.cosine]
+    }
+
+    #[inline(always)]
+    fn kept([x, y, cosine]: Kept) -> Self {
+        Scaled { x: Scale(x), y: Scale(y), cosine }
+    }
 }

@@ -16,7 +16,9 @@ pub(super) const DY: usize = 4;
 /// One number for each vector of an input, such as its norm.
 pub(super) const NX: usize = 5;
 pub(super) const NY: usize = 6;
-const TENSORS: usize = 7;
+/// One number for each of the output, wherever that lies.
+pub(super) const NOUT: usize = 7;
+const TENSORS: usize = 8;
 
 /// How far, in each tensor.
 pub(super) type Steps = [isize; TENSORS];
@@ -58,17 +60,10 @@ impl Space {
             (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);
         let at = |strides: &[isize], axis: usize| strides.get(axis).copied().unwrap_or(0);
         // The vectors of an input, numbered in the order batch, free.
-        let numbers = |shape: &[usize], order: &[usize], dims: usize| {
-            let mut steps = vec![0isize; dims];
-            let mut step = 1;
-            for place in (0..dims).rev() {
-                steps[place] = step;
-                step *= shape[order[place]] as isize;
-            }
-            steps
-        };
-        let nx = numbers(&plan.lhs_shape, &plan.lhs_order, batch_dims + i_dims);
-        let ny = numbers(&plan.rhs_shape, &plan.rhs_order, batch_dims + j_dims);
+        let numbers = |shape: &[usize], order: &[usize]| row_major(order.iter().map(|&axis| shape[axis]).collect());
+        let nx = numbers(&plan.lhs_shape, &plan.lhs_order[..batch_dims + i_dims]);
+        let ny = numbers(&plan.rhs_shape, &plan.rhs_order[..batch_dims + j_dims]);
+        let nout = row_major(plan.output.clone());
 
         let batch = (0..batch_dims).map(|axis| {
             let size = plan.batch_shape[axis];
@@ -84,6 +79,7 @@ impl Space {
             step[DY] = rhs(at(strides.grad_rhs, axis));
             step[NX] = lhs(nx[axis]);
             step[NY] = rhs(ny[axis]);
+            step[NOUT] = nout[axis];
             Axis { size, step }
         });
         let i = (0..i_dims).map(|place| {
@@ -93,6 +89,7 @@ impl Space {
             step[OUT] = at(strides.out, batch_dims + place);
             step[DX] = at(strides.grad_lhs, axis);
             step[NX] = nx[batch_dims + place];
+            step[NOUT] = at(&nout, batch_dims + place);
             Axis { size: plan.lhs_shape[axis], step }
         });
         let j = (0..j_dims).map(|place| {
@@ -102,6 +99,7 @@ impl Space {
             step[OUT] = at(strides.out, batch_dims + i_dims + place);
             step[DY] = at(strides.grad_rhs, axis);
             step[NY] = ny[batch_dims + place];
+            step[NOUT] = at(&nout, batch_dims + i_dims + place);
             Axis { size: plan.rhs_shape[axis], step }
         });
         let mut k: Vec<Axis> = (0..plan.contracted)
@@ -127,12 +125,24 @@ impl Space {
             Axes(
                 axes.0
                     .into_iter()
-                    .map(|Axis { size, step: [x, y, out, dx, dy, nx, ny] }| Axis { size, step: [y, x, out, dy, dx, ny, nx] })
+                    .map(|Axis { size, step: [x, y, out, dx, dy, nx, ny, nout] }| Axis {
+                        size,
+                        step: [y, x, out, dy, dx, ny, nx, nout],
+                    })
                     .collect(),
             )
         };
         Space { batch: swap(self.batch), i: swap(self.j), j: swap(self.i), k: swap(self.k) }
     }
+}
+
+/// The strides of a tensor of this shape whose last axis lies side by side.
+fn row_major(shape: Vec<usize>) -> Vec<isize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis] as isize;
+    }
+    strides
 }
 
 impl Axes {

@@ -267,15 +267,21 @@ impl Case {
         let axis = |last: bool| if last { 2 } else { 1 };
         let plan = Plan::new(&Axes::Pair(axis(k_last[0]), axis(k_last[1])), 1, false, &lhs_shape, &rhs_shape).unwrap();
         let options = FloatOptions { normalize: floor, output: None };
-        let given = float_dot(&lhs, &rhs, &plan, options);
+        let given = float_dot(&lhs, &rhs, &plan, options, true);
         // Also held here: what is not shared is overwritten.
-        let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, &plan, options, [true, true]);
+        let grads = |kept: Option<&FlexTensor>| {
+            float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true])
+        };
         if [batch, m, n, k].contains(&0) {
-            assert!(given.is_none() && grads.is_none(), "{self:?}: nothing to multiply is for the composition");
+            assert!(given.is_none() && grads(None).is_none(), "{self:?}: nothing to multiply is for the composition");
             return;
         }
-        let [grad_lhs, grad_rhs] = grads.expect("a kernel").map(|x| x.expect("wanted"));
-        let (out, grad_lhs, grad_rhs) = (numbers(&given.expect("a kernel")), numbers(&grad_lhs), numbers(&grad_rhs));
+        let (given, kept) = given.expect("a kernel");
+        let grads = |kept| grads(kept).expect("a kernel").map(|grad| numbers(&grad.expect("wanted")));
+        let (out, [grad_lhs, grad_rhs]) = (numbers(&given), grads(None));
+        if kept.is_some() {
+            assert_eq!(grads(kept.as_ref()), [grad_lhs.clone(), grad_rhs.clone()], "{self:?}: with what was kept");
+        }
 
         let (x, y, g) = (numbers(&lhs), numbers(&rhs), numbers(&grad));
         let place = |b: usize, free: usize, term: usize, count: usize, last: bool| {
@@ -404,7 +410,7 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
             let numbers = x.repeat(shape.iter().product::<usize>() / 2);
             FlexTensor::from_data(TensorData::new(numbers, shape).convert_dtype(DType::BF16))
         };
-        let out = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options).expect("a kernel");
+        let (out, _) = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options, false).expect("a kernel");
         let [x, y] = [x, y].map(|x| x.map(|x| bf16::from_f64(x).to_f64()));
         let expected = bf16::from_f64((k / 2) as f64 * (x[0] * y[0] + x[1] * y[1]));
         out.into_data().iter::<bf16>().for_each(|out| assert_eq!(out, expected, "{k} terms of {x:?} times {y:?}"));
@@ -439,7 +445,7 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
                 if let Some(place) = place {
                     x[k + place] = wrong;
                 }
-                let out = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options).expect("a kernel");
+                let (out, _) = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options, false).expect("a kernel");
                 for (i, out) in out.into_data().iter::<f64>().enumerate() {
                     let name = alloc::format!("{dtype:?}, {k} terms, {wrong} at {place:?}: row {i}");
                     if place.is_some() && i / partners == 1 {
@@ -482,8 +488,9 @@ fn short_axes_brought_together_agree_with_plain_loops() {
             dy[y_at] += g[g_at] * x[x_at];
         }
     }
-    let given = float_dot(&lhs, &rhs, &plan, options).expect("a kernel");
-    let [grad_lhs, grad_rhs] = float_dot_grads(&mut lhs, &mut rhs, &grad, &plan, options, [true, true]).expect("a kernel");
+    let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
+    let grads = float_dot_grads(&mut lhs, &mut rhs, &grad, None, &plan, options, [true, true]);
+    let [grad_lhs, grad_rhs] = grads.expect("a kernel");
     for (name, given, expected) in [("out", Some(given), out), ("grad_lhs", grad_lhs, dx), ("grad_rhs", grad_rhs, dy)] {
         let given: Vec<f64> = given.expect("wanted").into_data().iter().collect();
         given.iter().zip(&expected).for_each(|(given, expected)| assert_near(name, *given, *expected, 630.0, f64::EPSILON));
@@ -499,10 +506,10 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
             let tensor = |shape: [usize; 3]| FlexTensor::from_data(TensorData::new(vec![size; shape.iter().product()], shape));
             let (lhs, rhs) = (tensor(lhs_shape), tensor(rhs_shape));
             let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
-            assert!(float_dot(&lhs, &rhs, &plan, options).is_none(), "{size:e}, {m}, {n}");
+            assert!(float_dot(&lhs, &rhs, &plan, options, true).is_none(), "{size:e}, {m}, {n}");
             let grad = FlexTensor::from_data(TensorData::new(vec![1.0; m * n], [1, m, n]));
             let (mut unique_lhs, mut unique_rhs) = (tensor(lhs_shape), tensor(rhs_shape));
-            let grads = float_dot_grads(&mut unique_lhs, &mut unique_rhs, &grad, &plan, options, [true, true]);
+            let grads = float_dot_grads(&mut unique_lhs, &mut unique_rhs, &grad, None, &plan, options, [true, true]);
             assert!(grads.is_none(), "{size:e}, {m}, {n}");
             assert_eq!(
                 (unique_lhs.bytes(), unique_rhs.bytes()),
@@ -510,6 +517,42 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
                 "the composition needs the inputs"
             );
         }
+    }
+}
+
+/// Norms of the one form and of the other, kept by a product whose gradients may go another way.
+#[test]
+fn norms_are_kept_where_they_are_little_beside_the_inputs() {
+    // The shapes; the shape of what is kept.
+    let cases: [([usize; 3], [usize; 3], Option<&[usize]>); 8] = [
+        ([3, 1, 64], [3, 1, 64], Some(&[3, 3])),
+        ([3, 1, 4], [3, 1, 4], None),
+        ([3, 1, 64], [3, 20, 64], None),
+        ([3, 5, 64], [3, 4, 64], Some(&[27])),
+        ([1, 5, 64], [3, 4, 64], Some(&[17])),
+        ([3, 5, 4], [3, 4, 4], None),
+        ([3, 1, 64], [1, 1, 64], Some(&[3, 3])),
+        // The gradients of these are made as those of matrices.
+        ([3, 1, 64], [1, 4, 64], Some(&[12, 3])),
+    ];
+    let options = FloatOptions { normalize: Some(1e-6), output: None };
+    for (lhs_shape, rhs_shape, expected) in cases {
+        let plan = Plan::new(&Axes::Both(2), 1, true, &lhs_shape, &rhs_shape).unwrap();
+        let tensor = |shape: [usize; 3], phase: f64| {
+            FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(DType::F32))
+        };
+        let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([3, plan.m, plan.n], 0.7));
+        let (_, kept) = float_dot(&lhs, &rhs, &plan, options, true).unwrap();
+        let name = alloc::format!("{lhs_shape:?}, {rhs_shape:?}");
+        assert_eq!(kept.as_ref().map(|kept| kept.layout().shape().to_vec()), expected.map(<[usize]>::to_vec), "{name}");
+        let grads = |kept: Option<&FlexTensor>| {
+            let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true]);
+            grads.unwrap().map(|grad| grad.unwrap().into_data())
+        };
+        assert_eq!(grads(kept.as_ref()), grads(None), "{name}");
+        assert!(float_dot(&lhs, &rhs, &plan, options, false).unwrap().1.is_none(), "{name}: nobody asked");
+        let plain = FloatOptions { normalize: None, output: None };
+        assert!(float_dot(&lhs, &rhs, &plan, plain, true).unwrap().1.is_none(), "{name}: no norms");
     }
 }
 
@@ -521,7 +564,7 @@ fn only_the_wanted_gradient_is_made() {
     let grad = FlexTensor::from_data(TensorData::new(wave(18, 0.2), [2, 3, 3]));
     let options = FloatOptions { normalize: None, output: None };
     let made = |wanted| {
-        float_dot_grads(&mut x.clone(), &mut x.clone(), &grad, &plan, options, wanted).unwrap().map(|grad| grad.is_some())
+        float_dot_grads(&mut x.clone(), &mut x.clone(), &grad, None, &plan, options, wanted).unwrap().map(|grad| grad.is_some())
     };
     for wanted in [[true, false], [false, true], [true, true]] {
         assert_eq!(made(wanted), wanted);
@@ -556,7 +599,7 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
                     let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
                     let options = FloatOptions { normalize: floor, output: None };
                     let grads = |lhs: &mut FlexTensor, rhs: &mut FlexTensor| {
-                        float_dot_grads(lhs, rhs, &grad, &plan, options, [true, true]).unwrap().map(Option::unwrap)
+                        float_dot_grads(lhs, rhs, &grad, None, &plan, options, [true, true]).unwrap().map(Option::unwrap)
                     };
                     let expected = grads(&mut lhs.clone(), &mut rhs.clone());
                     let homes = [&lhs, &rhs].map(|x| x.bytes().as_ptr());
@@ -615,5 +658,5 @@ fn a_product_does_not_wait_for_threads_that_are_busy() {
 fn a_layout_that_reaches_beyond_the_memory_is_refused() {
     let x = FlexTensor::new(Bytes::from_elems(vec![1f32; 4]), Layout::contiguous([1, 1000].into()), DType::F32);
     let plan = Plan::new(&Axes::Both(1), 1, false, &[1, 1000], &[1, 1000]).unwrap();
-    float_dot(&x, &x, &plan, FloatOptions { normalize: None, output: None });
+    float_dot(&x, &x, &plan, FloatOptions { normalize: None, output: None }, false);
 }
