@@ -94,8 +94,8 @@ pub(crate) fn float_dot_grads(
 trait Stored: Element<Real: BurnElement + bytemuck::Pod> + BurnElement + bytemuck::Pod {}
 impl<T: Element<Real: BurnElement + bytemuck::Pod> + BurnElement + bytemuck::Pod> Stored for T {}
 
-/// What is kept for a backward pass may take this part of the smaller input: beside shorter vectors it is too much.
-const KEPT_PART: usize = 2;
+/// What is kept for a backward pass takes at most this part of the inputs: beside short vectors it would be too much.
+const KEPT_PART: usize = 8;
 
 fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     lhs: &FlexTensor,
@@ -110,8 +110,8 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.layout.strides(), ..Default::default() },
     );
     let (x, y) = (first::<T>(lhs), first::<T>(rhs));
-    let smaller = size_of::<T>() * lhs.layout().num_elements().min(rhs.layout().num_elements());
-    let worth = |bytes: usize| keep && floor.is_some() && bytes <= smaller / KEPT_PART;
+    let inputs = size_of::<T>() * (lhs.layout().num_elements() + rhs.layout().num_elements());
+    let worth = |bytes: usize| keep && floor.is_some() && bytes <= inputs / KEPT_PART;
     // SAFETY: `space` walks the tensors by their own strides; the output, and what is kept, are fresh. The kernels write all of them.
     unsafe {
         if let Some(vectors) = vectors(lhs, rhs, plan, true) {
