@@ -24,10 +24,10 @@ const PARTNERS_PER_SHARE: usize = 8;
 /// arithmetic. (The training of `examples/dense_dot.rs`, of which this is a part: 2.4 s so, 2.1 s without.)
 const SHORT: usize = 16;
 
-/// Bytes of gradients that would not stay in the caches: written past them, their lines need not be read first. (65536 rows of 128,
-/// 64 MiB: 4.2 ms so, 5.6 ms without; 256 × 200 vectors of 128, 26 MiB, in a cache of 32 MiB: 2.6 ms so, 1.9 ms without.)
-/// Fewer in the kernels' own tests, which valgrind runs too.
-const PAST_CACHES_FROM: usize = if cfg!(test) { 1 << 20 } else { 1 << 25 };
+/// Bytes of gradients that would not stay in the caches beside the inputs: written past them, their lines need not be read first. (65536
+/// rows of 128, 64 MiB: 4.2 ms so, 5.6 ms without; 256 × 200 vectors of 128, 26 MiB: 1.9 ms so, 2.2 ms without; 4096 rows of 512, 16 MiB:
+/// no faster, and twice as slow into fresh memory. The third cache had 32 MiB.) Fewer in the kernels' own tests, which valgrind runs too.
+const PAST_CACHES_FROM: usize = if cfg!(test) { 1 << 20 } else { 20 << 20 };
 
 /// The tensors of a product whose `x` has nothing free, each by its first number.
 #[derive(Clone, Copy)]
