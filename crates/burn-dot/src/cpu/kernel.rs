@@ -462,8 +462,22 @@ pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], 
 #[inline(always)]
 fn combine_in_f32<S: Level, T: Half>(level: S, to: &mut [T], (a, x): (f64, &[T]), (b, y): (f64, &[T]), most: f64) {
     if !fit_f32([a, b, most]) {
-        return combine(level, to, (a, x), (b, y));
+        combine(level, to, (a, x), (b, y));
+    } else if 2.0 * most < T::MOST.into() {
+        combine_in_f32_alone::<S, T, false>(level, to, (a, x), (b, y));
+    } else {
+        combine_in_f32_alone::<S, T, true>(level, to, (a, x), (b, y));
     }
+}
+
+/// Kept from leaving the finite range only if it might.
+#[inline(always)]
+fn combine_in_f32_alone<S: Level, T: Half, const MIGHT: bool>(
+    level: S,
+    to: &mut [T],
+    (a, x): (f64, &[T]),
+    (b, y): (f64, &[T]),
+) {
     let lanes = S::F32_LANES;
     let (many_a, many_b) = (level.splat_f32s(a as f32), level.splat_f32s(b as f32));
     let (mut to_blocks, mut x_blocks, mut y_blocks) =
@@ -471,7 +485,7 @@ fn combine_in_f32<S: Level, T: Half>(level: S, to: &mut [T], (a, x): (f64, &[T])
     for ((to, x), y) in (&mut to_blocks).zip(&mut x_blocks).zip(&mut y_blocks) {
         let sum = level.mul_f32s(many_b, T::wide(level, y));
         let sum = level.mul_add_e_f32s(many_a, T::wide(level, x), sum);
-        T::put(level, level.within(sum, T::MOST), to);
+        T::put(level, if MIGHT { level.within(sum, T::MOST) } else { sum }, to);
     }
     combine(pulp::Scalar, to_blocks.into_remainder(), (a, x_blocks.remainder()), (b, y_blocks.remainder()));
 }
