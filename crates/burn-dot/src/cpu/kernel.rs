@@ -48,6 +48,8 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 
     /// `to = a x + b y`, rounded, and finite. No term is larger than `most`.
     fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), most: f64);
+    /// `dx = a y + b₀ x` and `dy = a x + b₁ y`, as [`Element::combine`]; with each `b` comes its `most`.
+    fn combine_both<S: Level>(level: S, to: [&mut [Self]; 2], a: f64, vectors: [&[Self]; 2], b: [(f64, f64); 2]);
 }
 
 /// A dtype that f32 holds.
@@ -155,6 +157,10 @@ macro_rules! real {
             fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), _most: f64) {
                 combine(level, to, ax, by);
             }
+            #[inline(always)]
+            fn combine_both<S: Level>(level: S, to: [&mut [Self]; 2], a: f64, [x, y]: [&[Self]; 2], b: [(f64, f64); 2]) {
+                combine_both(level, to, a, [x, y], [b[0].0, b[1].0]);
+            }
         }
     };
 }
@@ -207,6 +213,11 @@ macro_rules! half {
             #[inline(always)]
             fn combine<S: Level>(level: S, to: &mut [Self], ax: (f64, &[Self]), by: (f64, &[Self]), most: f64) {
                 combine_in_f32(level, to, ax, by, most);
+            }
+            #[inline(always)]
+            fn combine_both<S: Level>(level: S, [dx, dy]: [&mut [Self]; 2], a: f64, [x, y]: [&[Self]; 2], b: [(f64, f64); 2]) {
+                combine_in_f32(level, dx, (a, y), (b[0].0, x), b[0].1);
+                combine_in_f32(level, dy, (a, x), (b[1].0, y), b[1].1);
             }
         }
         impl Single for $element {
@@ -455,6 +466,26 @@ pub(super) fn combine<S: Level, R: Element, X: Element>(level: S, to: &mut [R], 
     }
     for ((to, x), y) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()).zip(y_blocks.remainder()) {
         *to = finite_from_f64(a * x.to_f64() + b * y.to_f64());
+    }
+}
+
+/// `dx = a y + b₀ x` and `dy = a x + b₁ y`, as [`combine`]: each number is converted once.
+#[inline(always)]
+fn combine_both<S: Level, R: Real>(level: S, [dx, dy]: [&mut [R]; 2], a: f64, [x, y]: [&[R]; 2], b: [f64; 2]) {
+    let lanes = S::F64_LANES;
+    let (many_a, many_b) = (level.splat_f64s(a), [level.splat_f64s(b[0]), level.splat_f64s(b[1])]);
+    let (mut dx_blocks, mut dy_blocks, mut x_blocks, mut y_blocks) =
+        (dx.chunks_exact_mut(lanes), dy.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
+    for (((dx, dy), x), y) in (&mut dx_blocks).zip(&mut dy_blocks).zip(&mut x_blocks).zip(&mut y_blocks) {
+        let (x, y) = (R::load(level, x), R::load(level, y));
+        R::store(level, level.mul_add_e_f64s(many_a, y, level.mul_f64s(many_b[0], x)), dx);
+        R::store(level, level.mul_add_e_f64s(many_a, x, level.mul_f64s(many_b[1], y)), dy);
+    }
+    let rest = dx_blocks.into_remainder().iter_mut().zip(dy_blocks.into_remainder());
+    for ((dx, dy), (x, y)) in rest.zip(x_blocks.remainder().iter().zip(y_blocks.remainder())) {
+        let (x, y) = (x.to_f64(), y.to_f64());
+        *dx = R::from_f64(a * y + b[0] * x);
+        *dy = R::from_f64(a * x + b[1] * y);
     }
 }
 

@@ -511,6 +511,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             }
             return true;
         }
+        let both_in_place = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
         for at in own.walk(rows) {
             // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
             let g = unsafe { work.grad(at) };
@@ -528,9 +529,16 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                     buffers,
                     at,
                     #[inline(always)]
-                    |Piece { x, y, at, buffer, .. }| {
-                        work.write(level, dx, at, buffer, (w, y), (px, x));
-                        work.write(level, dy, at, buffer, (w, x), (py, y));
+                    |Piece { x, y, at, buffer, .. }| match (dx.0, dy.0, px, py) {
+                        (Some(dx), Some(dy), Some((px, x_most)), Some((py, y_most))) if both_in_place => {
+                            let to = [dx.offset(at[DX]), dy.offset(at[DY])];
+                            let to = to.map(|to| core::slice::from_raw_parts_mut(to, x.len()));
+                            T::combine_both(level, to, w, [x, y], [(-px, x_most), (-py, y_most)]);
+                        }
+                        _ => {
+                            work.write(level, dx, at, buffer, (w, y), (px, x));
+                            work.write(level, dy, at, buffer, (w, x), (py, y));
+                        }
                     },
                 )
             };

@@ -71,6 +71,10 @@ impl<T: Element> Task for EveryLoop<T> {
         (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
         T::combine(level, &mut to, (a, &x), (b, &y), 3.0);
         (0..len).for_each(|i| near("combine alike", to[i].to_f64(), [a * fx[i], b * fy[i]]));
+        let mut other = reals(0.8);
+        T::combine_both(level, [&mut to, &mut other], a, [&x, &y], [(b, 3.0), (0.6, 3.0)]);
+        (0..len).for_each(|i| near("combine_both, x", to[i].to_f64(), [a * fy[i], b * fx[i]]));
+        (0..len).for_each(|i| near("combine_both, y", other[i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
         kernel::scale(level, &mut to, a, &x);
         (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
         T::scale(level, &mut to, 1.75, &x);
@@ -533,7 +537,7 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
         ([3, 5, 4], [3, 4, 4], None),
         ([3, 1, 64], [1, 1, 64], Some(&[3, 3])),
         // The gradients of these are made as those of matrices.
-        ([3, 1, 64], [1, 4, 64], Some(&[12, 3])),
+        ([3, 1, 128], [1, 4, 128], Some(&[12, 3])),
     ];
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     for (lhs_shape, rhs_shape, expected) in cases {
