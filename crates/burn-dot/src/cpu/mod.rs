@@ -1,15 +1,16 @@
 //! Kernels for flex: the door between tensors and numbers in memory.
 //!
 //! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level`
-//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. Matrices are multiplied by the `gemm`
-//! crate; those of bf16 by `bfloat`, where the processor has an instruction for them.
+//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. `norms` has the divisors of normalized
+//! vectors. Matrices are copied by `blocks`, where they must be, and multiplied by the `gemm` crate; those of bf16 by `bfloat`, where the
+//! processor has an instruction for them.
 //!
 //! Sizes were checked by the plan; strides are checked here, at the door ([`first`]). Sizes and strides then go on as one value,
 //! [`Space`], whose indices lie within the tensors. On that all `unsafe` below rests, and on two things that each kernel shows where it
 //! writes: tasks write to places of their own, and together to every place of a result.
 //!
-//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes that are rarely mixed (f32 in, f16 out), and vectors whose norms
-//! lie so far from 1 that their plain product would overflow or lose digits.
+//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes that are rarely
+//! mixed (f32 in, f16 out), and vectors whose norms lie so far from 1 that their plain product would overflow or lose digits.
 
 use alloc::vec::Vec;
 
@@ -26,6 +27,7 @@ use crate::{
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no instruction for bf16 is used there"))]
 mod bfloat;
+mod blocks;
 mod kernel;
 mod level;
 mod matrices;

@@ -274,11 +274,15 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         (inner.size <= SHORT && T::IS_REAL && self.floor.is_none() && *single && along).then_some(inner.size)
     }
 
-    /// `Σ x y` of one row.
+    /// Adds up what `f` makes of each piece.
     #[inline(always)]
-    unsafe fn product<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> f64 {
-        let level = buffers.level;
-        let mut xy = 0.0;
+    unsafe fn sums<S: Level, const N: usize>(
+        &self,
+        buffers: &mut Buffers<S, T>,
+        at: Steps,
+        f: impl Fn(&[T], &[T]) -> [f64; N],
+    ) -> [f64; N] {
+        let mut sums = [0.0; N];
         // SAFETY: the caller's promise.
         unsafe {
             self.for_each_piece(
@@ -286,10 +290,16 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| xy += T::dot(level, piece.x, piece.y),
+                |piece| {
+                    let more = f(piece.x, piece.y);
+                    (0..N).for_each(
+                        #[inline(always)]
+                        |i| sums[i] += more[i],
+                    );
+                },
             )
         };
-        xy
+        sums
     }
 
     /// The divisor of `x`, where there is one. `None` where its square is beyond f64.
@@ -297,15 +307,13 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     unsafe fn x_scale<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<Option<Scale>> {
         let Some(floor) = self.floor else { return Some(None) };
         let level = buffers.level;
-        let mut xx = 0.0;
         // SAFETY: the caller's promise.
-        unsafe {
-            self.for_each_piece(
-                self.read,
+        let [xx] = unsafe {
+            self.sums(
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| xx += kernel::dot(level, piece.x, piece.x),
+                |x, _| [kernel::dot(level, x, x)],
             )
         };
         Scale::new::<T::Real>(xx, floor, T::Real::NORMS).map(Some)
@@ -314,9 +322,20 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// A number of the output. `None` as in [`Self::x_scale`].
     #[inline(always)]
     unsafe fn output<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<f64> {
-        // SAFETY: the caller's promise.
+        let level = buffers.level;
+        // SAFETY: the caller's promise, here and below.
         match self.floor {
-            None => Some(unsafe { self.product(buffers, at) }),
+            None => {
+                let [xy] = unsafe {
+                    self.sums(
+                        buffers,
+                        at,
+                        #[inline(always)]
+                        |x, y| [T::dot(level, x, y)],
+                    )
+                };
+                Some(xy)
+            }
             Some(floor) => {
                 let scaled = unsafe { self.normalized(buffers, at, floor) }?;
                 if let Some(kept) = self.rows.kept {
@@ -331,18 +350,13 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     #[inline(always)]
     unsafe fn normalized<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
         let level = buffers.level;
-        let [mut xx, mut xy, mut yy] = [0.0; 3];
         // SAFETY: the caller's promise.
-        unsafe {
-            self.for_each_piece(
-                self.read,
+        let [xx, xy, yy] = unsafe {
+            self.sums(
                 buffers,
                 at,
                 #[inline(always)]
-                |piece| {
-                    let more = T::dot_and_squares(level, piece.x, piece.y);
-                    [xx, xy, yy] = [xx + more[0], xy + more[1], yy + more[2]];
-                },
+                |x, y| T::dot_and_squares(level, x, y),
             )
         };
         let scale = |square| Scale::new::<T::Real>(square, floor, T::Real::NORMS);
