@@ -452,7 +452,6 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
     fn run<S: Level>(self, level: S) -> bool {
         let Forward { work, space, rows } = self;
         let n = space.j.len();
-        let buffers = &mut Buffers::new(level, work.past_caches);
         // SAFETY: the promise made to `forward`; no two rows share a place in the output.
         let write = |at: Steps, out: f64| unsafe { *work.rows.out.offset(at[OUT]) = O::from_f64(out) };
         if let (1, Some(len)) = (n, work.short()) {
@@ -468,6 +467,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
             }
             return true;
         }
+        let buffers = &mut Buffers::new(level, work.past_caches);
         if n == 1 {
             for at in space.batch.walk(rows) {
                 // SAFETY: as above.
@@ -505,7 +505,6 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
     fn run<S: Level>(self, level: S) -> bool {
         let Pairs { work, own, rows } = self;
         let (dx, dy) = ((work.rows.dx, DX), (work.rows.dy, DY));
-        let buffers = &mut Buffers::new(level, work.past_caches);
         if let Some(len) = work.short() {
             for at in own.walk(rows) {
                 // SAFETY: the promise made to `backward`; both numbers are read before a gradient may take their place.
@@ -525,6 +524,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             }
             return true;
         }
+        let buffers = &mut Buffers::new(level, work.past_caches);
         let both_in_place = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
         for at in own.walk(rows) {
             // SAFETY: the promise made to `backward`, here and below; no two rows share a place.

@@ -1,6 +1,6 @@
 //! The index space of a product: its axes, and how far a step along each goes in every tensor that takes part.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::plan::Plan;
@@ -59,11 +59,11 @@ impl Space {
         let (i_dims, j_dims) =
             (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);
         let at = |strides: &[isize], axis: usize| strides.get(axis).copied().unwrap_or(0);
-        // The vectors of an input, numbered in the order batch, free.
-        let numbers = |shape: &[usize], order: &[usize]| row_major(order.iter().map(|&axis| shape[axis]).collect());
-        let nx = numbers(&plan.lhs_shape, &plan.lhs_order[..batch_dims + i_dims]);
-        let ny = numbers(&plan.rhs_shape, &plan.rhs_order[..batch_dims + j_dims]);
-        let nout = row_major(plan.output.clone());
+        // The vectors of an input, numbered in the order batch, free; and the numbers of the output.
+        let vectors = |shape: &[usize], order: &[usize]| order.iter().map(|&axis| shape[axis] as isize).product::<isize>();
+        let nx = |place: usize| vectors(&plan.lhs_shape, &plan.lhs_order[place + 1..batch_dims + i_dims]);
+        let ny = |place: usize| vectors(&plan.rhs_shape, &plan.rhs_order[place + 1..batch_dims + j_dims]);
+        let nout = |place: usize| plan.output[place + 1..].iter().product::<usize>() as isize;
 
         let batch = (0..batch_dims).map(|axis| {
             let size = plan.batch_shape[axis];
@@ -77,9 +77,9 @@ impl Space {
             step[OUT] = at(strides.out, axis);
             step[DX] = lhs(at(strides.grad_lhs, axis));
             step[DY] = rhs(at(strides.grad_rhs, axis));
-            step[NX] = lhs(nx[axis]);
-            step[NY] = rhs(ny[axis]);
-            step[NOUT] = nout[axis];
+            step[NX] = lhs(nx(axis));
+            step[NY] = rhs(ny(axis));
+            step[NOUT] = nout(axis);
             Axis { size, step }
         });
         let i = (0..i_dims).map(|place| {
@@ -88,8 +88,8 @@ impl Space {
             step[X] = at(strides.lhs, axis);
             step[OUT] = at(strides.out, batch_dims + place);
             step[DX] = at(strides.grad_lhs, axis);
-            step[NX] = nx[batch_dims + place];
-            step[NOUT] = at(&nout, batch_dims + place);
+            step[NX] = nx(batch_dims + place);
+            step[NOUT] = nout(batch_dims + place);
             Axis { size: plan.lhs_shape[axis], step }
         });
         let j = (0..j_dims).map(|place| {
@@ -98,8 +98,8 @@ impl Space {
             step[Y] = at(strides.rhs, axis);
             step[OUT] = at(strides.out, batch_dims + i_dims + place);
             step[DY] = at(strides.grad_rhs, axis);
-            step[NY] = ny[batch_dims + place];
-            step[NOUT] = at(&nout, batch_dims + i_dims + place);
+            step[NY] = ny(batch_dims + place);
+            step[NOUT] = nout(batch_dims + i_dims + place);
             Axis { size: plan.rhs_shape[axis], step }
         });
         let mut k: Vec<Axis> = (0..plan.contracted)
@@ -134,15 +134,6 @@ impl Space {
         };
         Space { batch: swap(self.batch), i: swap(self.j), j: swap(self.i), k: swap(self.k) }
     }
-}
-
-/// The strides of a tensor of this shape whose last axis lies side by side.
-fn row_major(shape: Vec<usize>) -> Vec<isize> {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis] as isize;
-    }
-    strides
 }
 
 impl Axes {
