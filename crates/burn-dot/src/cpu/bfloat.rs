@@ -33,13 +33,50 @@ pub(super) struct Side {
     pub terms: (usize, isize),
 }
 
-/// Where the product goes.
-pub(super) struct To {
-    pub at: *mut f32,
+/// Where the product goes: as f32, or rounded to bf16.
+pub(super) struct To<T> {
+    pub at: *mut T,
     pub row_step: isize,
     pub column_step: isize,
-    /// Whether to add to what is there.
+    /// Whether to add to what is there, which must be f32.
     pub add: bool,
+}
+
+/// f32 or bf16.
+pub(super) trait Sum: Copy {
+    fn from_f32(sum: f32) -> Self;
+    /// The sums are not subnormal: see [`SMALLEST`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn put(sums: __m512, at: *mut Self);
+}
+
+impl Sum for f32 {
+    #[inline(always)]
+    fn from_f32(sum: f32) -> f32 {
+        sum
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn put(sums: __m512, at: *mut f32) {
+        // SAFETY: `vectorize` runs this only where the instructions are; there is room for 16 numbers.
+        unsafe { _mm512_storeu_ps(at, sums) }
+    }
+}
+
+impl Sum for bf16 {
+    #[inline(always)]
+    fn from_f32(sum: f32) -> bf16 {
+        bf16::from_f32(sum)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn put(sums: __m512, at: *mut bf16) {
+        // SAFETY: as above.
+        unsafe {
+            let rounded = core::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
+            _mm256_storeu_si256(at.cast(), rounded);
+        }
+    }
 }
 
 /// Memory for both matrices, packed.
@@ -54,7 +91,7 @@ pub(super) struct Packed {
 /// # Safety
 ///
 /// Both matrices lie within their allocations, `to` within one that nothing else reads or writes.
-pub(super) unsafe fn multiply(to: To, a: Side, b: Side, packed: &mut Packed) -> bool {
+pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut Packed) -> bool {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = Bf16::try_new() {
         return simd.vectorize(Multiply { to, a, b, packed });
@@ -64,15 +101,15 @@ pub(super) unsafe fn multiply(to: To, a: Side, b: Side, packed: &mut Packed) -> 
 }
 
 #[cfg(target_arch = "x86_64")]
-struct Multiply<'a> {
-    to: To,
+struct Multiply<'a, T> {
+    to: To<T>,
     a: Side,
     b: Side,
     packed: &'a mut Packed,
 }
 
 #[cfg(target_arch = "x86_64")]
-impl pulp::NullaryFnOnce for Multiply<'_> {
+impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     type Output = bool;
 
     #[inline(always)]
@@ -138,17 +175,16 @@ unsafe fn panels(rows: [*const u32; ROWS], step: usize, b: &[u32]) -> [[__m512; 
 }
 
 #[cfg(target_arch = "x86_64")]
-impl To {
+impl<T: Sum> To<T> {
     #[inline(always)]
-    unsafe fn write(&self, at: *mut f32, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
+    unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
         // SAFETY: the promise made to `multiply`.
         unsafe {
             if self.column_step == 1 && columns == COLUMNS {
                 for (row, sums) in sums.iter().enumerate().take(rows) {
                     for (half, &sum) in sums.iter().enumerate() {
                         let at = at.offset(row as isize * self.row_step).add(16 * half);
-                        let sum = if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(at)) } else { sum };
-                        _mm512_storeu_ps(at, sum);
+                        T::put(if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(at.cast())) } else { sum }, at);
                     }
                 }
                 return;
@@ -157,7 +193,7 @@ impl To {
             for (row, sums) in sums.iter().enumerate().take(rows) {
                 for (column, sum) in sums.iter().enumerate().take(columns) {
                     let at = at.offset(row as isize * self.row_step + column as isize * self.column_step);
-                    *at = if self.add { *at + sum } else { *sum };
+                    *at = T::from_f32(if self.add { *at.cast::<f32>() + sum } else { *sum });
                 }
             }
         }
@@ -169,25 +205,30 @@ impl Side {
     /// Whether there is a number smaller than [`SMALLEST`] that is not zero.
     #[inline(always)]
     unsafe fn has_small(&self) -> bool {
-        // Zero, less one, is the largest.
+        // Zero, less one, is the largest. By name: the compiler makes vectors of eight.
         let size = |x: bf16| (x.to_bits() & 0x7fff).wrapping_sub(1);
+        let (mask, one) = unsafe { (_mm512_set1_epi16(0x7fff), _mm512_set1_epi16(1)) };
+        let mut many_least = unsafe { _mm512_set1_epi16(-1) };
         let ((outer, outer_step), (inner, inner_step)) =
             if self.lines.1 == 1 { (self.terms, self.lines) } else { (self.lines, self.terms) };
         let mut least = u16::MAX;
         for i in 0..outer as isize {
             // SAFETY: the matrix lies within its allocation, here and below.
             let at = unsafe { self.at.offset(i * outer_step) };
-            if inner_step == 1 {
-                for &x in unsafe { core::slice::from_raw_parts(at, inner) } {
-                    least = least.min(size(x));
+            let mut done = 0;
+            while inner_step == 1 && done + 32 <= inner {
+                unsafe {
+                    let numbers = _mm512_and_si512(_mm512_loadu_si512(at.add(done).cast()), mask);
+                    many_least = _mm512_min_epu16(many_least, _mm512_sub_epi16(numbers, one));
                 }
-            } else {
-                for j in 0..inner as isize {
-                    least = least.min(size(unsafe { *at.offset(j * inner_step) }));
-                }
+                done += 32;
+            }
+            for j in done..inner {
+                least = least.min(size(unsafe { *at.offset(j as isize * inner_step) }));
             }
         }
-        least < SMALLEST - 1
+        let too_small = SMALLEST - 1;
+        least < too_small || unsafe { _mm512_cmplt_epu16_mask(many_least, _mm512_set1_epi16(too_small as i16)) } != 0
     }
 
     /// Brings each `WIDTH` lines together, term by term in pairs, filled up with zeros.

@@ -180,6 +180,10 @@ impl Product<'_> {
         let blocks = rows.size.div_ceil(block);
         let terms = if copy_a || copy_b { sum.size.min(BLOCK_TERMS) } else { sum.size };
         let piece = if copy_b { columns.size.min(BLOCK_COLUMNS) } else { columns.size };
+        // Products of bf16 that are complete at once, and finished then, are rounded on their way.
+        let whole = (piece, terms) == (columns.size, sum.size);
+        let at_once = whole && columns_outer.len() == 1 && sum_outer.len() == 1 && !join_rows;
+        let straight = as_it_is && at_once && is_bf16(TypeId::of::<C>()) && matches!(finish, Finish::Nothing);
         let pointers = Ptr((a, b, c, &finish));
 
         threads::for_each(units * blocks, work, |task| {
@@ -190,8 +194,37 @@ impl Product<'_> {
             let unit_at = space::sum(self.batch.offset(batch), rows_outer.offset(outer));
             let at = advance(unit_at, &rows, first);
 
+            let mut packed = bfloat::Packed::default();
+            if straight {
+                // SAFETY: the caller's promise: the matrices lie within the tensors, and these rows of the result belong to this task.
+                let done = unsafe {
+                    let rows = |of: usize| (height, rows.step[of]);
+                    let a = bfloat::Side {
+                        at: a.offset(at[self.a]).cast(),
+                        lines: rows(self.a),
+                        terms: (sum.size, sum.step[self.a]),
+                    };
+                    let lines = (columns.size, columns.step[self.b]);
+                    let b = bfloat::Side { at: b.offset(at[self.b]).cast(), lines, terms: (sum.size, sum.step[self.b]) };
+                    let at = c.offset(at[self.c]).cast::<bf16>();
+                    let (row_step, column_step) = (rows(self.c).1, columns.step[self.c]);
+                    // Along what lies side by side in the result.
+                    match row_step == 1 && column_step != 1 {
+                        false => bfloat::multiply(bfloat::To { at, row_step, column_step, add: false }, a, b, &mut packed),
+                        true => bfloat::multiply(
+                            bfloat::To { at, row_step: column_step, column_step: row_step, add: false },
+                            b,
+                            a,
+                            &mut packed,
+                        ),
+                    }
+                };
+                if done {
+                    return;
+                }
+            }
             // Not needed where bf16 is multiplied as it is.
-            let (mut a_block, mut b_block, mut packed) = (Vec::new(), Vec::new(), bfloat::Packed::default());
+            let (mut a_block, mut b_block) = (Vec::new(), Vec::new());
             // By its pointer only: every number is written before it is read.
             let mut scratch = Vec::<A::Real>::with_capacity(if aside { height * width } else { 0 });
             // In the order of the result.
@@ -382,7 +415,7 @@ impl<R: Real> Tile<'_, R> {
 
     /// [`multiply`] of two matrices of bf16, without copies in f32. False where that cannot be.
     unsafe fn multiply_bf16<A, B>(&self, to: *mut R, add: bool, a: &View<A>, b: &View<B>, packed: &mut bfloat::Packed) -> bool {
-        let to = bfloat::To { at: to.cast(), row_step: self.row_step, column_step: self.column_step, add };
+        let to = bfloat::To { at: to.cast::<f32>(), row_step: self.row_step, column_step: self.column_step, add };
         let a = bfloat::Side { at: a.at.cast(), lines: a.rows, terms: a.columns };
         let b = bfloat::Side { at: b.at.cast(), lines: b.columns, terms: b.rows };
         // SAFETY: the caller's promise, as that of `multiply`; all three are what they are cast to.
