@@ -1,5 +1,5 @@
 //! What the layer takes from memory on flex: its results, and temporaries that together are smaller than the smaller input. Norms that
-//! are kept for the gradients take an eighth of the inputs at most. Gradients of inputs that nobody else holds take no memory of their own.
+//! are kept for the gradients take an eighth of the inputs at most. Gradients of rows that nobody else holds take no memory of their own.
 //!
 //! Its own binary and a single test, because an allocator is the whole program's.
 

@@ -45,14 +45,25 @@ fn half_precision_inputs_may_ask_for_f32_scores() {
     for dtype in float_dtypes() {
         for output in float_dtypes() {
             let output: FloatDType = output.into();
-            let config = DotConfig::new(2).with_output_dtype(output);
-            let device = device();
-            let (lhs, rhs) = (wave(&[2, 3, 40], 0.1), wave(&[2, 4, 40], 0.2));
-            let out: Tensor<3> = apply(&config.init(), tensor::<3>(&lhs, dtype, &device), tensor::<3>(&rhs, dtype, &device));
-            assert_eq!(out.dtype(), DType::from(output));
-            if DType::from(output).size() >= dtype.size() {
-                // The product is not rounded to the inputs' dtype on the way.
-                assert_exact("output dtype", &config, dtype, Layout::Contiguous, &lhs, &rhs);
+            for normalize in [false, true] {
+                let config = DotConfig::new(2).with_output_dtype(output).with_normalize(normalize);
+                let device = device();
+                let (lhs, rhs) = (wave(&[2, 3, 40], 0.1), wave(&[2, 4, 40], 0.2));
+                let out: Tensor<3> =
+                    apply(&config.init(), tensor::<3>(&lhs, dtype, &device), tensor::<3>(&rhs, dtype, &device));
+                assert_eq!(out.dtype(), DType::from(output));
+                if DType::from(output).size() >= dtype.size() {
+                    // The product is not rounded to the inputs' dtype on the way.
+                    assert_exact("output dtype", &config, dtype, Layout::Contiguous, &lhs, &rhs);
+                    assert_exact(
+                        "output dtype",
+                        &config,
+                        dtype,
+                        Layout::Contiguous,
+                        &wave(&[2, 1, 60], 0.1),
+                        &wave(&[2, 1, 60], 0.2),
+                    );
+                }
             }
         }
     }

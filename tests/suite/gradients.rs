@@ -64,13 +64,17 @@ fn the_gradient_check_sees_a_missing_projection() {
 fn gradients_are_the_same_under_checkpointing() {
     for normalize in [false, true] {
         let dot = DotConfig::new((2, 1)).with_normalize(normalize).init();
-        let grads = |device: Device| {
-            let x = tensor::<3>(&wave(&[2, 3, 5], 0.1), DType::F32, &device).require_grad();
-            let y = tensor::<3>(&wave(&[2, 5, 4], 0.4), DType::F32, &device).require_grad();
-            let out: Tensor<3> = apply(&dot, x.clone().neg(), y.clone().neg());
-            let grads = (out.clone() * out).sum().backward();
-            [x, y].map(|x| x.grad(&grads).expect("a gradient").into_data())
-        };
-        assert_eq!(grads(device().autodiff()), grads(device().autodiff().gradient_checkpointing()), "normalize {normalize}");
+        // Few terms and many, of which norms are kept; rows and matrices.
+        for [k, m, n] in [[5, 3, 4], [40, 3, 4], [40, 1, 1]] {
+            let grads = |device: Device| {
+                let x = tensor::<3>(&wave(&[2, m, k], 0.1), DType::F32, &device).require_grad();
+                let y = tensor::<3>(&wave(&[2, k, n], 0.4), DType::F32, &device).require_grad();
+                let out: Tensor<3> = apply(&dot, x.clone().neg(), y.clone().neg());
+                let grads = (out.clone() * out).sum().backward();
+                [x, y].map(|x| x.grad(&grads).expect("a gradient").into_data())
+            };
+            let (kept, anew) = (grads(device().autodiff()), grads(device().autodiff().gradient_checkpointing()));
+            assert_eq!(kept, anew, "normalize {normalize}, {m} and {n} vectors of {k}");
+        }
     }
 }

@@ -38,7 +38,7 @@
 //! # Checkpointing
 //!
 //! An input is kept only if some tracked gradient needs it, and by its node: under gradient checkpointing it is computed anew from its
-//! own parents if these are light. The product itself counts as heavy, as Burn's matrix product does: its output is kept.
+//! own parents if these are light; norms stay. The product itself counts as heavy, as Burn's matrix product does: its output is kept.
 
 use burn_core::backend::{
     Autodiff, Backend, TensorMetadata,

@@ -18,7 +18,7 @@
 //! | `plan` | axes and shapes → batch, m, k, n: a pure value |
 //! | `error` | [`DotError`] |
 //!
-//! A product on flex goes `Dot::forward` → `plan` (what meets what) → `backward` (keeps the inputs, if tracked) → `ops` → `cpu`.
+//! A product on flex goes `Dot::forward` → `plan` (what meets what) → `backward` (keeps inputs and norms, if tracked) → `ops` → `cpu`.
 
 extern crate alloc;
 

@@ -34,7 +34,7 @@ use crate::{
 #[derive(Clone, Debug, ExtensionType)]
 pub enum Kept<B: Backend> {
     Nothing,
-    /// Norms, in whatever form the backend's own gradients read them.
+    /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
     Norms(FloatTensor<B>),
 }
 

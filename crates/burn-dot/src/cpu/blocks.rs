@@ -12,7 +12,7 @@ pub(super) struct View<T> {
     pub columns: (usize, isize),
 }
 
-/// Numbers at equal steps.
+/// Numbers at equal steps, signed as a [`Scale`](super::norms::Scale) is: only their size is a factor.
 pub(super) type Factors<R> = (*const R, isize);
 
 impl<T: Element> View<T> {

@@ -1,7 +1,7 @@
 //! Products where both inputs have several vectors for each batch index: matrix products, by the `gemm` crate, and by [`bfloat`].
 //!
-//! Matrices are read where they lie, by their strides. Norms are applied to the output, or to the gradient that comes in, never to copies
-//! of the inputs. What must be converted (f16, bf16), scaled or brought in line is copied into small blocks first.
+//! Matrices are read where they lie, by their strides. Norms are applied to the output and to gradients, never to a copy of a whole input.
+//! What must be converted (f16, bf16), scaled or brought in line is copied into small blocks first.
 
 use alloc::vec::Vec;
 use core::{any::TypeId, ops::Range};

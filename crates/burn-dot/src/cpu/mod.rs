@@ -1,7 +1,7 @@
 //! Kernels for flex: the door between tensors and numbers in memory.
 //!
 //! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level`
-//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. `norms` has the divisors of normalized
+//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. `norms` has the factors of normalized
 //! vectors. Matrices are copied by `blocks`, where they must be, and multiplied by the `gemm` crate; those of bf16 by `bfloat`, where the
 //! processor has an instruction for them.
 //!
@@ -40,7 +40,7 @@ mod threads;
 
 use kernel::Element;
 use matrices::Matrices;
-use rows::{Kept, Rows};
+use rows::{KeptRow, Rows};
 use space::{Space, Strides};
 
 /// The product, and, if asked to keep it, what [`float_dot_grads`] can use again, where that is worth its memory.
@@ -116,23 +116,25 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let worth = |bytes: usize| keep && floor.is_some() && bytes <= inputs / KEPT_PART;
     // SAFETY: `space` walks the tensors by their own strides; the output, and what is kept, are fresh. The kernels write all of them.
     unsafe {
-        if let Some(vectors) = vectors(lhs, rhs, plan, true) {
+        if let Some(vectors) = choose_vectors(lhs, rhs, plan, true) {
             let (x, y, space) = match vectors {
                 Operand::Lhs => (x, y, space),
                 Operand::Rhs => (y, x, space.swapped()),
             };
             let shape = kept_rows(plan);
-            let kept = worth(shape.num_elements() * size_of::<f64>()).then(|| Memory::<f64>::fresh(Layout::contiguous(shape)));
+            let again = choose_vectors(lhs, rhs, plan, false).is_some();
+            let kept = (again && worth(shape.num_elements() * size_of::<f64>()))
+                .then(|| Memory::<f64>::fresh(Layout::contiguous(shape)));
             let at = kept.as_ref().map(|kept| kept.at.cast());
             rows::forward(Rows { x, y, out: out.at, dx: None, dy: None, kept: at }, &space, floor)
                 .then(|| (out.into_tensor(lhs), kept.map(|kept| kept.into_tensor(lhs))))
         } else {
+            let counts = vectors_of_each(lhs, rhs, plan);
             let norms = match floor {
-                Some(floor) => Some(norms::of_both(x, y, &space, floor)?),
+                Some(floor) => Some(norms::of_both(x, y, &space, counts, floor)?),
                 None => None,
             };
-            let [of_lhs, _] = norms::counts(&space);
-            let both = norms.as_ref().map(|norms| norms.split_at(of_lhs).into());
+            let both = norms.as_ref().map(|norms| norms.split_at(counts[0]).into());
             matrices::forward(Matrices { x, y, out: out.at }, space, both);
             let kept = norms.filter(|norms| worth(size_of_val(&norms[..]))).map(|norms| {
                 let shape = [norms.len()];
@@ -143,9 +145,14 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     }
 }
 
+/// How many vectors each input has.
+fn vectors_of_each(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan) -> [usize; 2] {
+    [lhs, rhs].map(|x| x.layout().num_elements() / plan.k)
+}
+
 /// The shape of what is kept of rows. That of matrices has one axis.
 fn kept_rows(plan: &Plan) -> Shape {
-    Shape::new([plan.batch * plan.m * plan.n, size_of::<Kept>() / size_of::<f64>()])
+    Shape::new([plan.batch * plan.m * plan.n, size_of::<KeptRow>() / size_of::<f64>()])
 }
 
 fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
@@ -159,7 +166,7 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
 ) -> Option<[Option<FlexTensor>; 2]> {
     // A vector with many partners collects their sum, and so does one that is repeated along the batch: of the two inputs it must be
     // the same one.
-    let vectors = vectors(lhs, rhs, plan, false);
+    let vectors = choose_vectors(lhs, rhs, plan, false);
     // Rows give way to their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product needs
     // only the other input: the second gradient takes the place of its input.
     let reuse = if vectors.is_some() { [floor.is_none() || rows::never_stops::<T>(); 2] } else { [floor.is_none(), false] };
@@ -193,7 +200,8 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let out = first::<O>(grad).cast_mut();
     let at = |memory: &Option<Memory<T>>| memory.as_ref().map(|memory| memory.at);
     let (dx, dy) = (at(&dl), at(&dr));
-    // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh, or in the place of their own inputs.
+    // SAFETY: `space` walks the tensors by their own strides; the gradients are fresh, or in the place of their own inputs. What was kept
+    // has the shape that `forward` gave it, and its numbers lie in line.
     let trusted = unsafe {
         if let Some(vectors) = vectors {
             let (x, y, dx, dy, space) = match vectors {
@@ -203,14 +211,14 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
             let kept = kept.filter(|kept| kept.shape() == kept_rows(plan)).map(|kept| first::<f64>(kept).cast_mut().cast());
             rows::backward(Rows { x, y, out, dx, dy, kept }, &space, floor, in_place(&dl) || in_place(&dr))
         } else {
-            let counts = norms::counts(&space);
+            let counts = vectors_of_each(lhs, rhs, plan);
             let kept = kept.filter(|kept| kept.shape() == Shape::new([counts.iter().sum()])).map(|kept| kept.storage());
             let made;
             let norms = match (floor, kept) {
                 (None, _) => None,
                 (Some(_), Some(kept)) => Some(kept),
                 (Some(floor), None) => {
-                    made = norms::of_both(x, y, &space, floor)?;
+                    made = norms::of_both(x, y, &space, counts, floor)?;
                     Some(&made[..])
                 }
             };
@@ -223,9 +231,10 @@ fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
 }
 
 /// The input that has a single vector for each batch index, if it can meet its partners one by one: not so where the partners lie across
-/// memory, neighbours being numbers of different partners. They are taken as a matrix then. Better one whose partners are not repeated
-/// along the batch, or only such a one.
-fn vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated: bool) -> Option<Operand> {
+/// memory, neighbours being numbers of different partners. They are taken as a matrix then. One whose partners are repeated along the
+/// batch is chosen last, and only if that is allowed. How the inputs lie decides whether one is chosen, never which: what the forward pass
+/// kept of `x` and `y` is so what the gradients take it for.
+fn choose_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated_partners: bool) -> Option<Operand> {
     let across = |x: &FlexTensor, order: &[usize]| {
         let layout = x.layout();
         let side_by_side = |axes: &[usize]| axes.iter().any(|&axis| layout.shape()[axis] > 1 && layout.strides()[axis] == 1);
@@ -233,16 +242,16 @@ fn vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated: bool) -> O
             order[plan.batch_shape.len()..].split_at(order.len() - plan.batch_shape.len() - plan.contracted);
         side_by_side(free) && !side_by_side(contracted)
     };
-    let meets = |x: Operand, repeated: bool| {
+    let meets = |x: Operand, repeated_too: bool| {
         let (alone, others, shape, order) = match x {
             Operand::Lhs => (plan.m == 1, rhs, &plan.rhs_shape, &plan.rhs_order),
             Operand::Rhs => (plan.n == 1, lhs, &plan.lhs_shape, &plan.lhs_order),
         };
         let whole = shape.iter().zip(&plan.batch_shape).all(|(own, joint)| own == joint);
-        alone && (whole || repeated) && !across(others, order)
+        alone && (whole || repeated_too) && !across(others, order)
     };
-    let find = |repeated| [Operand::Lhs, Operand::Rhs].into_iter().find(|&x| meets(x, repeated));
-    find(false).or_else(|| repeated.then(|| find(true)).flatten())
+    let find = |repeated_too| [Operand::Lhs, Operand::Rhs].into_iter().find(|&x| meets(x, repeated_too));
+    find(false).or_else(|| if repeated_partners { find(true) } else { None })
 }
 
 /// The first number of a tensor that is not empty, all of whose numbers lie within its memory.

@@ -37,16 +37,12 @@ impl Scale {
         if self.0.is_sign_positive() { self.0 * self.0 } else { 0.0 }
     }
 
-    /// The factor of the part along the vector that its gradient is without, and a number that no term of the gradient is larger than.
+    /// The factor of the part along the vector that its gradient is without, and a number that no term of the gradient is
+    /// larger than, but for rounding, which is less than half a step of a half.
     #[inline(always)]
     pub fn part_along(self, g: f64, cosine: f64) -> (f64, f64) {
         (g * cosine * self.projected(), g.abs() * self.inverse())
     }
-}
-
-/// How many vectors each input has.
-pub(super) fn counts(space: &Space) -> [usize; 2] {
-    [(&space.i, NX), (&space.j, NY)].map(|(free, number)| space.batch.split_by(number).0.len() * free.len())
 }
 
 /// The [`Scale`]s of all vectors of `x`, then of `y`. `None` where a norm is so large or so small that the plain product of the vectors
@@ -54,9 +50,14 @@ pub(super) fn counts(space: &Space) -> [usize; 2] {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, and nothing in it is empty.
-pub(super) unsafe fn of_both<T: Element>(x: *const T, y: *const T, space: &Space, floor: f64) -> Option<Vec<T::Real>> {
-    let [x_count, y_count] = counts(space);
+/// Every index of `space` lies within the tensors, which have so many vectors, and nothing in it is empty.
+pub(super) unsafe fn of_both<T: Element>(
+    x: *const T,
+    y: *const T,
+    space: &Space,
+    [x_count, y_count]: [usize; 2],
+    floor: f64,
+) -> Option<Vec<T::Real>> {
     let mut norms = vec![T::Real::default(); x_count + y_count];
     let (of_x, of_y) = norms.split_at_mut(x_count);
     // SAFETY: the caller's promise.

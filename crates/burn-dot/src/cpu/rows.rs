@@ -40,7 +40,7 @@ pub(super) struct Rows<T, O> {
     pub dx: Option<*mut T>,
     pub dy: Option<*mut T>,
     /// For each number of the output, what [`forward`] writes, where it is wanted, and [`backward`] reads, where it was.
-    pub kept: Option<*mut Kept>,
+    pub kept: Option<*mut KeptRow>,
 }
 
 /// The product. False where numbers were met whose squares f64 cannot hold: the output is then not to be used.
@@ -68,8 +68,8 @@ pub(super) fn never_stops<T: Element>() -> bool {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `dx` and `dy`. These may
-/// be `x` and `y` themselves where `in_place` says so and each number of `x` and `y` is met once.
+/// Every index of `space` lies within the tensors and what was kept, nothing in it is empty, and nothing else reads or writes `dx` and
+/// `dy`. These may be `x` and `y` themselves where `in_place` says so and each number of `x` and `y` is met once.
 pub(super) unsafe fn backward<T, O>(tensors: Rows<T, O>, space: &Space, floor: Option<f64>, in_place: bool) -> bool
 where
     T: Element,
@@ -104,38 +104,42 @@ where
         let partners = share * n / shares..(share + 1) * n / shares;
         level::vectorized(Partners { work: work.get(), start: own.offset(vector), many, partners, sum })
     };
-    let collect = |vector: usize, along: f64, sum: &[f64]| {
-        level::vectorized(Collected { work: work.get(), at: own.offset(vector), along, sum })
+    let collect = |vector: usize, gathered: &Gathered| {
+        level::vectorized(Collected { work: work.get(), at: own.offset(vector), gathered })
     };
     if shares == 1 {
         threads::for_each_range(vectors, n * k, |range| {
             let mut sum = vec![0.0; width];
             for vector in range {
                 sum.fill(0.0);
-                match share(vector, 0, core::mem::take(&mut sum)) {
-                    Some((along, collected)) if collect(vector, along, &collected) => sum = collected,
-                    _ => return trusted.store(false, Ordering::Relaxed),
-                }
+                let Some(gathered) = share(vector, 0, core::mem::take(&mut sum)) else {
+                    return trusted.store(false, Ordering::Relaxed);
+                };
+                collect(vector, &gathered);
+                sum = gathered.sum;
             }
         });
         return trusted.into_inner();
     }
-    let mut sums: Vec<(f64, Vec<f64>)> = vec![Default::default(); vectors * shares];
+    let mut sums: Vec<Gathered> = vec![Default::default(); vectors * shares];
     let slots = Ptr(sums.as_mut_ptr());
     threads::for_each(vectors * shares, cost, |task| match share(task / shares, task % shares, vec![0.0; width]) {
         // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
         Some(gathered) => unsafe { *slots.get().add(task) = gathered },
         None => trusted.store(false, Ordering::Relaxed),
     });
-    trusted.into_inner()
-        && sums.chunks_mut(shares).enumerate().all(|(vector, shares)| {
+    let trusted = trusted.into_inner();
+    if trusted {
+        for (vector, shares) in sums.chunks_mut(shares).enumerate() {
             let (first, rest) = shares.split_first_mut().expect("at least one share");
-            for (along, sum) in rest {
-                first.0 += *along;
-                first.1.iter_mut().zip(sum).for_each(|(total, more)| *total += *more);
+            for more in rest {
+                first.along += more.along;
+                first.sum.iter_mut().zip(&more.sum).for_each(|(total, more)| *total += *more);
             }
-            collect(vector, first.0, &first.1)
-        })
+            collect(vector, first);
+        }
+    }
+    trusted
 }
 
 /// Cuts the work into ranges; true if all of their tasks are.
@@ -302,24 +306,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         sums
     }
 
-    /// The divisor of `x`, where there is one. `None` where its square is beyond f64.
-    #[inline(always)]
-    unsafe fn x_scale<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<Option<Scale>> {
-        let Some(floor) = self.floor else { return Some(None) };
-        let level = buffers.level;
-        // SAFETY: the caller's promise.
-        let [xx] = unsafe {
-            self.sums(
-                buffers,
-                at,
-                #[inline(always)]
-                |x, _| [kernel::dot(level, x, x)],
-            )
-        };
-        Scale::new::<T::Real>(xx, floor, T::Real::NORMS).map(Some)
-    }
-
-    /// A number of the output. `None` as in [`Self::x_scale`].
+    /// A number of the output. `None` where a square is beyond f64.
     #[inline(always)]
     unsafe fn output<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<f64> {
         let level = buffers.level;
@@ -525,7 +512,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             return true;
         }
         let buffers = &mut Buffers::new(level, work.past_caches);
-        let both_in_place = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
+        let both_along = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
         for at in own.walk(rows) {
             // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
             let g = unsafe { work.grad(at) };
@@ -544,7 +531,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                     at,
                     #[inline(always)]
                     |Piece { x, y, at, buffer, .. }| match (dx.0, dy.0, px, py) {
-                        (Some(dx), Some(dy), Some((px, x_most)), Some((py, y_most))) if both_in_place => {
+                        (Some(dx), Some(dy), Some((px, x_most)), Some((py, y_most))) if both_along => {
                             let to = [dx.offset(at[DX]), dy.offset(at[DY])];
                             let to = to.map(|to| core::slice::from_raw_parts_mut(to, x.len()));
                             T::combine_both(level, to, w, [x, y], [(-px, x_most), (-py, y_most)]);
@@ -571,14 +558,13 @@ struct Partners<'a, T, O> {
 }
 
 impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
-    /// How much of what the partners give to the gradient of the vector's direction lies along it, and all that they give.
-    type Output = Option<(f64, Vec<f64>)>;
+    type Output = Option<Gathered>;
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) -> Self::Output {
         let Partners { work, start, many, partners, mut sum } = self;
         let buffers = &mut Buffers::new(level, work.past_caches);
-        let mut along = 0.0;
+        let (mut along, mut x) = (0.0, None);
         // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
         for at in many.walk(partners) {
             let at = space::sum(start, at);
@@ -587,7 +573,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                 None => (g, g, None),
                 Some(floor) => {
                     let Scaled { x: sx, y: sy, cosine } = unsafe { work.scaled(buffers, at, floor) }?;
-                    along += g * cosine;
+                    (along, x) = (along + g * cosine, Some(sx));
                     (g * sx.inverse() * sy.inverse(), g * sy.inverse(), Some(sy.part_along(g, cosine)))
                 }
             };
@@ -606,34 +592,42 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                 )
             };
         }
-        Some((along, sum))
+        Some(Gathered { along, x, sum })
     }
+}
+
+/// What partners give to the gradient of the vector's direction.
+#[derive(Clone, Default)]
+struct Gathered {
+    /// How much of it lies along the vector.
+    along: f64,
+    /// Of the vector, where it is normalized.
+    x: Option<Scale>,
+    sum: Vec<f64>,
 }
 
 /// The gradient of a vector from what its partners gave.
 struct Collected<'a, T, O> {
     work: &'a Work<'a, T, O>,
     at: Steps,
-    along: f64,
-    sum: &'a [f64],
+    gathered: &'a Gathered,
 }
 
 impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
-    type Output = bool;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) -> bool {
-        let Collected { work, at, along, sum } = self;
+    fn run<S: Level>(self, level: S) {
+        let Collected { work, at, gathered: Gathered { along, x, sum } } = self;
         if work.rows.dx.is_none() {
-            return true;
+            return;
         }
         let buffers = &mut Buffers::new(level, work.past_caches);
-        // SAFETY: the promise made to `backward`, here and below.
-        let (factor, projected) = match unsafe { work.x_scale(buffers, at) } {
-            None => return false,
-            Some(None) => (1.0, None),
-            Some(Some(x)) => (x.inverse(), Some(along * x.projected())),
+        let (factor, projected) = match x {
+            None => (1.0, None),
+            Some(x) => (x.inverse(), Some(along * x.projected())),
         };
+        // SAFETY: the promise made to `backward`.
         unsafe {
             work.for_each_piece(
                 work.write,
@@ -656,7 +650,6 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
                 },
             )
         };
-        true
     }
 }
 
@@ -668,16 +661,16 @@ struct Scaled {
 }
 
 /// A [`Scaled`] in memory.
-pub(super) type Kept = [f64; 3];
+pub(super) type KeptRow = [f64; 3];
 
 impl Scaled {
     #[inline(always)]
-    fn keep(&self) -> Kept {
+    fn keep(&self) -> KeptRow {
         [self.x.0, self.y.0, self.cosine]
     }
 
     #[inline(always)]
-    fn kept([x, y, cosine]: Kept) -> Self {
+    fn kept([x, y, cosine]: KeptRow) -> Self {
         Scaled { x: Scale(x), y: Scale(y), cosine }
     }
 }

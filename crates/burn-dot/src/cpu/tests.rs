@@ -527,17 +527,20 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
 /// Norms of the one form and of the other, kept by a product whose gradients may go another way.
 #[test]
 fn norms_are_kept_where_they_are_little_beside_the_inputs() {
-    // The shapes; the shape of what is kept.
-    let cases: [([usize; 3], [usize; 3], Option<&[usize]>); 8] = [
-        ([3, 1, 64], [3, 1, 64], Some(&[3, 3])),
-        ([3, 1, 4], [3, 1, 4], None),
-        ([3, 1, 64], [3, 20, 64], Some(&[60, 3])),
-        ([3, 5, 64], [3, 4, 64], Some(&[27])),
-        ([1, 5, 64], [3, 4, 64], Some(&[17])),
-        ([3, 5, 4], [3, 4, 4], None),
-        ([3, 1, 64], [1, 1, 64], Some(&[3, 3])),
+    // The shapes; the shape of what is kept, if anything.
+    let cases: [([usize; 3], [usize; 3], &[usize]); 10] = [
+        ([3, 1, 64], [3, 1, 64], &[3, 3]),
+        ([3, 1, 4], [3, 1, 4], &[]),
+        ([3, 1, 64], [3, 20, 64], &[60, 3]),
+        ([3, 5, 64], [3, 4, 64], &[27]),
+        ([1, 5, 64], [3, 4, 64], &[17]),
+        ([3, 5, 4], [3, 4, 4], &[]),
+        ([3, 1, 64], [1, 1, 64], &[3, 3]),
         // The gradients of these are made as those of matrices.
-        ([3, 1, 128], [1, 4, 128], Some(&[12, 3])),
+        ([3, 1, 128], [1, 4, 128], &[]),
+        // An eighth, and a little more.
+        ([3, 1, 24], [3, 1, 24], &[3, 3]),
+        ([3, 1, 23], [3, 1, 23], &[]),
     ];
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     for (lhs_shape, rhs_shape, expected) in cases {
@@ -548,7 +551,7 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
         let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([3, plan.m, plan.n], 0.7));
         let (_, kept) = float_dot(&lhs, &rhs, &plan, options, true).unwrap();
         let name = alloc::format!("{lhs_shape:?}, {rhs_shape:?}");
-        assert_eq!(kept.as_ref().map(|kept| kept.layout().shape().to_vec()), expected.map(<[usize]>::to_vec), "{name}");
+        assert_eq!(kept.as_ref().map_or(vec![], |kept| kept.layout().shape().to_vec()), expected, "{name}");
         let grads = |kept: Option<&FlexTensor>| {
             let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true]);
             grads.unwrap().map(|grad| grad.unwrap().into_data())
@@ -557,6 +560,48 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
         assert!(float_dot(&lhs, &rhs, &plan, options, false).unwrap().1.is_none(), "{name}: nobody asked");
         let plain = FloatOptions { normalize: None, output: None };
         assert!(float_dot(&lhs, &rhs, &plan, plain, true).unwrap().1.is_none(), "{name}: no norms");
+    }
+}
+
+/// What one path kept, for the gradients of another: the same numbers in memory, stored along the terms or across.
+#[test]
+fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows() {
+    let (x, y) = (wave(3 * 64, 0.1), wave(3 * 4 * 64, 0.4));
+    let plan = Plan::new(&Axes::Both(2), 1, false, &[3, 1, 64], &[3, 4, 64]).unwrap();
+    let lhs = FlexTensor::from_data(TensorData::new(x, [3, 1, 64]));
+    let along = FlexTensor::from_data(TensorData::new(y, [3, 4, 64]));
+    let across = FlexTensor::from_data(along.transpose(1, 2).into_data()).transpose(1, 2);
+    let grad = FlexTensor::from_data(TensorData::new(wave(12, 0.7), [3, 1, 4]));
+    let options = FloatOptions { normalize: Some(1e-6), output: None };
+    let kept = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().1.expect("norms");
+    let ranks = [&along, &across].map(|rhs| kept(rhs).layout().shape().num_dims());
+    assert_eq!(ranks, [2, 1], "one went as rows, the other as matrices");
+    for (rhs, other) in [(&along, &across), (&across, &along)] {
+        let grads = |kept: Option<&FlexTensor>| {
+            let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true]);
+            grads.unwrap().map(|grad| grad.unwrap().into_data())
+        };
+        assert_eq!(grads(Some(&kept(other))), grads(None));
+    }
+}
+
+/// In whole registers: with a floor of 1e-6 the gradient of a vector of zeros is a million times its partner.
+#[test]
+fn gradients_that_a_half_cannot_hold_saturate() {
+    let (shape, options) = ([1, 1, 70], FloatOptions { normalize: Some(1e-6), output: None });
+    let plan = Plan::new(&Axes::Both(2), 1, false, &shape, &shape).unwrap();
+    let tensor = |x: f64, shape: [usize; 3]| {
+        FlexTensor::from_data(TensorData::new(vec![x; shape.iter().product()], shape).convert_dtype(DType::F16))
+    };
+    let root = 70f64.sqrt();
+    for (g, expected) in [(0.5, 0.5e6 / root), (1.0, f64::from(f16::MAX)), (-8.0, f64::from(f16::MIN))] {
+        let grad = tensor(g, [1, 1, 1]);
+        let (mut lhs, mut rhs) = (tensor(0.0, shape), tensor(2.0, shape));
+        let [grad_lhs, _] = float_dot_grads(&mut lhs, &mut rhs, &grad, None, &plan, options, [true, true]).unwrap();
+        for given in grad_lhs.unwrap().into_data().iter::<f64>() {
+            assert_near(&alloc::format!("{g}"), given, expected, expected.abs(), f16::EPSILON.into());
+            assert!(given.is_finite(), "{g}");
+        }
     }
 }
 
