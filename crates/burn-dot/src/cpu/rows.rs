@@ -25,8 +25,9 @@ const PARTNERS_PER_SHARE: usize = 8;
 const SHORT: usize = 16;
 
 /// Bytes of gradients that would not stay in the caches beside the inputs: written past them, their lines need not be read first. (65536
-/// rows of 128, 64 MiB: 4.2 ms so, 5.6 ms without; 256 × 200 vectors of 128, 26 MiB: 1.9 ms so, 2.2 ms without; 4096 rows of 512, 16 MiB:
-/// no faster, and twice as slow into fresh memory. The third cache had 32 MiB.) Fewer in the kernels' own tests, which valgrind runs too.
+/// rows of 128, 64 MiB: 4.2 ms so, 5.6 ms without; 256 × 200 vectors of 128, 26 MiB, normalized: 2.4 ms so, 2.75 ms without; 4096 rows of
+/// 512, 16 MiB: no faster, and twice as slow into fresh memory. The third cache had 32 MiB.) Fewer in the kernels' own tests, which valgrind
+/// runs too.
 const PAST_CACHES_FROM: usize = if cfg!(test) { 1 << 20 } else { 20 << 20 };
 
 /// The tensors of a product whose `x` has nothing free, each by its first number.
