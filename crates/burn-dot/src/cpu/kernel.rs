@@ -43,6 +43,9 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
     fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3];
 
+    /// `sums += x x`, number by number, for each line `x`.
+    fn add_squares<S: Level>(level: S, sums: &mut [f64], lines: &[&[Self]]);
+
     /// `to = a x`, rounded. `a` is a number of the dtype to multiply in.
     fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]);
 
@@ -124,7 +127,7 @@ macro_rules! element {
     };
 }
 macro_rules! real {
-    ($element:ty, $load:ident, $store:ident, $dot:ident, $dot_and_squares:ident, $scale:ident, |$from:ident| $from_f64:expr) => {
+    ($element:ty, $load:ident, $store:ident, $dot:ident, $dot_and_squares:ident, $add_squares:ident, $scale:ident, |$from:ident| $from_f64:expr) => {
         impl Element for $element {
             type Real = Self;
             const IS_REAL: bool = true;
@@ -148,6 +151,10 @@ macro_rules! real {
             #[inline(always)]
             fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3] {
                 $dot_and_squares(level, x, y)
+            }
+            #[inline(always)]
+            fn add_squares<S: Level>(level: S, sums: &mut [f64], lines: &[&[Self]]) {
+                $add_squares(level, sums, lines);
             }
             #[inline(always)]
             fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
@@ -207,6 +214,10 @@ macro_rules! half {
                 dot_and_squares_in_f32(level, x, y)
             }
             #[inline(always)]
+            fn add_squares<S: Level>(level: S, sums: &mut [f64], lines: &[&[Self]]) {
+                add_squares_in_f32(level, sums, lines);
+            }
+            #[inline(always)]
             fn scale<S: Level>(level: S, to: &mut [Self], a: f64, x: &[Self]) {
                 scale_in_f32(level, to, a, x);
             }
@@ -236,8 +247,8 @@ macro_rules! half {
         }
     };
 }
-real!(f64, load_f64, store_f64, dot, dot_and_squares, scale, |x| x);
-real!(f32, load_f32, store_f32, dot_in_f32, dot_and_squares_in_f32, scale_in_f32, |x| x as f32);
+real!(f64, load_f64, store_f64, dot, dot_and_squares, add_squares, scale, |x| x);
+real!(f32, load_f32, store_f32, dot_in_f32, dot_and_squares_in_f32, add_squares_in_f32, scale_in_f32, |x| x as f32);
 impl Single for f32 {
     const IN_F32: usize = 16;
     #[inline(always)]
@@ -336,6 +347,9 @@ const SUMS: usize = 4;
 /// beside them. A product of the two vectors that is lost so is below 1e-45, and the cosine to which it belongs below 1e-21.
 const SQUARES: core::ops::Range<f64> = 1e-24..f64::INFINITY;
 
+/// Lines of memory whose squares are added in f32 before the sums go on in f64.
+pub(super) const LINES: usize = 16;
+
 /// Factors, and terms, with which f32 neither overflows nor loses digits.
 const FACTORS: core::ops::RangeInclusive<f64> = 1e-30..=1e30;
 
@@ -405,8 +419,8 @@ fn dot_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> f64 {
         }
         let sum = level.add_f32s(level.add_f32s(sums[0], sums[1]), level.add_f32s(sums[2], sums[3]));
         total += f64::from(level.reduce_sum_f32s(sum));
-        for (x, y) in x.remainder().iter().zip(y.remainder()) {
-            total += x.to_f64() * y.to_f64();
+        if !x.remainder().is_empty() {
+            total += dot(level, x.remainder(), y.remainder());
         }
     }
     if total.is_finite() { total } else { dot(level, x, y) }
@@ -450,6 +464,50 @@ fn dot_and_squares_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> [f
         }
     }
     dot_and_squares(level, x, y)
+}
+
+/// `sums += x x`, number by number, for each line `x`.
+#[inline(always)]
+fn add_squares<S: Level, R: Element>(level: S, sums: &mut [f64], lines: &[&[R]]) {
+    let (lanes, whole) = (S::F64_LANES, sums.len() / S::F64_LANES * S::F64_LANES);
+    for first in (0..whole).step_by(lanes) {
+        let mut sum = level.load_f64(&sums[first..]);
+        for line in lines {
+            let x = R::load(level, &line[first..]);
+            sum = level.mul_add_e_f64s(x, x, sum);
+        }
+        level.store_f64(sum, &mut sums[first..]);
+    }
+    for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
+        for line in lines {
+            *sum += line[i].to_f64() * line[i].to_f64();
+        }
+    }
+}
+
+/// [`add_squares`] of at most [`LINES`], first in f32. Squares that f32 does not hold become infinite, or are nothing beside those of
+/// [`Real::MATRIX_NORMS`].
+#[inline(always)]
+fn add_squares_in_f32<S: Level, T: Single>(level: S, sums: &mut [f64], lines: &[&[T]]) {
+    let (lanes, whole) = (S::F32_LANES, sums.len() / S::F32_LANES * S::F32_LANES);
+    for first in (0..whole).step_by(lanes) {
+        let mut sum = level.splat_f32s(0.0);
+        for line in lines {
+            let x = T::wide(level, &line[first..]);
+            sum = level.mul_add_e_f32s(x, x, sum);
+        }
+        let sum: &[f32] = bytemuck::cast_slice(core::slice::from_ref(&sum));
+        for (to, sum) in sums[first..][..lanes].chunks_exact_mut(S::F64_LANES).zip(sum.chunks_exact(S::F64_LANES)) {
+            level.store_f64(level.add_f64s(level.load_f64(to), level.load_f32(sum)), to);
+        }
+    }
+    if whole < sums.len() {
+        let mut rest: [&[T]; LINES] = [&[]; LINES];
+        for (rest, line) in rest.iter_mut().zip(lines) {
+            *rest = &line[whole..];
+        }
+        add_squares(level, &mut sums[whole..], &rest[..lines.len()]);
+    }
 }
 
 /// `to = a x + b y`, computed in f64, and finite.

@@ -7,7 +7,7 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run},
+    kernel::{self, CHUNK, Element, LINES, Real, Run, RunMut},
     level::{self, Level, Task},
     space::{Axes, Axis, NX, NY, Space, X, Y, advance},
     threads::{self, Ptr},
@@ -18,12 +18,17 @@ use super::{
 pub(super) struct Scale(pub f64);
 
 impl Scale {
-    /// From the sum of squares. `None` where the larger of norm and floor is not one of those that are trusted.
+    /// From the sum of squares.
     #[inline(always)]
-    pub fn new<R: Real>(square: f64, floor: f64, trusted: RangeInclusive<f64>) -> Option<Self> {
+    pub fn new<R: Real>(square: f64, floor: f64) -> Self {
         let (norm, floor) = (kernel::sqrt(square), floor.max(R::SMALLEST));
-        let divisor = norm.max(floor);
-        trusted.contains(&divisor).then(|| Scale(if norm >= floor { 1.0 / divisor } else { -1.0 / divisor }))
+        Scale(if norm >= floor { 1.0 } else { -1.0 } / norm.max(floor))
+    }
+
+    /// Whether the larger of norm and floor is one of these numbers, or the inverse of one.
+    #[inline(always)]
+    pub fn is_within(self, trusted: RangeInclusive<f64>) -> bool {
+        trusted.contains(&self.inverse())
     }
 
     #[inline(always)]
@@ -80,59 +85,59 @@ unsafe fn of_one<T: Element>(
     let blocks = inner.size.div_ceil(CHUNK);
     let trusted = AtomicBool::new(true);
     let pointers = Ptr((x, norms.as_mut_ptr()));
-    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * space.k.len(), |range| {
+    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * (space.k.len() + NORM), |range| {
         let (x, norms) = pointers.get();
         for task in range {
             let first = task % blocks * CHUNK;
             let at = advance(outer.offset(task / blocks), &inner, first);
-            let height = CHUNK.min(inner.size - first);
-            let mut squares = [0.0; CHUNK];
-            let squares = &mut squares[..height];
-            // SAFETY: the caller's promise.
-            let x = unsafe { x.offset(at[tensor]) };
-            level::vectorized(Squares { x, step: inner.step[tensor], k_outer: &k_outer, k_inner, tensor, squares });
-            for (i, square) in squares.iter().enumerate() {
-                match Scale::new::<T::Real>(*square, floor, T::Real::MATRIX_NORMS) {
-                    // SAFETY: each vector has a number of its own.
-                    Some(scale) => unsafe {
-                        *norms.offset(at[number] + i as isize * inner.step[number]) = <T::Real>::from_f64(scale.0);
-                    },
-                    None => trusted.store(false, Ordering::Relaxed),
-                }
+            let vectors = CHUNK.min(inner.size - first);
+            // SAFETY: the caller's promise; each vector has a number of its own.
+            let (x, to) = unsafe { (x.offset(at[tensor]), norms.offset(at[number])) };
+            let to = RunMut { at: to, step: inner.step[number], len: vectors };
+            let (step, k_outer) = (inner.step[tensor], &k_outer);
+            if !level::vectorized(Norms { x, step, k_outer, k_inner, tensor, to, floor }) {
+                trusted.store(false, Ordering::Relaxed);
             }
         }
     });
     trusted.into_inner()
 }
 
-/// Adds the squares of vectors that follow each other at equal steps.
-struct Squares<'a, T> {
+/// What a norm costs beside its squares, as so many of them: a sum across a register, a root and a division.
+const NORM: usize = 32;
+
+/// The norms of vectors that follow each other at equal steps. False as [`of_both`].
+struct Norms<'a, T: Element> {
     x: *const T,
     step: isize,
     k_outer: &'a Axes,
     k_inner: Axis,
     tensor: usize,
-    squares: &'a mut [f64],
+    to: RunMut<T::Real>,
+    floor: f64,
 }
 
-impl<T: Element> Task for Squares<'_, T> {
-    type Output = ();
+impl<T: Element> Task for Norms<'_, T> {
+    type Output = bool;
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
-        let Squares { x, step, k_outer, k_inner, tensor, squares } = self;
+    fn run<S: Level>(self, level: S) -> bool {
+        let Norms { x, step, k_outer, k_inner, tensor, to, floor } = self;
         let k_step = k_inner.step[tensor];
+        let mut squares = [0.0; CHUNK];
+        let squares = &mut squares[..to.len];
         let mut buffer = [T::default(); CHUNK];
         for part in 0..k_outer.len() {
             // SAFETY: the promise made to `of_both`, here and below.
             let x = unsafe { x.offset(k_outer.offset(part)[tensor]) };
             if step == 1 && k_step != 1 {
-                for term in 0..k_inner.size {
-                    unsafe {
-                        let run = Run { at: x.offset(term as isize * k_step), step, len: squares.len() };
-                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        kernel::accumulate_products(level, squares, run, run);
+                for term in (0..k_inner.size).step_by(LINES) {
+                    let mut lines: [&[T]; LINES] = [&[]; LINES];
+                    let lines = &mut lines[..LINES.min(k_inner.size - term)];
+                    for (i, line) in lines.iter_mut().enumerate() {
+                        *line = unsafe { core::slice::from_raw_parts(x.offset((term + i) as isize * k_step), squares.len()) };
                     }
+                    T::add_squares(level, squares, lines);
                 }
                 continue;
             }
@@ -142,10 +147,27 @@ impl<T: Element> Task for Squares<'_, T> {
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
                         let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        *square += kernel::dot(level, run, run);
+                        *square += T::dot(level, run, run);
                     }
                 }
             }
         }
+        let mut trusted = true;
+        let mut buffer = [T::Real::default(); CHUNK];
+        // SAFETY: as above.
+        unsafe {
+            to.fill(
+                &mut buffer,
+                #[inline(always)]
+                |to| {
+                    for (to, &square) in to.iter_mut().zip(&*squares) {
+                        let scale = Scale::new::<T::Real>(square, floor);
+                        trusted &= scale.is_within(T::Real::MATRIX_NORMS);
+                        *to = <T::Real>::from_f64(scale.0);
+                    }
+                },
+            )
+        };
+        trusted
     }
 }

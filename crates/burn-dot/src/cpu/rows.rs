@@ -347,9 +347,9 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 |x, y| T::dot_and_squares(level, x, y),
             )
         };
-        let scale = |square| Scale::new::<T::Real>(square, floor, T::Real::NORMS);
-        let (x, y) = (scale(xx)?, scale(yy)?);
-        Some(Scaled { x, y, cosine: xy * x.inverse() * y.inverse() })
+        let (x, y) = (Scale::new::<T::Real>(xx, floor), Scale::new::<T::Real>(yy, floor));
+        let trusted = x.is_within(T::Real::NORMS) && y.is_within(T::Real::NORMS);
+        trusted.then_some(Scaled { x, y, cosine: xy * x.inverse() * y.inverse() })
     }
 
     /// [`Self::normalized`], as it was kept or anew.
