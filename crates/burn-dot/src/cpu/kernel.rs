@@ -321,15 +321,40 @@ impl<T: Element> RunMut<T> {
     /// unless they lie side by side.
     #[inline(always)]
     pub unsafe fn fill(self, buffer: &mut [T], write: impl FnOnce(&mut [T])) {
-        if self.step == 1 {
-            // SAFETY: the caller's promise, at step 1.
-            return write(unsafe { core::slice::from_raw_parts_mut(self.at, self.len) });
+        // SAFETY: the caller's promise. One call of `write`, which is compiled into its place.
+        unsafe {
+            let to = self.as_slice(buffer);
+            write(to);
+            self.deliver(to);
         }
-        let buffer = &mut buffer[..self.len];
-        write(buffer);
-        for (i, &x) in buffer.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { *self.at.offset(i as isize * self.step) = x };
+    }
+
+    /// The places as they are, where they lie side by side, else the buffer.
+    ///
+    /// # Safety
+    ///
+    /// As [`RunMut::fill`], while the slice lives.
+    #[inline(always)]
+    pub unsafe fn as_slice(self, buffer: &mut [T]) -> &mut [T] {
+        match self.step {
+            // SAFETY: the caller's promise, at step 1.
+            1 => unsafe { core::slice::from_raw_parts_mut(self.at, self.len) },
+            _ => &mut buffer[..self.len],
+        }
+    }
+
+    /// Copies what was written to [`RunMut::as_slice`] where it belongs, unless it is there.
+    ///
+    /// # Safety
+    ///
+    /// As [`RunMut::fill`].
+    #[inline(always)]
+    pub unsafe fn deliver(self, from: &[T]) {
+        if self.step != 1 {
+            for (i, &x) in from.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { *self.at.offset(i as isize * self.step) = x };
+            }
         }
     }
 }

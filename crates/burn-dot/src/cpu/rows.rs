@@ -413,14 +413,13 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
             let step = self.write.inner.step[tensor];
             // SAFETY: the caller's promise.
             let at = unsafe { gradient.offset(at[tensor]) };
-            if step == 1 && self.past_caches {
-                let buffer = &mut buffer[..len];
-                write(buffer);
-                // SAFETY: as above.
-                unsafe { level::write_past_caches(level, buffer, at) };
-            } else {
-                // SAFETY: as above.
-                unsafe { RunMut { at, step, len }.fill(buffer, write) };
+            let run = RunMut { at, step, len };
+            let past_caches = step == 1 && self.past_caches;
+            // SAFETY: as above. One call of `write`, which is compiled into its place.
+            unsafe {
+                let to = if past_caches { &mut buffer[..len] } else { run.as_slice(buffer) };
+                write(to);
+                if past_caches { level::write_past_caches(level, to, at) } else { run.deliver(to) }
             }
         }
     }
