@@ -2,7 +2,8 @@
 //!
 //! Each is written once, over the registers of a [`Level`] of instructions. Sums go on in f64. What they are made of is added in f32 first,
 //! by blocks so short that hardly a digit is lost: registers of f64 hold half as many numbers, and set the pace themselves where the
-//! inputs lie in a cache. Where f32 does not hold the products, all is done anew in f64. What has no part in that pace stays in f64.
+//! inputs lie in a cache. Where f32 does not hold the products, all is done anew in f64, or, for the
+//! norms of matrices, left to the composition. What has no part in that pace stays in f64.
 
 use burn_core::tensor::{bf16, f16};
 
@@ -43,7 +44,8 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
     fn dot_and_squares<S: Level>(level: S, x: &[Self], y: &[Self]) -> [f64; 3];
 
-    /// `sums += x x`, number by number, for each line `x`.
+    /// `sums += x x`, number by number, for each line `x`, of which there are at most [`LINES`]. A square too small for f32 may be lost,
+    /// one too large for it be infinite.
     fn add_squares<S: Level>(level: S, sums: &mut [f64], lines: &[&[Self]]);
 
     /// `to = a x`, rounded. `a` is a number of the dtype to multiply in.
@@ -323,7 +325,7 @@ impl<T: Element> RunMut<T> {
     pub unsafe fn fill(self, buffer: &mut [T], write: impl FnOnce(&mut [T])) {
         // SAFETY: the caller's promise. One call of `write`, which is compiled into its place.
         unsafe {
-            let to = self.as_slice(buffer);
+            let to = self.target(buffer);
             write(to);
             self.deliver(to);
         }
@@ -335,7 +337,7 @@ impl<T: Element> RunMut<T> {
     ///
     /// As [`RunMut::fill`], while the slice lives.
     #[inline(always)]
-    pub unsafe fn as_slice(self, buffer: &mut [T]) -> &mut [T] {
+    pub unsafe fn target(self, buffer: &mut [T]) -> &mut [T] {
         match self.step {
             // SAFETY: the caller's promise, at step 1.
             1 => unsafe { core::slice::from_raw_parts_mut(self.at, self.len) },
@@ -343,7 +345,7 @@ impl<T: Element> RunMut<T> {
         }
     }
 
-    /// Copies what was written to [`RunMut::as_slice`] where it belongs, unless it is there.
+    /// Copies what was written to [`RunMut::target`] where it belongs, unless it is there.
     ///
     /// # Safety
     ///
@@ -514,6 +516,7 @@ fn add_squares<S: Level, R: Element>(level: S, sums: &mut [f64], lines: &[&[R]])
 /// [`Real::MATRIX_NORMS`].
 #[inline(always)]
 fn add_squares_in_f32<S: Level, T: Single>(level: S, sums: &mut [f64], lines: &[&[T]]) {
+    debug_assert!(lines.len() <= LINES, "{} lines: too many for sums in f32", lines.len());
     let (lanes, whole) = (S::F32_LANES, sums.len() / S::F32_LANES * S::F32_LANES);
     for first in (0..whole).step_by(lanes) {
         let mut sum = level.splat_f32s(0.0);
@@ -521,6 +524,7 @@ fn add_squares_in_f32<S: Level, T: Single>(level: S, sums: &mut [f64], lines: &[
             let x = T::wide(level, &line[first..]);
             sum = level.mul_add_e_f32s(x, x, sum);
         }
+        // By way of the stack, once for all lines.
         let sum: &[f32] = bytemuck::cast_slice(core::slice::from_ref(&sum));
         for (to, sum) in sums[first..][..lanes].chunks_exact_mut(S::F64_LANES).zip(sum.chunks_exact(S::F64_LANES)) {
             level.store_f64(level.add_f64s(level.load_f64(to), level.load_f32(sum)), to);

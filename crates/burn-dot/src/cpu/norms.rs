@@ -7,7 +7,7 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, LINES, Real, Run, RunMut},
+    kernel::{self, CHUNK, Element, LINES, Real, Run},
     level::{self, Level, Task},
     space::{Axes, Axis, NX, NY, Space, X, Y, advance},
     threads::{self, Ptr},
@@ -22,10 +22,11 @@ impl Scale {
     #[inline(always)]
     pub fn new<R: Real>(square: f64, floor: f64) -> Self {
         let (norm, floor) = (kernel::sqrt(square), floor.max(R::SMALLEST));
-        Scale(if norm >= floor { 1.0 } else { -1.0 } / norm.max(floor))
+        let sign = if norm >= floor { 1.0 } else { -1.0 };
+        Scale(sign / norm.max(floor))
     }
 
-    /// Whether the larger of norm and floor is one of these numbers, or the inverse of one.
+    /// Whether the larger of norm and floor is one of these numbers, which are the inverses of each other: so the inverse is looked at.
     #[inline(always)]
     pub fn is_within(self, trusted: RangeInclusive<f64>) -> bool {
         trusted.contains(&self.inverse())
@@ -91,9 +92,9 @@ unsafe fn of_one<T: Element>(
             let first = task % blocks * CHUNK;
             let at = advance(outer.offset(task / blocks), &inner, first);
             let vectors = CHUNK.min(inner.size - first);
+            debug_assert!(vectors == 1 || inner.step[number] == 1, "vectors are numbered along the last axis");
             // SAFETY: the caller's promise; each vector has a number of its own.
-            let (x, to) = unsafe { (x.offset(at[tensor]), norms.offset(at[number])) };
-            let to = RunMut { at: to, step: inner.step[number], len: vectors };
+            let (x, to) = unsafe { (x.offset(at[tensor]), core::slice::from_raw_parts_mut(norms.offset(at[number]), vectors)) };
             let (step, k_outer) = (inner.step[tensor], &k_outer);
             if !level::vectorized(Norms { x, step, k_outer, k_inner, tensor, to, floor }) {
                 trusted.store(false, Ordering::Relaxed);
@@ -113,7 +114,7 @@ struct Norms<'a, T: Element> {
     k_outer: &'a Axes,
     k_inner: Axis,
     tensor: usize,
-    to: RunMut<T::Real>,
+    to: &'a mut [T::Real],
     floor: f64,
 }
 
@@ -125,7 +126,7 @@ impl<T: Element> Task for Norms<'_, T> {
         let Norms { x, step, k_outer, k_inner, tensor, to, floor } = self;
         let k_step = k_inner.step[tensor];
         let mut squares = [0.0; CHUNK];
-        let squares = &mut squares[..to.len];
+        let squares = &mut squares[..to.len()];
         let mut buffer = [T::default(); CHUNK];
         for part in 0..k_outer.len() {
             // SAFETY: the promise made to `of_both`, here and below.
@@ -144,6 +145,7 @@ impl<T: Element> Task for Norms<'_, T> {
             for (i, square) in squares.iter_mut().enumerate() {
                 for term in (0..k_inner.size).step_by(CHUNK) {
                     let len = CHUNK.min(k_inner.size - term);
+                    // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
                         let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
@@ -153,21 +155,11 @@ impl<T: Element> Task for Norms<'_, T> {
             }
         }
         let mut trusted = true;
-        let mut buffer = [T::Real::default(); CHUNK];
-        // SAFETY: as above.
-        unsafe {
-            to.fill(
-                &mut buffer,
-                #[inline(always)]
-                |to| {
-                    for (to, &square) in to.iter_mut().zip(&*squares) {
-                        let scale = Scale::new::<T::Real>(square, floor);
-                        trusted &= scale.is_within(T::Real::MATRIX_NORMS);
-                        *to = <T::Real>::from_f64(scale.0);
-                    }
-                },
-            )
-        };
+        for (to, &square) in to.iter_mut().zip(&*squares) {
+            let scale = Scale::new::<T::Real>(square, floor);
+            trusted &= scale.is_within(T::Real::MATRIX_NORMS);
+            *to = <T::Real>::from_f64(scale.0);
+        }
         trusted
     }
 }

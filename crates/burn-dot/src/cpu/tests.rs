@@ -7,7 +7,7 @@ use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
 
 use super::{
     float_dot, float_dot_grads,
-    kernel::{self, CHUNK, Element, Run, RunMut},
+    kernel::{self, CHUNK, Element, LINES, Run, RunMut},
     level::{self, Level, Task},
 };
 use crate::plan::{Axes, FloatOptions, Plan};
@@ -85,6 +85,17 @@ impl<T: Element> Task for EveryLoop<T> {
         let mut sums = before.clone();
         kernel::accumulate_products(level, &mut sums, &x, &y);
         (0..len).for_each(|i| near("accumulate_products", sums[i], [before[i], fx[i] * fy[i]]));
+        for count in [1, 2, LINES - 1, LINES] {
+            let lines: Vec<&[T]> = (0..count).map(|line| if line % 2 == 0 { &x[..] } else { &y[..] }).collect();
+            let (of_x, of_y) = (count.div_ceil(2) as f64, (count / 2) as f64);
+            let mut sums = before.clone();
+            T::add_squares(level, &mut sums, &lines);
+            for i in 0..len {
+                let squares = of_x * fx[i] * fx[i] + of_y * fy[i] * fy[i];
+                let name = alloc::format!("add_squares of {count} lines of {len}");
+                assert_near(&name, sums[i], before[i] + squares, before[i].abs() + squares, f32::EPSILON.into());
+            }
+        }
         // Written to the dtype that matrices are multiplied in.
         let wide = || before.iter().map(|&x| T::Real::from_f64(x)).collect::<Vec<_>>();
         let mut to = wide();
@@ -396,6 +407,10 @@ fn work_over_threads_agrees_with_plain_loops() {
         for [batch, m, n, k] in [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30]] {
             Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
         }
+        // More than one block of vectors, whose norms are made by several threads.
+        for k_last in [[true, true], [false, false]] {
+            Case { batch: 1, m: 1100, n: 2, k: 96, k_last, dtype: DType::F32, floor }.check();
+        }
     }
 }
 
@@ -520,6 +535,71 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
                 (lhs.bytes(), rhs.bytes()),
                 "the composition needs the inputs"
             );
+        }
+    }
+}
+
+/// In the last of many vectors, along the terms and across. Its squares overflow in f32, or do not; its norm is just too small, or is not.
+#[test]
+fn vectors_whose_norms_a_matrix_product_does_not_bear_are_for_the_composition() {
+    let (m, n, k) = (1100, 17, 96);
+    let root = (k as f64).sqrt();
+    for (dtype, k_last) in [DType::F32, DType::BF16].into_iter().flat_map(|dtype| [true, false].map(|last| (dtype, last))) {
+        for (numbers, floor, for_the_kernel) in [
+            (3e20, 1e-12, false),
+            (1e15, 1e-12, false),
+            (2e-9 / root, 1e-12, true),
+            (5e-10 / root, 1e-12, false),
+            (f64::NAN, 1e-6, true),
+        ] {
+            let name = alloc::format!("{dtype:?}, {numbers:e}, terms last: {k_last}");
+            let options = FloatOptions { normalize: Some(floor), output: Some(DType::F32.into()) };
+            let place =
+                |vector: usize, term: usize, vectors: usize| if k_last { vector * k + term } else { term * vectors + vector };
+            let mut x = wave(m * k, 0.1);
+            (0..k).for_each(|term| x[place(m - 1, term, m)] = numbers);
+            let shape = |vectors: usize| if k_last { [1, vectors, k] } else { [1, k, vectors] };
+            let tensor =
+                |x: Vec<f64>, vectors: usize| FlexTensor::from_data(TensorData::new(x, shape(vectors)).convert_dtype(dtype));
+            let (lhs, rhs) = (tensor(x, m), tensor(vec![1.0; n * k], n));
+            let axis = if k_last { 2 } else { 1 };
+            let plan = Plan::new(&Axes::Both(axis), 1, false, &shape(m), &shape(n)).unwrap();
+            let given = float_dot(&lhs, &rhs, &plan, options, false);
+            assert_eq!(given.is_some(), for_the_kernel, "{name}");
+            let Some((given, _)) = given else { continue };
+            let given: Vec<f64> = given.into_data().iter().collect();
+            assert!(given[..(m - 1) * n].iter().all(|x| x.is_finite()), "{name}: the other rows");
+            for &given in &given[(m - 1) * n..] {
+                if numbers.is_nan() {
+                    assert!(given.is_nan(), "{name}: {given}");
+                } else {
+                    assert_near(&name, given, 1.0, 1.0, f32::EPSILON.into());
+                }
+            }
+        }
+    }
+}
+
+/// With free axes behind the contracted ones, which are no single axis either.
+#[test]
+fn cosines_along_several_axes_before_the_free_ones_agree_with_plain_loops() {
+    let ([s, f, t, m], n) = ([3, 2, 4, 20], 5);
+    let (lhs_shape, rhs_shape) = ([1, s, f, t, m], [1, s, t, n]);
+    let plan = Plan::new(&Axes::Pairs(vec![(1, 1), (3, 2)]), 1, false, &lhs_shape, &rhs_shape).unwrap();
+    for (dtype, epsilon) in [(DType::F64, f64::EPSILON), (DType::F32, f64::from(f32::EPSILON))] {
+        let options = FloatOptions { normalize: Some(1e-6), output: None };
+        let (x, y) = (wave(s * f * t * m, 0.1), wave(s * t * n, 0.4));
+        let tensor =
+            |x: &[f64], shape: &[usize]| FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype));
+        let (given, _) = float_dot(&tensor(&x, &lhs_shape), &tensor(&y, &rhs_shape), &plan, options, false).expect("a kernel");
+        for (at, given) in given.into_data().iter::<f64>().enumerate() {
+            let (i, j) = (at / n, at % n);
+            let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
+            for (s_at, t_at) in (0..s).flat_map(|s| (0..t).map(move |t| (s, t))) {
+                let (x, y) = (x[((s_at * f + i / m) * t + t_at) * m + i % m], y[(s_at * t + t_at) * n + j]);
+                (xx, xy, yy) = (xx + x * x, xy + x * y, yy + y * y);
+            }
+            assert_near(&alloc::format!("{dtype:?}: {i}, {j}"), given, xy / (xx * yy).sqrt(), 1.0, epsilon);
         }
     }
 }
