@@ -86,7 +86,7 @@ unsafe fn of_one<T: Element>(
     let blocks = inner.size.div_ceil(CHUNK);
     let trusted = AtomicBool::new(true);
     let pointers = Ptr((x, norms.as_mut_ptr()));
-    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * (space.k.len() + NORM), |range| {
+    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * space.k.len(), |range| {
         let (x, norms) = pointers.get();
         for task in range {
             let first = task % blocks * CHUNK;
@@ -103,9 +103,6 @@ unsafe fn of_one<T: Element>(
     });
     trusted.into_inner()
 }
-
-/// What a norm costs beside its squares, as so many of them: a sum across a register, a root and a division.
-const NORM: usize = 32;
 
 /// The norms of vectors that follow each other at equal steps. False as [`of_both`].
 struct Norms<'a, T: Element> {
