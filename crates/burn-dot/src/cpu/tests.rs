@@ -604,6 +604,29 @@ fn cosines_along_several_axes_before_the_free_ones_agree_with_plain_loops() {
     }
 }
 
+/// As rows and as matrices, over more terms than f32 adds at a time.
+#[test]
+fn cosines_of_halves_given_as_f32_are_as_exact_as_f32() {
+    let k = 2 * CHUNK + 3;
+    for (dtype, [m, n]) in [DType::F16, DType::BF16].into_iter().flat_map(|dtype| [[1, 1], [1, 3], [3, 2]].map(|s| (dtype, s)))
+    {
+        let tensor = |count: usize, phase: f64| {
+            FlexTensor::from_data(TensorData::new(wave(count * k, phase), [1, count, k]).convert_dtype(dtype))
+        };
+        let (lhs, rhs) = (tensor(m, 0.1), tensor(n, 0.4));
+        let plan = Plan::new(&Axes::Both(2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
+        let options = FloatOptions { normalize: Some(1e-6), output: Some(DType::F32.into()) };
+        let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
+        let [x, y] = [lhs, rhs].map(|x| x.into_data().iter::<f64>().collect::<Vec<f64>>());
+        for (at, given) in given.into_data().iter::<f64>().enumerate() {
+            let (x, y) = (&x[at / n * k..][..k], &y[at % n * k..][..k]);
+            let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let expected = sum(x, y) / (sum(x, x) * sum(y, y)).sqrt();
+            assert_near(&alloc::format!("{dtype:?}, {m} × {n}: {at}"), given, expected, 1.0, f32::EPSILON.into());
+        }
+    }
+}
+
 /// Norms of the one form and of the other, kept by a product whose gradients may go another way.
 #[test]
 fn norms_are_kept_where_they_are_little_beside_the_inputs() {
