@@ -15,7 +15,7 @@
         feature = "remote",
         feature = "capture"
     )),
-    allow(unused_variables, reason = "without a backend the macro has nowhere to send the arguments of default bodies")
+    expect(unused_variables, reason = "without a backend the macro has nowhere to send the arguments of default bodies")
 )]
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.
@@ -35,6 +35,7 @@ use crate::{
 pub enum Kept<B: Backend> {
     Nothing,
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
+    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that keep any"))]
     Norms(FloatTensor<B>),
 }
 

@@ -1,8 +1,9 @@
 //! Blocks of matrices, copied before they are multiplied: converted, scaled, or brought together from several parts.
 
 use super::{
-    kernel::{Element, Real, Run},
+    kernel::{Element, Real},
     level::{self, Level, Task},
+    runs::Run,
 };
 
 /// A matrix in memory: sizes and steps.

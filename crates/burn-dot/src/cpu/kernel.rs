@@ -1,16 +1,13 @@
-//! The dtypes, and the loops over numbers: on slices, and on equal steps through memory.
+//! The dtypes, and the loops over slices of them.
 //!
 //! Each is written once, over the registers of a [`Level`] of instructions. Sums go on in f64. What they are made of is added in f32 first,
 //! by blocks so short that hardly a digit is lost: registers of f64 hold half as many numbers, and set the pace themselves where the
-//! inputs lie in a cache. Where f32 does not hold the products, all is done anew in f64, or, for the
-//! norms of matrices, left to the composition. What has no part in that pace stays in f64.
+//! inputs lie in a cache. Where f32 does not hold the products, all is done anew in f64, or, for the norms of matrices, left to the
+//! composition. What has no part in that pace stays in f64.
 
 use burn_core::tensor::{bf16, f16};
 
 use super::level::Level;
-
-/// How many numbers that do not lie side by side are brought together at a time: 4 KiB of f64, in the first cache.
-pub(super) const CHUNK: usize = 512;
 
 /// A dtype of tensors.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
@@ -264,102 +261,6 @@ impl Single for f32 {
 }
 half!(f16, load_f16, store_f16, widen_f16, narrow_f16);
 half!(bf16, load_bf16, store_bf16, widen_bf16, narrow_bf16);
-
-/// Numbers at equal steps in memory.
-#[derive(Clone, Copy)]
-pub(super) struct Run<T> {
-    pub at: *const T,
-    pub step: isize,
-    pub len: usize,
-}
-
-impl<T: Element> Run<T> {
-    /// The numbers as they are, where they lie side by side.
-    ///
-    /// # Safety
-    ///
-    /// All of them lie within one allocation that is not written to while the slice lives.
-    #[inline(always)]
-    pub unsafe fn as_slice<'a>(self) -> Option<&'a [T]> {
-        // SAFETY: the caller's promise, at step 1.
-        (self.step == 1).then(|| unsafe { core::slice::from_raw_parts(self.at, self.len) })
-    }
-
-    /// Copies the numbers side by side.
-    ///
-    /// # Safety
-    ///
-    /// All of them lie within one allocation; there are no more than the buffer holds.
-    #[inline(always)]
-    pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
-        let to = &mut buffer[..self.len];
-        if self.step == 1 {
-            // SAFETY: the caller's promise; the buffer is ours alone.
-            unsafe { core::ptr::copy_nonoverlapping(self.at, to.as_mut_ptr(), self.len) };
-            return to;
-        }
-        for (i, to) in to.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *to = unsafe { *self.at.offset(i as isize * self.step) };
-        }
-        to
-    }
-}
-
-/// Places at equal steps in memory.
-#[derive(Clone, Copy)]
-pub(super) struct RunMut<T> {
-    pub at: *mut T,
-    pub step: isize,
-    pub len: usize,
-}
-
-impl<T: Element> RunMut<T> {
-    /// Lets `write` fill the numbers: in place where they lie side by side, else by way of the buffer.
-    ///
-    /// # Safety
-    ///
-    /// All the places lie within one allocation that nothing else reads or writes meanwhile. At most as many as the buffer holds,
-    /// unless they lie side by side.
-    #[inline(always)]
-    pub unsafe fn fill(self, buffer: &mut [T], write: impl FnOnce(&mut [T])) {
-        // SAFETY: the caller's promise. One call of `write`, which is compiled into its place.
-        unsafe {
-            let to = self.target(buffer);
-            write(to);
-            self.deliver(to);
-        }
-    }
-
-    /// The places as they are, where they lie side by side, else the buffer.
-    ///
-    /// # Safety
-    ///
-    /// As [`RunMut::fill`], while the slice lives.
-    #[inline(always)]
-    pub unsafe fn target(self, buffer: &mut [T]) -> &mut [T] {
-        match self.step {
-            // SAFETY: the caller's promise, at step 1.
-            1 => unsafe { core::slice::from_raw_parts_mut(self.at, self.len) },
-            _ => &mut buffer[..self.len],
-        }
-    }
-
-    /// Copies what was written to [`RunMut::target`] where it belongs, unless it is there.
-    ///
-    /// # Safety
-    ///
-    /// As [`RunMut::fill`].
-    #[inline(always)]
-    pub unsafe fn deliver(self, from: &[T]) {
-        if self.step != 1 {
-            for (i, &x) in from.iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { *self.at.offset(i as isize * self.step) = x };
-            }
-        }
-    }
-}
 
 /// [`Element::finite`] for one number.
 #[inline(always)]

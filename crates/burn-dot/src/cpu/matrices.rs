@@ -11,9 +11,10 @@ use burn_core::tensor::bf16;
 use super::{
     bfloat,
     blocks::{Block, View},
-    kernel::{self, CHUNK, Element, Real, Run, RunMut},
+    kernel::{self, Element, Real},
     level::{self, Level, Task},
     norms::Scale,
+    runs::{CHUNK, Run, RunMut},
     space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };

@@ -1,7 +1,7 @@
 //! Kernels for flex: the door between tensors and numbers in memory.
 //!
 //! A tensor passes `mod` (dtype, layout, the output's memory) → `rows` or `matrices` (which loops) → `kernel` (the loops) → `level`
-//! (instructions), on the way described by `space` (axes and steps) and cut into tasks by `threads`. `norms` has the factors of normalized
+//! (instructions), on the way described by `space` (axes and steps), brought in line by `runs` and cut into tasks by `threads`. `norms` has the factors of normalized
 //! vectors. Matrices are copied by `blocks`, where they must be, and multiplied by the `gemm` crate; those of bf16 by `bfloat`, where the
 //! processor has an instruction for them.
 //!
@@ -33,6 +33,7 @@ mod level;
 mod matrices;
 mod norms;
 mod rows;
+mod runs;
 mod space;
 #[cfg(test)]
 mod tests;

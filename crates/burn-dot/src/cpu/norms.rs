@@ -7,8 +7,9 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, LINES, Real, Run},
+    kernel::{self, Element, LINES, Real},
     level::{self, Level, Task},
+    runs::{CHUNK, Run},
     space::{Axes, Axis, NX, NY, Space, X, Y, advance},
     threads::{self, Ptr},
 };

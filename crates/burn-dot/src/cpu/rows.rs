@@ -10,9 +10,10 @@ use core::{
 };
 
 use super::{
-    kernel::{self, CHUNK, Element, Real, Run, RunMut},
+    kernel::{self, Element, Real},
     level::{self, Level, Task},
     norms::Scale,
+    runs::{CHUNK, Run, RunMut},
     space::{self, Axes, Axis, DX, DY, NOUT, OUT, Space, Steps, X, Y, advance},
     threads::{self, Ptr},
 };

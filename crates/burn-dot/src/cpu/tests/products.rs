@@ -1,4 +1,4 @@
-//! The kernels against plain loops, at extents around the width of a register.
+//! Products and their gradients, from tensors to tensors.
 
 use alloc::{vec, vec::Vec};
 
@@ -6,253 +6,22 @@ use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
 
 use super::{
-    float_dot, float_dot_grads,
-    kernel::{self, CHUNK, Element, LINES, Run, RunMut},
-    level::{self, Level, Task},
+    super::{float_dot, float_dot_grads, runs::CHUNK},
+    EXTENTS, assert_near, wave,
 };
 use crate::plan::{Axes, FloatOptions, Plan};
 
-const EXTENTS: [usize; 8] = [0, 1, 15, 16, 17, 127, 128, 129];
-
-/// Distinct numbers of both signs.
-fn wave(count: usize, phase: f64) -> Vec<f64> {
-    (0..count).map(|i| 1.3 * (phase + i as f64 * 1.618).sin() + 0.2).collect()
+fn tensor(x: &[f64], shape: &[usize], dtype: DType) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype))
 }
 
-fn assert_near(name: &str, given: f64, expected: f64, scale: f64, epsilon: f64) {
-    let allowed = 16.0 * epsilon * scale + f64::MIN_POSITIVE;
-    assert!((given - expected).abs() <= allowed, "{name}: {given:e}, not {expected:e}; allowed {allowed:e}");
+/// A tensor of distinct numbers of both signs.
+fn waves(shape: [usize; 3], phase: f64, dtype: DType) -> FlexTensor {
+    tensor(&wave(shape.iter().product(), phase), &shape, dtype)
 }
 
-/// Every loop over numbers of one dtype, at one level of instructions.
-struct EveryLoop<T> {
-    len: usize,
-    epsilon: f64,
-    _element: core::marker::PhantomData<T>,
-}
-
-impl<T: Element> Task for EveryLoop<T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Level>(self, level: S) {
-        let EveryLoop { len, epsilon, .. } = self;
-        let reals = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
-        let (x, y) = (reals(0.1), reals(0.4));
-        let f64s = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
-        let (fx, fy) = (f64s(&x), f64s(&y));
-        let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let size = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum::<f64>();
-        let near_sum = |name: &str, given: f64, a: &[f64], b: &[f64]| {
-            assert_near(&alloc::format!("{name} of {len}"), given, sum(a, b), size(a, b), f64::EPSILON * len as f64);
-        };
-        near_sum("dot", kernel::dot(level, &x, &y), &fx, &fy);
-        assert_near(
-            &alloc::format!("dot of {len} alike"),
-            T::dot(level, &x, &y),
-            sum(&fx, &fy),
-            size(&fx, &fy),
-            f32::EPSILON.into(),
-        );
-        let [xx, xy, yy] = T::dot_and_squares(level, &x, &y);
-        for (given, a, b) in [(xx, &fx, &fx), (xy, &fx, &fy), (yy, &fy, &fy)] {
-            let name = alloc::format!("dot_and_squares of {len}");
-            assert_near(&name, given, sum(a, b), size(a, b), f32::EPSILON.into());
-        }
-
-        let (a, b) = (1.7, -0.3);
-        let near = |name: &str, given: f64, terms: [f64; 2]| {
-            let scale = terms[0].abs() + terms[1].abs();
-            assert_near(&alloc::format!("{name} of {len}"), given, terms[0] + terms[1], scale, epsilon);
-        };
-        let mut to = reals(0.7);
-        let before = f64s(&to);
-        kernel::combine(level, &mut to, (a, &fx[..]), (b, &y));
-        (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
-        T::combine(level, &mut to, (a, &x), (b, &y), 3.0);
-        (0..len).for_each(|i| near("combine alike", to[i].to_f64(), [a * fx[i], b * fy[i]]));
-        let mut other = reals(0.8);
-        T::combine_both(level, [&mut to, &mut other], a, [&x, &y], [(b, 3.0), (0.6, 3.0)]);
-        (0..len).for_each(|i| near("combine_both, x", to[i].to_f64(), [a * fy[i], b * fx[i]]));
-        (0..len).for_each(|i| near("combine_both, y", other[i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
-        kernel::scale(level, &mut to, a, &x);
-        (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
-        T::scale(level, &mut to, 1.75, &x);
-        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), T::from_f64(1.75 * fx[i]).to_f64(), "scale of {len}, rounded once"));
-        let mut sums = before.clone();
-        kernel::accumulate(level, &mut sums, a, &x);
-        (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
-        let mut sums = before.clone();
-        kernel::accumulate_products(level, &mut sums, &x, &y);
-        (0..len).for_each(|i| near("accumulate_products", sums[i], [before[i], fx[i] * fy[i]]));
-        for count in [1, 2, LINES - 1, LINES] {
-            let lines: Vec<&[T]> = (0..count).map(|line| if line % 2 == 0 { &x[..] } else { &y[..] }).collect();
-            let (of_x, of_y) = (count.div_ceil(2) as f64, (count / 2) as f64);
-            let mut sums = before.clone();
-            T::add_squares(level, &mut sums, &lines);
-            for i in 0..len {
-                let squares = of_x * fx[i] * fx[i] + of_y * fy[i] * fy[i];
-                let name = alloc::format!("add_squares of {count} lines of {len}");
-                assert_near(&name, sums[i], before[i] + squares, before[i].abs() + squares, f32::EPSILON.into());
-            }
-        }
-        // Written to the dtype that matrices are multiplied in.
-        let wide = || before.iter().map(|&x| T::Real::from_f64(x)).collect::<Vec<_>>();
-        let mut to = wide();
-        kernel::combine_each(level, &mut to, &fy, &fx, &y);
-        (0..len).for_each(|i| near("combine_each", to[i].to_f64(), [fy[i] * before[i], -fx[i] * fy[i]]));
-        let mut to = wide();
-        kernel::combine_in_place(level, &mut to, b, a, &x);
-        (0..len).for_each(|i| near("combine_in_place", to[i].to_f64(), [b * before[i], -a * fx[i]]));
-        let mut to = wide();
-        T::widen(level, &x, &mut to);
-        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "widen of {len}"));
-        let mut back = vec![T::default(); len];
-        T::narrow(level, &to, &mut back, true);
-        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "narrow of {len}"));
-        for first in 0..3 {
-            let mut past = vec![T::default(); len + 4];
-            // SAFETY: there is room, and `past` is read after the fence only.
-            unsafe { level::write_past_caches(level, &x, past.as_mut_ptr().add(first)) };
-            level.fence();
-            let written = (0..len + 4).map(|i| i.checked_sub(first).and_then(|i| fx.get(i)).copied().unwrap_or(0.0));
-            written.zip(past).for_each(|(expected, given)| assert_eq!(given.to_f64(), expected, "past caches of {len}"));
-        }
-    }
-}
-
-fn every_loop<T: Element>(epsilon: f64) {
-    for len in EXTENTS {
-        level::at_every_level(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData });
-    }
-}
-
-#[test]
-fn every_loop_agrees_with_plain_loops_at_every_level_of_instructions() {
-    every_loop::<f32>(f32::EPSILON.into());
-    every_loop::<f64>(f64::EPSILON);
-    every_loop::<f16>(f16::EPSILON.into());
-    every_loop::<bf16>(bf16::EPSILON.into());
-}
-
-#[test]
-fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
-    for len in EXTENTS {
-        for step in [1isize, 3, -2, 0] {
-            let memory = wave(3 * len + 3, 0.2);
-            let first = if step < 0 { 2 * len } else { 1 };
-            let place = |i: usize| (first as isize + i as isize * step) as usize;
-            let mut buffer = [0.0; CHUNK];
-            let run = Run { at: memory[first..].as_ptr(), step, len };
-            // SAFETY: all places lie within `memory`.
-            let (read, whole) = unsafe { (run.gather(&mut buffer), run.as_slice()) };
-            (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "step {step}"));
-            assert_eq!(whole, (step == 1).then_some(read));
-            if step == 0 {
-                continue; // Nothing writes to one place twice.
-            }
-            let mut target = memory.clone();
-            let run = RunMut { at: target[first..].as_mut_ptr(), step, len };
-            // SAFETY: as above.
-            unsafe { run.fill(&mut [0.0; CHUNK], |to| (0..len).for_each(|i| to[i] = i as f64)) };
-            for (at, &x) in target.iter().enumerate() {
-                let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
-                assert_eq!(x, expected, "step {step}, place {at}");
-            }
-        }
-    }
-}
-
-/// Numbers whose squares, and products with a factor, are beyond f32, at one level of instructions.
-struct BeyondF32;
-
-impl Task for BeyondF32 {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Level>(self, level: S) {
-        fn check<S: Level, T: Element>(level: S, sizes: &[f64], epsilon: f64) {
-            for (&x, &y) in sizes.iter().flat_map(|x| sizes.iter().map(move |y| (x, y))) {
-                let (x, y) = ([T::from_f64(x); 70], [T::from_f64(y); 70]);
-                let [xx, xy, yy] = T::dot_and_squares(level, &x, &y);
-                let (x0, y0) = (x[0].to_f64(), y[0].to_f64());
-                for (name, given, expected) in [("xx", xx, x0 * x0), ("xy", xy, x0 * y0), ("yy", yy, y0 * y0)] {
-                    let name = alloc::format!("{name} of {x0:e} and {y0:e}");
-                    assert_near(&name, given, 70.0 * expected, 70.0 * expected, f32::EPSILON.into());
-                }
-                // As in a gradient: the factor of each is the other's size over a divisor, and no term is larger than `most`.
-                let most = 2.0;
-                let (a, b) = (0.75 * most / x0, -0.5 * most / y0);
-                let mut to = [T::default(); 70];
-                T::combine(level, &mut to, (a, &x), (b, &y), most);
-                let name = alloc::format!("combine {x0:e} and {y0:e}");
-                to.iter().for_each(|to| assert_near(&name, to.to_f64(), 0.5, most, epsilon));
-            }
-        }
-        check::<S, f32>(level, &[1.0, 3e20, 1e38, 1e-13, 1e-25, 1e-37], f32::EPSILON.into());
-        check::<S, bf16>(level, &[1.0, 3e20, 1e38, 1e-13, 1e-25, 1e-37], bf16::EPSILON.into());
-        check::<S, f16>(level, &[1.0, 6e4, 6e-5], f16::EPSILON.into());
-
-        // Terms beyond f32, whose sum is not.
-        let (mut x, y) = ([1e20f32; 70], [1e20f32; 70]);
-        (0..35).for_each(|i| x[i] = -1e20);
-        (x[0], x[69]) = (1.0, 2.0);
-        assert_near("products beyond f32", f32::dot(level, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
-        let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
-        bf16::combine(level, &mut to, (3.0, &x), (-2.5, &x), 6e38);
-        to.iter().for_each(|to| assert_near("terms beyond f32", to.to_f64(), 1e38, 1e38, bf16::EPSILON.into()));
-    }
-}
-
-#[test]
-fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
-    level::at_every_level(|| BeyondF32);
-}
-
-/// Numbers at the edges of the half dtypes, at one level of instructions.
-struct Edges;
-
-impl Task for Edges {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Level>(self, level: S) {
-        fn check<S: Level, T: Element<Real = f32>>(level: S, name: &str, largest: f64, halfway: f64, even: f64) {
-            // As many as a register holds and more, so that the rest of a run is met too.
-            for (x, finite, rounded) in [
-                (1e39, largest, f64::INFINITY),
-                (-1e39, -largest, f64::NEG_INFINITY),
-                (f64::INFINITY, largest, f64::INFINITY),
-                (halfway, even, even),
-                (-0.0, 0.0, 0.0),
-            ] {
-                for (asked, expected) in [(true, finite), (false, rounded)] {
-                    let mut to = [T::default(); 17];
-                    T::narrow(level, &[x as f32; 17], &mut to, asked);
-                    to.iter().for_each(|to| assert_eq!(to.to_f64(), expected, "{name}: {x:e}, finite {asked}"));
-                    T::narrow(level, &[f32::NAN; 17], &mut to, asked);
-                    to.iter().for_each(|to| assert!(to.to_f64().is_nan(), "{name}: NaN, finite {asked}"));
-                    // The same by way of f64.
-                    let finite = |x: f64| {
-                        let x = level.splat_f64s(x);
-                        if asked { T::finite(level, x) } else { x }
-                    };
-                    T::store(level, finite(x), &mut to);
-                    assert_eq!(to[S::F64_LANES - 1].to_f64(), expected, "{name}: {x:e} stored, finite {asked}");
-                    T::store(level, finite(f64::NAN), &mut to);
-                    assert!(to[S::F64_LANES - 1].to_f64().is_nan(), "{name}: NaN stored, finite {asked}");
-                }
-            }
-        }
-        // Halfway between two numbers, the even one is nearest.
-        check::<S, f16>(level, "f16", 65504.0, 2049.0, 2048.0);
-        check::<S, bf16>(level, "bf16", bf16::MAX.into(), 257.0, 256.0);
-    }
-}
-
-#[test]
-fn half_precision_rounds_to_even_saturates_where_asked_and_keeps_nan() {
-    level::at_every_level(|| Edges);
+fn numbers(x: FlexTensor) -> Vec<f64> {
+    x.into_data().iter().collect()
 }
 
 /// Sizes of a product, and how its inputs lie in memory.
@@ -273,12 +42,8 @@ impl Case {
     fn check(self) {
         let Case { batch, m, n, k, k_last, dtype, floor } = self;
         let shape = |free: usize, last: bool| if last { [batch, free, k] } else { [batch, k, free] };
-        let tensor = |shape: [usize; 3], phase: f64| {
-            FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(dtype))
-        };
-        let numbers = |x: &FlexTensor| x.clone().into_data().iter::<f64>().collect::<Vec<f64>>();
         let (lhs_shape, rhs_shape) = (shape(m, k_last[0]), shape(n, k_last[1]));
-        let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([batch, m, n], 0.7));
+        let (lhs, rhs, grad) = (waves(lhs_shape, 0.1, dtype), waves(rhs_shape, 0.4, dtype), waves([batch, m, n], 0.7, dtype));
         let axis = |last: bool| if last { 2 } else { 1 };
         let plan = Plan::new(&Axes::Pair(axis(k_last[0]), axis(k_last[1])), 1, false, &lhs_shape, &rhs_shape).unwrap();
         let options = FloatOptions { normalize: floor, output: None };
@@ -292,13 +57,13 @@ impl Case {
             return;
         }
         let (given, kept) = given.expect("a kernel");
-        let grads = |kept| grads(kept).expect("a kernel").map(|grad| numbers(&grad.expect("wanted")));
-        let (out, [grad_lhs, grad_rhs]) = (numbers(&given), grads(None));
+        let grads = |kept| grads(kept).expect("a kernel").map(|grad| numbers(grad.expect("wanted")));
+        let (out, [grad_lhs, grad_rhs]) = (numbers(given), grads(None));
         if kept.is_some() {
             assert_eq!(grads(kept.as_ref()), [grad_lhs.clone(), grad_rhs.clone()], "{self:?}: with what was kept");
         }
 
-        let (x, y, g) = (numbers(&lhs), numbers(&rhs), numbers(&grad));
+        let (x, y, g) = (numbers(lhs), numbers(rhs), numbers(grad));
         let place = |b: usize, free: usize, term: usize, count: usize, last: bool| {
             if last { (b * count + free) * k + term } else { (b * k + term) * count + free }
         };
@@ -427,7 +192,7 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
     {
         let tensor = |x: [f64; 2], shape: [usize; 3]| {
             let numbers = x.repeat(shape.iter().product::<usize>() / 2);
-            FlexTensor::from_data(TensorData::new(numbers, shape).convert_dtype(DType::BF16))
+            tensor(&numbers, &shape, DType::BF16)
         };
         let (out, _) = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options, false).expect("a kernel");
         let [x, y] = [x, y].map(|x| x.map(|x| bf16::from_f64(x).to_f64()));
@@ -454,8 +219,7 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
         for (k, partners) in [(33, 1), (1027, 1), (33, 3), (1027, 3)] {
             let shape = |free: usize| [3, free, k];
             let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &shape(1), &shape(partners)).unwrap();
-            let tensor =
-                |x: &[f64], free: usize| FlexTensor::from_data(TensorData::new(x.to_vec(), shape(free)).convert_dtype(dtype));
+            let tensor = |x: &[f64], free: usize| tensor(x, &shape(free), dtype);
             for (place, wrong) in
                 [None, Some(0), Some(k - 1)].iter().flat_map(|p| [f64::NAN, f64::INFINITY].map(|wrong| (*p, wrong)))
             {
@@ -495,7 +259,7 @@ fn short_axes_brought_together_agree_with_plain_loops() {
     let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &lhs_shape, &rhs_shape).unwrap();
     let options = FloatOptions { normalize: None, output: None };
     let (x, y, g) = (wave(batch * m * k, 0.1), wave(batch * s * k * t, 0.4), wave(batch * m * s * t, 0.7));
-    let tensor = |x: &[f64], shape: &[usize]| FlexTensor::from_data(TensorData::new(x.to_vec(), shape));
+    let tensor = |x: &[f64], shape: &[usize]| tensor(x, shape, DType::F64);
     let (mut lhs, mut rhs, grad) = (tensor(&x, &lhs_shape), tensor(&y, &rhs_shape), tensor(&g, &[batch, m, s, t]));
     let (mut out, mut dx, mut dy) = (vec![0.0; g.len()], vec![0.0; x.len()], vec![0.0; y.len()]);
     for (b, i, s_at) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..s).map(move |s_at| (b, i, s_at)))) {
@@ -522,11 +286,11 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
     for (m, n) in [(1, 1), (1, 2), (2, 2)] {
         for size in [1e200, 1e-200] {
             let (lhs_shape, rhs_shape) = ([1, m, 2], [1, n, 2]);
-            let tensor = |shape: [usize; 3]| FlexTensor::from_data(TensorData::new(vec![size; shape.iter().product()], shape));
+            let tensor = |shape: [usize; 3]| tensor(&vec![size; shape.iter().product()], &shape, DType::F64);
             let (lhs, rhs) = (tensor(lhs_shape), tensor(rhs_shape));
             let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
             assert!(float_dot(&lhs, &rhs, &plan, options, true).is_none(), "{size:e}, {m}, {n}");
-            let grad = FlexTensor::from_data(TensorData::new(vec![1.0; m * n], [1, m, n]));
+            let grad = waves([1, m, n], 0.7, DType::F64);
             let (mut unique_lhs, mut unique_rhs) = (tensor(lhs_shape), tensor(rhs_shape));
             let grads = float_dot_grads(&mut unique_lhs, &mut unique_rhs, &grad, None, &plan, options, [true, true]);
             assert!(grads.is_none(), "{size:e}, {m}, {n}");
@@ -545,35 +309,36 @@ fn vectors_whose_norms_a_matrix_product_does_not_bear_are_for_the_composition() 
     let (m, n, k) = (1100, 17, 96);
     let root = (k as f64).sqrt();
     for (dtype, k_last) in [DType::F32, DType::BF16].into_iter().flat_map(|dtype| [true, false].map(|last| (dtype, last))) {
-        for (numbers, floor, for_the_kernel) in [
+        for (number, floor, for_the_kernel) in [
             (3e20, 1e-12, false),
             (1e15, 1e-12, false),
             (2e-9 / root, 1e-12, true),
             (5e-10 / root, 1e-12, false),
             (f64::NAN, 1e-6, true),
         ] {
-            let name = alloc::format!("{dtype:?}, {numbers:e}, terms last: {k_last}");
+            let name = alloc::format!("{dtype:?}, {number:e}, terms last: {k_last}");
             let options = FloatOptions { normalize: Some(floor), output: Some(DType::F32.into()) };
             let place =
                 |vector: usize, term: usize, vectors: usize| if k_last { vector * k + term } else { term * vectors + vector };
             let mut x = wave(m * k, 0.1);
-            (0..k).for_each(|term| x[place(m - 1, term, m)] = numbers);
+            (0..k).for_each(|term| x[place(m - 1, term, m)] = number);
             let shape = |vectors: usize| if k_last { [1, vectors, k] } else { [1, k, vectors] };
-            let tensor =
-                |x: Vec<f64>, vectors: usize| FlexTensor::from_data(TensorData::new(x, shape(vectors)).convert_dtype(dtype));
-            let (lhs, rhs) = (tensor(x, m), tensor(vec![1.0; n * k], n));
+            // Half of the terms are zeros: a cosine of one would be one for a norm too small, too.
+            let mut y = vec![0.0; n * k];
+            (0..n * k / 2).for_each(|i| y[place(i % n, i / n, n)] = 1.0);
+            let (lhs, rhs) = (tensor(&x, &shape(m), dtype), tensor(&y, &shape(n), dtype));
             let axis = if k_last { 2 } else { 1 };
             let plan = Plan::new(&Axes::Both(axis), 1, false, &shape(m), &shape(n)).unwrap();
             let given = float_dot(&lhs, &rhs, &plan, options, false);
             assert_eq!(given.is_some(), for_the_kernel, "{name}");
             let Some((given, _)) = given else { continue };
-            let given: Vec<f64> = given.into_data().iter().collect();
+            let given = numbers(given);
             assert!(given[..(m - 1) * n].iter().all(|x| x.is_finite()), "{name}: the other rows");
             for &given in &given[(m - 1) * n..] {
-                if numbers.is_nan() {
+                if number.is_nan() {
                     assert!(given.is_nan(), "{name}: {given}");
                 } else {
-                    assert_near(&name, given, 1.0, 1.0, f32::EPSILON.into());
+                    assert_near(&name, given, core::f64::consts::FRAC_1_SQRT_2, 1.0, f32::EPSILON.into());
                 }
             }
         }
@@ -589,10 +354,9 @@ fn cosines_along_several_axes_before_the_free_ones_agree_with_plain_loops() {
     for (dtype, epsilon) in [(DType::F64, f64::EPSILON), (DType::F32, f64::from(f32::EPSILON))] {
         let options = FloatOptions { normalize: Some(1e-6), output: None };
         let (x, y) = (wave(s * f * t * m, 0.1), wave(s * t * n, 0.4));
-        let tensor =
-            |x: &[f64], shape: &[usize]| FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype));
-        let (given, _) = float_dot(&tensor(&x, &lhs_shape), &tensor(&y, &rhs_shape), &plan, options, false).expect("a kernel");
-        for (at, given) in given.into_data().iter::<f64>().enumerate() {
+        let (lhs, rhs) = (tensor(&x, &lhs_shape, dtype), tensor(&y, &rhs_shape, dtype));
+        let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
+        for (at, given) in numbers(given).into_iter().enumerate() {
             let (i, j) = (at / n, at % n);
             let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
             for (s_at, t_at) in (0..s).flat_map(|s| (0..t).map(move |t| (s, t))) {
@@ -610,15 +374,12 @@ fn cosines_of_halves_given_as_f32_are_as_exact_as_f32() {
     let k = 2 * CHUNK + 3;
     for (dtype, [m, n]) in [DType::F16, DType::BF16].into_iter().flat_map(|dtype| [[1, 1], [1, 3], [3, 2]].map(|s| (dtype, s)))
     {
-        let tensor = |count: usize, phase: f64| {
-            FlexTensor::from_data(TensorData::new(wave(count * k, phase), [1, count, k]).convert_dtype(dtype))
-        };
-        let (lhs, rhs) = (tensor(m, 0.1), tensor(n, 0.4));
+        let (lhs, rhs) = (waves([1, m, k], 0.1, dtype), waves([1, n, k], 0.4, dtype));
         let plan = Plan::new(&Axes::Both(2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
         let options = FloatOptions { normalize: Some(1e-6), output: Some(DType::F32.into()) };
         let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
-        let [x, y] = [lhs, rhs].map(|x| x.into_data().iter::<f64>().collect::<Vec<f64>>());
-        for (at, given) in given.into_data().iter::<f64>().enumerate() {
+        let [x, y] = [lhs, rhs].map(numbers);
+        for (at, given) in numbers(given).into_iter().enumerate() {
             let (x, y) = (&x[at / n * k..][..k], &y[at % n * k..][..k]);
             let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let expected = sum(x, y) / (sum(x, x) * sum(y, y)).sqrt();
@@ -648,9 +409,7 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     for (lhs_shape, rhs_shape, expected) in cases {
         let plan = Plan::new(&Axes::Both(2), 1, true, &lhs_shape, &rhs_shape).unwrap();
-        let tensor = |shape: [usize; 3], phase: f64| {
-            FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(DType::F32))
-        };
+        let tensor = |shape: [usize; 3], phase: f64| waves(shape, phase, DType::F32);
         let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([3, plan.m, plan.n], 0.7));
         let (_, kept) = float_dot(&lhs, &rhs, &plan, options, true).unwrap();
         let name = alloc::format!("{lhs_shape:?}, {rhs_shape:?}");
@@ -669,12 +428,11 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
 /// What one path kept, for the gradients of another: the same numbers in memory, stored along the terms or across.
 #[test]
 fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows() {
-    let (x, y) = (wave(3 * 64, 0.1), wave(3 * 4 * 64, 0.4));
     let plan = Plan::new(&Axes::Both(2), 1, false, &[3, 1, 64], &[3, 4, 64]).unwrap();
-    let lhs = FlexTensor::from_data(TensorData::new(x, [3, 1, 64]));
-    let along = FlexTensor::from_data(TensorData::new(y, [3, 4, 64]));
+    let lhs = waves([3, 1, 64], 0.1, DType::F64);
+    let along = waves([3, 4, 64], 0.4, DType::F64);
     let across = FlexTensor::from_data(along.transpose(1, 2).into_data()).transpose(1, 2);
-    let grad = FlexTensor::from_data(TensorData::new(wave(12, 0.7), [3, 1, 4]));
+    let grad = waves([3, 1, 4], 0.7, DType::F64);
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     let kept = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().1.expect("norms");
     let ranks = [&along, &across].map(|rhs| kept(rhs).layout().shape().num_dims());
@@ -693,9 +451,7 @@ fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows()
 fn gradients_that_a_half_cannot_hold_saturate() {
     let (shape, options) = ([1, 1, 70], FloatOptions { normalize: Some(1e-6), output: None });
     let plan = Plan::new(&Axes::Both(2), 1, false, &shape, &shape).unwrap();
-    let tensor = |x: f64, shape: [usize; 3]| {
-        FlexTensor::from_data(TensorData::new(vec![x; shape.iter().product()], shape).convert_dtype(DType::F16))
-    };
+    let tensor = |x: f64, shape: [usize; 3]| tensor(&vec![x; shape.iter().product()], &shape, DType::F16);
     let root = 70f64.sqrt();
     for (g, expected) in [(0.5, 0.5e6 / root), (1.0, f64::from(f16::MAX)), (-8.0, f64::from(f16::MIN))] {
         let grad = tensor(g, [1, 1, 1]);
@@ -711,9 +467,9 @@ fn gradients_that_a_half_cannot_hold_saturate() {
 #[test]
 fn only_the_wanted_gradient_is_made() {
     let shape = [2, 3, 4];
-    let x = FlexTensor::from_data(TensorData::new(wave(24, 0.1), shape));
+    let x = waves(shape, 0.1, DType::F64);
     let plan = Plan::new(&Axes::Both(2), 1, false, &shape, &shape).unwrap();
-    let grad = FlexTensor::from_data(TensorData::new(wave(18, 0.2), [2, 3, 3]));
+    let grad = waves([2, 3, 3], 0.2, DType::F64);
     let options = FloatOptions { normalize: None, output: None };
     let made = |wanted| {
         float_dot_grads(&mut x.clone(), &mut x.clone(), &grad, None, &plan, options, wanted).unwrap().map(|grad| grad.is_some())
@@ -744,9 +500,7 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
             for floor in [None, Some(1e-6)] {
                 for unique in [[true, false], [false, true], [true, true]] {
-                    let tensor = |shape: [usize; 3], phase: f64| {
-                        FlexTensor::from_data(TensorData::new(wave(shape.iter().product(), phase), shape).convert_dtype(dtype))
-                    };
+                    let tensor = |shape: [usize; 3], phase: f64| waves(shape, phase, dtype);
                     let grad_shape = [lhs_shape[0].max(rhs_shape[0]), plan.m, plan.n];
                     let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
                     let options = FloatOptions { normalize: floor, output: None };
