@@ -16,7 +16,7 @@ use super::{
     norms::Scale,
     runs::{CHUNK, Run, RunMut},
     space::{self, Axes, Axis, DX, DY, NX, NY, OUT, Space, Steps, X, Y, advance},
-    threads::{self, Ptr},
+    threads::{self, SharedPtr},
 };
 
 /// Rows of a block that is converted, scaled or rounded: many enough for a matrix product to run at full speed.
@@ -100,7 +100,7 @@ where
     let product = Product { batch: &own, rows: &space.i, columns: &space.k, sum: &sum, a: OUT, b: Y, c: DX };
     let (scales, finish) = match norms {
         None => (None, Finish::<'_, T>::Nothing),
-        Some([x, y]) => (Some(y), Finish::Project { x: tensors.x, norms: x }),
+        Some([x, y]) => (Some(y), Finish::Project { x: SharedPtr::new(tensors.x), norms: x }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run(tensors.out, tensors.y, dx, scales, finish) };
@@ -116,7 +116,7 @@ enum Finish<'a, T: Element> {
     },
     /// Multiply each row by its factor, and take from it its part along the vector it is the gradient of.
     Project {
-        x: *const T,
+        x: SharedPtr<*const T>,
         norms: &'a [T::Real],
     },
 }
@@ -185,10 +185,10 @@ impl Product<'_> {
         let whole = (piece, terms) == (columns.size, sum.size);
         let at_once = whole && columns_outer.len() == 1 && sum_outer.len() == 1 && !join_rows;
         let straight = as_it_is && at_once && is_bf16(TypeId::of::<C>()) && matches!(finish, Finish::Nothing);
-        let pointers = Ptr((a, b, c, &finish));
+        let (a, b, c, finish) = (SharedPtr::new(a), SharedPtr::new(b), SharedPtr::new(c), &finish);
 
         threads::for_each(units * blocks, work, |task| {
-            let (a, b, c, finish) = pointers.get();
+            let (a, b, c) = (a.get(), b.get(), c.get());
             let (unit, first) = (task / blocks, task % blocks * block);
             let height = block.min(rows.size - first);
             let (batch, outer) = (unit / rows_outer.len(), unit % rows_outer.len());
@@ -357,7 +357,7 @@ impl<R: Real, T: Element<Real = R>, C: Element<Real = R>> Task for Finished<'_, 
             Finish::Nothing => finite = false,
             Finish::Scale { by_row, by_column } => tile.scale(at, by_row, by_column),
             // SAFETY: the promise made to `gradient`.
-            Finish::Project { x, norms } => unsafe { tile.project(level, at, *x, norms) },
+            Finish::Project { x, norms } => unsafe { tile.project(level, at, x.get(), norms) },
         }
         if let Some((to, tensor)) = to {
             // SAFETY: the promise made to `Product::run`.

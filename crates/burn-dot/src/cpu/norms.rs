@@ -11,7 +11,7 @@ use super::{
     level::{self, Level, Task},
     runs::{CHUNK, Run},
     space::{Axes, Axis, NX, NY, Space, X, Y, advance},
-    threads::{self, Ptr},
+    threads::{self, SharedPtr},
 };
 
 /// The factor of a vector, as one number: negative where the norm is below the floor.
@@ -86,14 +86,14 @@ unsafe fn of_one<T: Element>(
     let (k_outer, k_inner) = space.k.inner();
     let blocks = inner.size.div_ceil(CHUNK);
     let trusted = AtomicBool::new(true);
-    let pointers = Ptr((x, norms.as_mut_ptr()));
+    let (x, norms) = (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()));
     threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * space.k.len(), |range| {
-        let (x, norms) = pointers.get();
+        let (x, norms) = (x.get(), norms.get());
         for task in range {
             let first = task % blocks * CHUNK;
             let at = advance(outer.offset(task / blocks), &inner, first);
             let vectors = CHUNK.min(inner.size - first);
-            debug_assert!(vectors == 1 || inner.step[number] == 1, "vectors are numbered along the last axis");
+            assert!(vectors == 1 || inner.step[number] == 1, "vectors are numbered along the last axis");
             // SAFETY: the caller's promise; each vector has a number of its own.
             let (x, to) = unsafe { (x.offset(at[tensor]), core::slice::from_raw_parts_mut(norms.offset(at[number]), vectors)) };
             let (step, k_outer) = (inner.step[tensor], &k_outer);

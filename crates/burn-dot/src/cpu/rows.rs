@@ -15,7 +15,7 @@ use super::{
     norms::Scale,
     runs::{CHUNK, Run, RunMut},
     space::{self, Axes, Axis, DX, DY, NOUT, OUT, Space, Steps, X, Y, advance},
-    threads::{self, Ptr},
+    threads::{self, SharedPtr},
 };
 
 /// Partners of a vector for each task that shares it, at least.
@@ -45,6 +45,10 @@ pub(super) struct Rows<T, O> {
     pub kept: Option<*mut KeptRow>,
 }
 
+// SAFETY: tasks on several threads read elements of dtypes that may be shared, and each writes to elements of its own: see `forward` and
+// `backward`, which alone share one.
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, O> {}
+
 /// The product. False where numbers were met whose squares f64 cannot hold: the output is then not to be used.
 ///
 /// # Safety
@@ -56,9 +60,8 @@ where
     O: Element<Real = T::Real>,
 {
     let pieces = &Pieces::new(&space.k, false, false);
-    let work = Work { rows: tensors, read: pieces, write: pieces, floor, past_caches: false };
-    let work = Ptr(&work);
-    all_ranges(space.batch.len() * space.j.len(), space.k.len(), |rows| Forward { work: work.get(), space, rows })
+    let work = &Work { rows: tensors, read: pieces, write: pieces, floor, past_caches: false };
+    all_ranges(space.batch.len() * space.j.len(), space.k.len(), |rows| Forward { work, space, rows })
 }
 
 /// Whether [`forward`] and [`backward`] are true of every normalized input: f64 holds all squares of the smaller dtypes.
@@ -89,10 +92,9 @@ where
     let past_caches = !in_place && written * k * size_of::<T>() >= PAST_CACHES_FROM;
     let read = Pieces::new(&space.k, false, false);
     let write = Pieces::new(&space.k, in_place, past_caches);
-    let work = Work { rows: tensors, read: &read, write: &write, floor, past_caches };
-    let work = Ptr(&work);
+    let work = &Work { rows: tensors, read: &read, write: &write, floor, past_caches };
     if n == 1 {
-        return all_ranges(vectors, k, |rows| Pairs { work: work.get(), own, rows });
+        return all_ranges(vectors, k, |rows| Pairs { work, own, rows });
     }
 
     // A vector with many partners. Where there are few vectors, several tasks share one, and their sums are added in the end.
@@ -103,12 +105,10 @@ where
     let width = if tensors.dx.is_some() { k } else { 0 };
     let trusted = AtomicBool::new(true);
     let share = |vector: usize, share: usize, sum: Vec<f64>| {
-        let partners = share * n / shares..(share + 1) * n / shares;
-        level::vectorized(Partners { work: work.get(), start: own.offset(vector), many, partners, sum })
+        let partners = threads::part(n, shares, share);
+        level::vectorized(Partners { work, start: own.offset(vector), many, partners, sum })
     };
-    let collect = |vector: usize, gathered: &Gathered| {
-        level::vectorized(Collected { work: work.get(), at: own.offset(vector), gathered })
-    };
+    let collect = |vector: usize, gathered: &Gathered| level::vectorized(Collected { work, at: own.offset(vector), gathered });
     if shares == 1 {
         threads::for_each_range(vectors, n * k, |range| {
             let mut sum = vec![0.0; width];
@@ -124,7 +124,7 @@ where
         return trusted.into_inner();
     }
     let mut sums: Vec<Gathered> = vec![Default::default(); vectors * shares];
-    let slots = Ptr(sums.as_mut_ptr());
+    let slots = SharedPtr::new(sums.as_mut_ptr());
     threads::for_each(vectors * shares, cost, |task| match share(task / shares, task % shares, vec![0.0; width]) {
         // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
         Some(gathered) => unsafe { *slots.get().add(task) = gathered },

@@ -2,6 +2,17 @@
 
 use core::ops::Range;
 
+#[cfg(feature = "rayon")]
+mod sharing;
+
+/// What `sharing` is built from; in `loom/` these are loom's.
+#[cfg(feature = "rayon")]
+mod sync {
+    pub use alloc::sync::Arc;
+    pub use core::sync::atomic::{AtomicUsize, Ordering};
+    pub use std::{sync::Mutex, thread::yield_now};
+}
+
 /// A product with fewer multiplications stays on the caller's thread. From 2^15 on, 1024 rows of 64 took half as long again: waking a
 /// thread costs more than it does.
 #[cfg(feature = "rayon")]
@@ -11,17 +22,26 @@ const PARALLEL_FROM: usize = 1 << 17;
 #[cfg(feature = "rayon")]
 const TASKS_PER_THREAD: usize = 4;
 
-/// A pointer, or several, that tasks share. What they do with it is theirs to prove safe.
+/// A raw pointer that tasks share: `*const T` to elements that are only read, or `*mut T`.
 #[derive(Clone, Copy)]
-pub(super) struct Ptr<P>(pub P);
+pub(super) struct SharedPtr<P>(P);
 
-// SAFETY: tasks dereference it only under the promises of the kernels: they write to places of their own.
-unsafe impl<P> Send for Ptr<P> {}
-// SAFETY: as above.
-unsafe impl<P> Sync for Ptr<P> {}
+// SAFETY: whoever reads through it has a `&T` on another thread, which `T: Sync` allows. To read at all takes a reason of its own.
+unsafe impl<T: Sync> Send for SharedPtr<*const T> {}
+// SAFETY: as above; a reference to the pointer gives no more than a copy of it.
+unsafe impl<T: Sync> Sync for SharedPtr<*const T> {}
+// SAFETY: whoever writes through it moves a `T` to another thread, which `T: Send` allows; whoever reads, as above. To do either takes a
+// reason of its own.
+unsafe impl<T: Send + Sync> Send for SharedPtr<*mut T> {}
+// SAFETY: as above; a reference to the pointer gives no more than a copy of it.
+unsafe impl<T: Send + Sync> Sync for SharedPtr<*mut T> {}
 
-impl<P: Copy> Ptr<P> {
-    /// A method, so that closures capture the whole.
+impl<P: Copy> SharedPtr<P> {
+    pub fn new(at: P) -> Self {
+        SharedPtr(at)
+    }
+
+    /// A method, so that closures capture the wrapper, not the pointer in it.
     #[inline(always)]
     pub fn get(&self) -> P {
         self.0
@@ -47,104 +67,36 @@ pub(super) fn tasks(multiplications: usize) -> usize {
     }
 }
 
-/// Calls `f` for each task of work of this size.
+/// Calls `f` once for each of `0..tasks`, which together are work of this size.
+///
+/// # Panics
+///
+/// If `f` panics, on whichever thread.
 pub(super) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) + Send + Sync) {
     #[cfg(feature = "rayon")]
-    if tasks > 1 && count(multiplications) > 1 {
-        return shared::for_each(tasks, count(multiplications), &f);
+    if let (2.., threads @ 2..) = (tasks, count(multiplications)) {
+        let at_once = tasks.div_ceil(TASKS_PER_THREAD * threads);
+        let helpers = threads.min(tasks) - 1;
+        return sharing::for_each(tasks, at_once, helpers, &f, |helper| rayon::spawn(|| helper.run()));
     }
     let _ = multiplications;
     (0..tasks).for_each(f);
 }
 
 /// Calls `f` with ranges that together make `0..count`, where each index costs so many multiplications.
+///
+/// # Panics
+///
+/// If `f` panics, on whichever thread.
 pub(super) fn for_each_range(count: usize, cost: usize, f: impl Fn(Range<usize>) + Send + Sync) {
     let work = count.saturating_mul(cost);
     let tasks = tasks(work).min(count);
-    for_each(tasks, work, |task| f(task * count / tasks..(task + 1) * count / tasks));
+    for_each(tasks, work, |task| f(part(count, tasks, task)));
 }
 
-/// Tasks that the caller's thread does, and threads of the pool help with if they come in time.
-///
-/// The caller never waits for a helper that has not begun, nor takes up other work meanwhile, as a parallel iterator or a scope of
-/// rayon's would: Burn holds the lock of a graph during its backward pass, and the other work might want the same lock.
-#[cfg(feature = "rayon")]
-mod shared {
-    use alloc::sync::Arc;
-    use core::sync::atomic::{
-        AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
-    };
-
-    type Task = dyn Fn(usize) + Sync;
-
-    struct Shared {
-        /// The first task that nobody has.
-        next: AtomicUsize,
-        done: AtomicUsize,
-        tasks: usize,
-        /// How many are taken at once: neighbours, which read the same memory.
-        several: usize,
-        /// To be called only for a task that is not yet done.
-        f: *const Task,
-    }
-
-    // SAFETY: `f` is `Sync`, and lives as long as it is called: see `for_each`.
-    unsafe impl Send for Shared {}
-    // SAFETY: as above.
-    unsafe impl Sync for Shared {}
-
-    /// Counts tasks as done, and so ends somebody's wait, even if one of them panics.
-    struct Done<'a>(&'a Shared, usize);
-
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.done.fetch_add(self.1, Release);
-        }
-    }
-
-    impl Shared {
-        fn work(&self) {
-            loop {
-                let first = self.next.fetch_add(self.several, Relaxed);
-                if first >= self.tasks {
-                    return;
-                }
-                let last = self.tasks.min(first + self.several);
-                let _done = Done(self, last - first);
-                // SAFETY: these tasks are not done yet, so the caller still waits, and `f` lives.
-                let f = unsafe { &*self.f };
-                (first..last).for_each(f);
-            }
-        }
-    }
-
-    /// Waits, when dropped, until nobody calls `f` any more.
-    struct Wait<'a>(&'a Shared);
-
-    impl Drop for Wait<'_> {
-        fn drop(&mut self) {
-            // After a panic there may be tasks that nobody has, and nobody shall have.
-            let first = self.0.next.swap(self.0.tasks, Relaxed);
-            let left = self.0.tasks.saturating_sub(first);
-            while self.0.done.load(Acquire) + left < self.0.tasks {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    pub fn for_each(tasks: usize, threads: usize, f: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime is changed. `Wait` keeps this function, and with it the borrow of `f`, until all tasks are done or
-        // will never begin; who comes later finds no task, and does not touch `f`.
-        let f = unsafe { core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Task>(f) };
-        let several = tasks.div_ceil(super::TASKS_PER_THREAD * threads);
-        let shared = Arc::new(Shared { next: AtomicUsize::new(0), done: AtomicUsize::new(0), tasks, several, f });
-        let wait = Wait(&shared);
-        for _ in 1..threads.min(tasks) {
-            let shared = shared.clone();
-            rayon::spawn(move || shared.work());
-        }
-        shared.work();
-        drop(wait);
-    }
+/// One of so many parts of `0..count`, which differ by one index at most. No product here is larger than `count`.
+pub(super) fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
+    let (len, longer) = (count / parts, count % parts);
+    let start = index * len + index.min(longer);
+    start..start + len + usize::from(index < longer)
 }

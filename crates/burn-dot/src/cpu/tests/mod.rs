@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 mod loops;
 mod products;
+#[cfg(feature = "rayon")]
+mod threads;
 
 const EXTENTS: [usize; 8] = [0, 1, 15, 16, 17, 127, 128, 129];
 

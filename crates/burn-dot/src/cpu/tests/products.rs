@@ -26,20 +26,20 @@ fn numbers(x: FlexTensor) -> Vec<f64> {
 
 /// Sizes of a product, and how its inputs lie in memory.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    batch: usize,
-    m: usize,
-    n: usize,
-    k: usize,
+pub(super) struct Case {
+    pub batch: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
     /// Whether the contracted axis comes last, else before the free one.
-    k_last: [bool; 2],
-    dtype: DType,
-    floor: Option<f64>,
+    pub k_last: [bool; 2],
+    pub dtype: DType,
+    pub floor: Option<f64>,
 }
 
 impl Case {
     /// Compares the output and both gradients with plain loops in f64.
-    fn check(self) {
+    pub fn check(self) {
         let Case { batch, m, n, k, k_last, dtype, floor } = self;
         let shape = |free: usize, last: bool| if last { [batch, free, k] } else { [batch, k, free] };
         let (lhs_shape, rhs_shape) = (shape(m, k_last[0]), shape(n, k_last[1]));
@@ -528,35 +528,6 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
             }
         }
     }
-}
-
-/// Burn holds the lock of a graph during a backward pass, and the pool's threads may be waiting for it.
-#[cfg(feature = "rayon")]
-#[test]
-fn a_product_does_not_wait_for_threads_that_are_busy() {
-    use std::{
-        sync::{Arc, atomic::AtomicBool, atomic::Ordering::SeqCst, mpsc},
-        thread,
-        time::Duration,
-    };
-    let released = Arc::new(AtomicBool::new(false));
-    for _ in 0..rayon::current_num_threads() {
-        let released = released.clone();
-        rayon::spawn(move || {
-            while !released.load(SeqCst) {
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-    }
-    let (done, finished) = mpsc::channel();
-    thread::spawn(move || {
-        let (batch, m, n, k) = (1100, 1, 1, 128);
-        Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor: None }.check();
-        done.send(())
-    });
-    let in_time = finished.recv_timeout(Duration::from_secs(100));
-    released.store(true, SeqCst);
-    in_time.expect("the product, while all threads of the pool are busy");
 }
 
 #[test]
