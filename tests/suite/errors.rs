@@ -4,7 +4,7 @@ use std::panic::{Location, catch_unwind};
 use std::sync::Mutex;
 
 use burn::prelude::*;
-use burn::tensor::{DType, FloatDType, quantization::QuantScheme};
+use burn::tensor::{BoolStore, DType, IntDType, quantization::QuantScheme};
 use burn_dot::{Axes, DotConfig, DotError, dot};
 
 use crate::device::{device, float_dtypes};
@@ -121,8 +121,29 @@ fn an_output_too_large() {
     let x = Tensor::<3>::ones([1, 1, 3], &Device::flex()).expand::<3, _>([1, 1i64 << 33, 3]);
     assert_eq!(
         refused::<3, 3, 3, _>(DotConfig::new(2), x.clone(), x).to_string(),
-        "Dot: the output [1, 8589934592, 8589934592] has more numbers than memory can address; \
+        "Dot: the output [1, 8589934592, 8589934592] has more elements than memory can address; multiply slices of the inputs; \
          lhs [1, 8589934592, 3], rhs [1, 8589934592, 3]"
+    );
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn an_input_too_large() {
+    let large = Tensor::<4>::ones([1, 1, 1, 1], &Device::flex()).expand::<4, _>([1, 1i64 << 31, 1i64 << 31, 2]);
+    let small = Tensor::<2>::ones([1, 2], &Device::flex());
+    let config = DotConfig::new((3, 1)).with_normalize(true);
+    assert_eq!(
+        refused::<4, 2, 3, _>(config.clone(), large.clone(), small.clone()).to_string(),
+        "Dot: lhs has too many elements to count in isize, as [1, 2147483648, 2147483648, 2]; multiply slices of it; \
+         lhs [1, 2147483648, 2147483648, 2], rhs [1, 2]"
+    );
+    // Only once the batch of rhs is repeated for lhs.
+    let batch = Tensor::<2>::ones([1, 2], &Device::flex()).expand::<2, _>([1i64 << 31, 2]);
+    let wide = Tensor::<3>::ones([1, 1, 2], &Device::flex()).expand::<3, _>([1, 1i64 << 31, 2]);
+    assert_eq!(
+        refused::<2, 3, 2, _>(DotConfig::new((1, 2)).with_broadcast_batch(true), batch, wide).to_string(),
+        "Dot: rhs has too many elements to count in isize, as [2147483648, 2147483648, 2]; multiply slices of it; \
+         lhs [2147483648, 2], rhs [1, 2147483648, 2]"
     );
 }
 
@@ -151,16 +172,83 @@ fn dtypes_that_differ() {
 }
 
 #[test]
-fn integers_normalized_or_given_an_output_dtype() {
+fn integers_normalized() {
     let x = Tensor::<2, Int>::ones([2, 3], (&device(), DType::I32));
     assert_eq!(
-        refused::<2, 2, 2, _>(DotConfig::new(1).with_normalize(true), x.clone(), x.clone()).to_string(),
+        refused::<2, 2, 2, _>(DotConfig::new(1).with_normalize(true), x.clone(), x).to_string(),
         "Dot: normalize needs float inputs but these are I32; call .float() on both, or leave normalize off; lhs [2, 3], rhs [2, 3]"
     );
-    assert_eq!(
-        refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(FloatDType::F32), x.clone(), x).to_string(),
-        "Dot: an output dtype is for float inputs but these are I32; call .float() on both, or leave output_dtype unset; lhs [2, 3], rhs [2, 3]"
-    );
+}
+
+#[test]
+fn an_output_dtype_of_another_kind_than_the_inputs() {
+    let integers = Tensor::<2, Int>::ones([2, 3], (&device(), DType::I32));
+    let floats = Tensor::<2>::ones([2, 3], (&device(), DType::F32));
+    for output in [DType::F32, DType::Bool(BoolStore::Native)] {
+        let config = DotConfig::new(1).with_output_dtype(output);
+        assert_eq!(
+            refused::<2, 2, 2, _>(config, integers.clone(), integers.clone()).to_string(),
+            format!(
+                "Dot: the inputs are I32, so the output dtype must be an integer, not {output:?}; \
+                 choose an integer, or call .float() on both inputs; lhs [2, 3], rhs [2, 3]"
+            )
+        );
+    }
+    for output in [DType::I32, DType::U8, DType::Bool(BoolStore::Native), DType::QFloat(QuantScheme::default())] {
+        let config = DotConfig::new(1).with_output_dtype(output);
+        assert_eq!(
+            refused::<2, 2, 2, _>(config, floats.clone(), floats.clone()).to_string(),
+            format!(
+                "Dot: the inputs are F32, so the output dtype must be a float, not {output:?}; \
+                 choose a float, or call .int() on both inputs; lhs [2, 3], rhs [2, 3]"
+            )
+        );
+    }
+}
+
+#[test]
+fn an_output_dtype_that_cannot_hold_every_integer_of_the_inputs() {
+    use DType::*;
+    for (input, output) in [(I32, I16), (I32, U32), (I32, U64), (U32, I32), (U32, U16)] {
+        let x = Tensor::<2, Int>::ones([2, 3], (&device(), input));
+        assert_eq!(
+            refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(IntDType::from(output)), x.clone(), x).to_string(),
+            format!(
+                "Dot: the output dtype {output:?} cannot hold every {input:?}; choose a wider one, or cast the output instead; \
+                 lhs [2, 3], rhs [2, 3]"
+            )
+        );
+    }
+}
+
+/// Burn has a backend that this crate has not: `cargo test --no-default-features --features burn/flex --test suite feature`.
+#[cfg(not(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "wgpu",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "cpu",
+    feature = "tch",
+    feature = "remote",
+    feature = "capture"
+)))]
+#[test]
+fn a_backend_whose_feature_is_off_in_burn_dot() {
+    for device in [Device::default(), Device::default().autodiff()] {
+        let floats = Tensor::<2>::ones([2, 3], &device);
+        let integers = Tensor::<2, Int>::ones([2, 3], &device);
+        let text = format!(
+            "Dot: burn-dot was built without the feature for {device:?}; add \"flex\" to its features in Cargo.toml; \
+             lhs [2, 3], rhs [2, 3]"
+        );
+        for config in [DotConfig::new(1), DotConfig::new(1).with_normalize(true)] {
+            assert_eq!(refused::<2, 2, 2, _>(config, floats.clone(), floats.clone()).to_string(), text);
+        }
+        assert_eq!(refused::<2, 2, 2, _>(DotConfig::new(1), integers.clone(), integers).to_string(), text);
+        let line = line!() + 1;
+        assert_eq!(panic_of(move || _ = dot::<2, 2, 2, _>(floats.clone(), floats, 1)), (text, line));
+    }
 }
 
 #[test]
@@ -193,6 +281,7 @@ fn devices_that_differ() {
 #[test]
 #[allow(deprecated)]
 fn an_output_dtype_that_the_device_lacks() {
+    use burn::tensor::FloatDType;
     let device = Device::ndarray();
     let x = Tensor::<2>::ones([2, 3], &device);
     assert_eq!(

@@ -23,7 +23,7 @@ fn row(data: &[f64]) -> Array {
 fn forward(config: &DotConfig, dtype: DType, lhs: &Array, rhs: &Array) -> Vec<f64> {
     let device = device();
     let out: Tensor<2> = apply(&config.init(), tensor::<2>(lhs, dtype, &device), tensor::<2>(rhs, dtype, &device));
-    assert_eq!(out.dtype(), config.output_dtype.map_or(dtype, DType::from));
+    assert_eq!(out.dtype(), config.output_dtype.unwrap_or(dtype));
     array(&out).data
 }
 

@@ -188,7 +188,7 @@ pub fn product(config: &DotConfig, lhs_rank: usize, rhs_rank: usize) -> Product 
 /// Runs the layer and compares every number with the oracle's, each within `k·ε` of the dtype times the scale of its terms.
 pub fn assert_exact(name: &str, config: &DotConfig, dtype: DType, layout: Layout, lhs: &Array, rhs: &Array) {
     let (lhs, rhs) = (rounded(lhs, dtype), rounded(rhs, dtype));
-    let out_dtype = config.output_dtype.map_or(dtype, DType::from);
+    let out_dtype = config.output_dtype.unwrap_or(dtype);
     let cotangent = |shape: &[usize]| rounded(&wave(shape, 0.7), out_dtype);
     let given = run(config, dtype, layout, &lhs, &rhs, &cotangent);
     let expected = oracle::answer(&product(config, lhs.shape.len(), rhs.shape.len()), &lhs, &rhs, cotangent);

@@ -91,6 +91,61 @@ fn every_pairing_of_every_integer_dtype_agrees_with_the_oracle() {
     }
 }
 
+fn forward_into<const L: usize, const R: usize, const O: usize>(
+    config: &DotConfig,
+    [input, output]: [DType; 2],
+    lhs: &Array,
+    rhs: &Array,
+) -> Array {
+    let config = config.clone().with_output_dtype(output);
+    let tensor = |x: &Array| TensorData::new(x.data.clone(), x.shape.clone());
+    let lhs = Tensor::<L, Int>::from_data(tensor(lhs), (&device(), input));
+    let rhs = Tensor::<R, Int>::from_data(tensor(rhs), (&device(), input));
+    let out: Tensor<O, Int> = apply(&config.init(), lhs, rhs);
+    assert_eq!(out.dtype(), output);
+    array(&out)
+}
+
+/// The largest and the smallest number of an integer dtype of at most 32 bits, by turns.
+fn extremes(dtype: DType, shape: &[usize]) -> Array {
+    let bits = 8 * dtype.size() as i32;
+    let [least, most] =
+        if dtype.is_uint() { [0.0, 2f64.powi(bits) - 1.0] } else { [-2f64.powi(bits - 1), 2f64.powi(bits - 1) - 1.0] };
+    let mut i = 0;
+    Array::from_fn(shape, |_| {
+        i += 1;
+        if i % 3 == 0 { least } else { most }
+    })
+}
+
+#[test]
+fn every_pairing_of_integers_is_exact_in_a_wider_output() {
+    use DType::*;
+    let ints = int_dtypes();
+    let pairs = [[I8, I32], [I8, I64], [U8, I32], [U8, U32], [U8, I64], [I16, I64], [U16, I64], [U16, U64]];
+    for dtypes in pairs.into_iter().filter(|dtypes| dtypes.iter().all(|dtype| ints.contains(dtype))) {
+        for Case { lhs, rhs, config } in table() {
+            let (lhs, rhs) = (extremes(dtypes[0], lhs), extremes(dtypes[0], rhs));
+            let ranks = (lhs.shape.len(), rhs.shape.len(), out_rank(&config, &lhs.shape, &rhs.shape));
+            let given = with_ranks!(ranks, forward_into(&config, dtypes, &lhs, &rhs));
+            let ones = |shape: &[usize]| Array::from_fn(shape, |_| 1.0);
+            let exact = oracle::answer(&product(&config, ranks.0, ranks.1), &lhs, &rhs, ones).out;
+            assert_eq!(given, exact, "{dtypes:?}, {config:?}");
+        }
+    }
+}
+
+#[test]
+fn integers_wrap_in_the_dtype_of_the_output() {
+    let ints = int_dtypes();
+    if ![DType::I8, DType::I16].iter().all(|dtype| ints.contains(dtype)) {
+        return;
+    }
+    let x = Tensor::<2, Int>::from_data([[127; 3]], (&device(), DType::I8));
+    let out: Tensor<2, Int> = apply(&DotConfig::new(1).with_output_dtype(DType::I16).init(), x.clone(), x);
+    assert_eq!(array(&out).data, [f64::from((3 * 127 * 127_i32) as i16)]);
+}
+
 #[test]
 fn two_dense_layers_and_a_dot_give_one_score_per_row() {
     let _turn = turn_to_draw();

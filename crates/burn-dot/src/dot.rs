@@ -7,7 +7,7 @@ use burn_core as burn; // The derive macros write paths that begin with `burn`.
 use burn_core::backend::Dispatch;
 use burn_core::config::{Config, config_to_json};
 use burn_core::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn_core::tensor::{DType, FloatDType, Tensor, kind::Numeric};
+use burn_core::tensor::{DType, Tensor, kind::Numeric};
 
 use crate::{
     error::{DotError, Operand, Shapes},
@@ -50,8 +50,8 @@ pub struct DotConfig {
     pub batch_dims: usize,
     /// Whether a batch axis of size 1 may be repeated to fit the other input's. Default: `false`.
     pub broadcast_batch: bool,
-    /// The dtype of the output, for float inputs. Default: that of the inputs.
-    pub output_dtype: Option<FloatDType>,
+    /// The dtype of the output, a float for float inputs and an integer for integers. Default: that of the inputs.
+    pub output_dtype: Option<DType>,
 }
 
 impl Config for DotConfig {}
@@ -96,9 +96,30 @@ impl DotConfig {
         self
     }
 
-    /// Sets the dtype of the output; scores of f16 inputs may be wanted in f32.
-    pub fn with_output_dtype(mut self, dtype: FloatDType) -> Self {
-        self.output_dtype = Some(dtype);
+    /// Sets the dtype of the output: scores of f16 inputs may be wanted in f32, products of i8 in i32.
+    ///
+    /// # Numerics
+    ///
+    /// The product is accumulated in a dtype at least as wide as the output's. Integers are cast to it first, so that products of i8 do
+    /// not wrap in i32; the dtype must hold every number of the inputs' dtype.
+    ///
+    /// ```
+    /// use burn::{prelude::*, tensor::{DType, IntDType}};
+    /// use burn_dot::DotConfig;
+    ///
+    /// let x = Tensor::<2, Int>::from_data([[100, 100]], (&Device::flex(), DType::I8));
+    /// let dot = DotConfig::new(1).with_output_dtype(IntDType::I32).init();
+    /// let out: Tensor<2, Int> = dot.forward(x.clone(), x);
+    /// assert_eq!(out.into_scalar::<i32>(), 20_000);
+    /// ```
+    pub fn with_output_dtype(mut self, dtype: impl Into<DType>) -> Self {
+        self.output_dtype = Some(dtype.into());
+        self
+    }
+
+    /// Gives the output the dtype of the inputs again.
+    pub fn without_output_dtype(mut self) -> Self {
+        self.output_dtype = None;
         self
     }
 
@@ -190,7 +211,8 @@ impl DotConfig {
 ///
 /// f16 and bf16 are multiplied and accumulated in f32 and rounded once. Norms neither overflow nor underflow. A normalized
 /// output of finite inputs lies in [-1, 1]. A zero vector gives 0; NaN reaches only the outputs it belongs to; an infinite
-/// entry gives NaN when normalized. A contracted size of 0 gives zeros. Integers wrap in their own dtype.
+/// entry gives NaN when normalized. A contracted size of 0 gives zeros. Integers wrap in the
+/// dtype of the output.
 ///
 /// # Gradient
 ///
@@ -236,11 +258,23 @@ impl Dot {
 
     /// The dot product of `lhs` and `rhs`; see [`Dot`] for the formula, shapes, numerics and gradient.
     ///
-    /// The rank `DO` of the output comes from the binding: `let scores: Tensor<2> = dot.forward(lhs, rhs);`.
+    /// The rank of the output comes from the binding, or is written out where there is none.
     ///
     /// # Panics
     ///
     /// With the text of the [`DotError`] at the caller's line, where [`try_forward`](Self::try_forward) returns one.
+    ///
+    /// ```
+    /// use burn::prelude::*;
+    /// use burn_dot::DotConfig;
+    ///
+    /// let (user, item) = (Tensor::<2>::ones([5, 8], &Device::flex()), Tensor::<2>::ones([5, 8], &Device::flex()));
+    /// let dot = DotConfig::new(1).init();
+    /// let scores: Tensor<2> = dot.forward(user.clone(), item.clone());
+    /// // Ranks of lhs, rhs and the output; `_` is float or integer.
+    /// let mean = dot.forward::<2, 2, 2, _>(user, item).mean();
+    /// assert_eq!(scores.mean().to_data(), mean.to_data());
+    /// ```
     #[track_caller]
     pub fn forward<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
         &self,
@@ -258,8 +292,9 @@ impl Dot {
     /// # Errors
     ///
     /// A [`DotError`] for an axis out of range, contracted twice or shared as batch; sizes, batches, dtypes or devices that
-    /// differ; a rank too small; an output whose rank is not `DO`; quantized inputs; `normalize` or an output dtype with
-    /// integers; an output dtype that the device lacks. All are found before any arithmetic.
+    /// differ; a rank too small; an output whose rank is not `DO`; inputs or an output too large to count; quantized inputs;
+    /// `normalize` with integers; an output dtype of another kind, too narrow, or that the device lacks; a device whose feature is not
+    /// enabled on this crate. All are found before any arithmetic.
     ///
     /// ```
     /// use burn::prelude::*;
@@ -284,18 +319,20 @@ impl Dot {
         Ok(Tensor::from_dispatch(if float {
             Dispatch::float_dot(lhs, rhs, plan, self.float_options())
         } else {
-            reference::int_dot::<Dispatch>(lhs, rhs, &plan)
+            reference::int_dot::<Dispatch>(lhs, rhs, &plan, self.config.output_dtype.map(Into::into))
         }))
     }
 
     /// The same result as [`forward`](Self::forward), composed from Burn's tensor operations (normalize, permute, reshape,
     /// batched matmul) with gradients by autodiff.
     ///
-    /// It is the reference that every other path must agree with: slower, and with temporaries as large as the inputs.
+    /// It is the reference that every other path must agree with: slower, and with temporaries as large as the inputs. Hidden, because
+    /// only tests and benches compare paths; a user has no reason to choose this one.
     ///
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
+    #[doc(hidden)]
     #[track_caller]
     pub fn forward_composed<const D1: usize, const D2: usize, const DO: usize, K: Numeric>(
         &self,
@@ -309,7 +346,7 @@ impl Dot {
                 Tensor::from_dispatch(if float {
                     ops::float_dot_composed(lhs, rhs, &plan, self.float_options())
                 } else {
-                    reference::int_dot::<Dispatch>(lhs, rhs, &plan)
+                    reference::int_dot::<Dispatch>(lhs, rhs, &plan, self.config.output_dtype.map(Into::into))
                 })
             }
             Err(error) => panic!("{error}"),
@@ -318,7 +355,7 @@ impl Dot {
 
     fn float_options(&self) -> FloatOptions {
         let DotConfig { normalize, epsilon, output_dtype, .. } = self.config;
-        FloatOptions { normalize: normalize.then_some(epsilon), output: output_dtype }
+        FloatOptions { normalize: normalize.then_some(epsilon), output: output_dtype.map(Into::into) }
     }
 
     /// Checks everything that can be wrong, in the order a reader would: what the inputs are, where they are, how they meet.
@@ -341,9 +378,12 @@ impl Dot {
         if !dtype.is_float() && *normalize {
             return Err(DotError::NormalizeIntegers { dtype, shapes: shapes() });
         }
-        if let Some(output) = output_dtype.map(DType::from) {
-            if !dtype.is_float() {
-                return Err(DotError::OutputDTypeOfIntegers { dtype, shapes: shapes() });
+        if let Some(output) = *output_dtype {
+            if dtype.is_float() != output.is_float() || is_integer(dtype) != is_integer(output) {
+                return Err(DotError::OutputDTypeKind { input: dtype, output, shapes: shapes() });
+            }
+            if is_integer(dtype) && !holds_every(dtype, output) {
+                return Err(DotError::OutputDTypeTooNarrow { input: dtype, output, shapes: shapes() });
             }
             if !device.supports_dtype(output) {
                 let device = format!("{device:?}");
@@ -353,6 +393,11 @@ impl Dot {
         if device != rhs.device() {
             let (lhs, rhs) = (format!("{device:?}"), format!("{:?}", rhs.device()));
             return Err(DotError::DeviceMismatch { lhs, rhs, shapes: shapes() });
+        }
+        for device in [&device, &rhs.device()] {
+            if let Some(feature) = ops::missing_feature(device) {
+                return Err(DotError::MissingFeature { device: format!("{device:?}"), feature, shapes: shapes() });
+            }
         }
         #[cfg(feature = "autodiff")]
         if let (Some(lhs), Some(rhs)) =
@@ -367,6 +412,19 @@ impl Dot {
             return Err(DotError::OutputRank { expected: DO, output: plan.output, shapes: shapes() });
         }
         Ok(plan)
+    }
+}
+
+fn is_integer(dtype: DType) -> bool {
+    dtype.is_int() || dtype.is_uint()
+}
+
+/// Whether `output` can hold every number of `input`, both integer dtypes.
+fn holds_every(input: DType, output: DType) -> bool {
+    match (input.is_uint(), output.is_uint()) {
+        (false, true) => false, // The negative ones are lost.
+        (true, false) => output.size() > input.size(),
+        _ => output.size() >= input.size(),
     }
 }
 

@@ -175,7 +175,16 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// The output would have more numbers than memory can address.
+    /// An input has more elements than `isize` can count. Sizes of 0 are left out of the count.
+    InputTooLarge {
+        /// The input.
+        operand: Operand,
+        /// Its shape, with the batch of the output.
+        shape: Vec<usize>,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// The output would have more elements than memory can address. Sizes of 0 are left out of the count.
     OutputTooLarge {
         /// The shape of the output.
         output: Vec<usize>,
@@ -219,10 +228,21 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// An output dtype was asked of integers.
-    OutputDTypeOfIntegers {
-        /// The integer dtype.
-        dtype: DType,
+    /// The output dtype is of another kind than the inputs: an integer for floats, a float for integers, or neither of them.
+    OutputDTypeKind {
+        /// Dtype of the inputs.
+        input: DType,
+        /// The dtype asked for.
+        output: DType,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// The output dtype cannot hold every integer of the inputs' dtype.
+    OutputDTypeTooNarrow {
+        /// Dtype of the inputs.
+        input: DType,
+        /// The dtype asked for.
+        output: DType,
         /// Both shapes.
         shapes: Shapes,
     },
@@ -232,6 +252,15 @@ pub enum DotError {
         dtype: DType,
         /// The device.
         device: String,
+        /// Both shapes.
+        shapes: Shapes,
+    },
+    /// This crate was built without the feature of the inputs' backend, or of autodiff.
+    MissingFeature {
+        /// The device.
+        device: String,
+        /// The feature to add, or a choice of features.
+        feature: &'static str,
         /// Both shapes.
         shapes: Shapes,
     },
@@ -295,9 +324,13 @@ impl fmt::Display for DotError {
                     "the output {output:?} has rank {rank} but the caller asks for rank {expected}; write Tensor<{rank}>; {shapes}"
                 )
             }
-            Self::OutputTooLarge { output, shapes } => {
-                write!(f, "the output {output:?} has more numbers than memory can address; {shapes}")
+            Self::InputTooLarge { operand, shape, shapes } => {
+                write!(f, "{operand} has too many elements to count in isize, as {shape:?}; multiply slices of it; {shapes}")
             }
+            Self::OutputTooLarge { output, shapes } => write!(
+                f,
+                "the output {output:?} has more elements than memory can address; multiply slices of the inputs; {shapes}"
+            ),
             Self::DTypeMismatch { lhs, rhs, shapes } => {
                 write!(f, "lhs is {lhs:?} but rhs is {rhs:?}; cast one of them, as in rhs.cast(lhs.dtype()); {shapes}")
             }
@@ -316,14 +349,27 @@ impl fmt::Display for DotError {
                 f,
                 "normalize needs float inputs but these are {dtype:?}; call .float() on both, or leave normalize off; {shapes}"
             ),
-            Self::OutputDTypeOfIntegers { dtype, shapes } => write!(
+            Self::OutputDTypeKind { input, output, shapes } if input.is_float() => write!(
                 f,
-                "an output dtype is for float inputs but these are {dtype:?}; call .float() on both, or leave output_dtype \
-                 unset; {shapes}"
+                "the inputs are {input:?}, so the output dtype must be a float, not {output:?}; choose a float, or call .int() on \
+                 both inputs; {shapes}"
+            ),
+            Self::OutputDTypeKind { input, output, shapes } => write!(
+                f,
+                "the inputs are {input:?}, so the output dtype must be an integer, not {output:?}; choose an integer, or call \
+                 .float() on both inputs; {shapes}"
+            ),
+            Self::OutputDTypeTooNarrow { input, output, shapes } => write!(
+                f,
+                "the output dtype {output:?} cannot hold every {input:?}; choose a wider one, or cast the output instead; {shapes}"
             ),
             Self::UnsupportedOutputDType { dtype, device, shapes } => write!(
                 f,
                 "the output dtype {dtype:?} is not supported on {device}; choose another with with_output_dtype; {shapes}"
+            ),
+            Self::MissingFeature { device, feature, shapes } => write!(
+                f,
+                "burn-dot was built without the feature for {device}; add {feature} to its features in Cargo.toml; {shapes}"
             ),
             Self::InvalidEpsilon { epsilon } => {
                 write!(f, "epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6")

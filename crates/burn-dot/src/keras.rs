@@ -1,16 +1,35 @@
 //! Keras interchange: `DotConfig` as the dictionary of `get_config()`, and as a serialised layer.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
 
-use burn_core::tensor::FloatDType;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeStruct};
+use burn_core::tensor::DType;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error},
+    ser::SerializeStruct,
+};
+use serde_json::{Map, Value};
 
 use crate::{DotConfig, plan::Axes};
 
 /// A [`DotConfig`] written as Keras serialises a layer: `{"module": …, "class_name": "Dot", "config": {…}, …}`.
 ///
-/// `DotConfig` itself writes the dictionary of Keras' `get_config()`, and reads both forms. Keys it does not know, such as
-/// `name`, `trainable` or `dtype`, are accepted and dropped.
+/// `DotConfig` itself writes the dictionary of Keras' `get_config()`, and reads both forms. A tuple may be written as TensorFlow's
+/// SavedModel does, `{"class_name": "__tuple__", "items": [1, 2]}`. What else the versions of Keras write about a layer is read and
+/// dropped:
+///
+/// - in the dictionary: `name`, `trainable`, `dtype`, `dynamic`, `autocast`, `activity_regularizer`, `batch_input_shape`, `batch_shape`,
+///   `input_shape`, `input_dim`, `batch_size`, `sparse`, `ragged`;
+/// - in the layer: `module`, `registered_name`, `build_config`, `compile_config`, `shared_object_id`, `name`, `inbound_nodes`, and those
+///   of SavedModel's metadata.
+///
+/// # Errors
+///
+/// Any other key is an error that names the nearest known one: a misspelt `normalise` would be a plain product otherwise.
 ///
 /// # Differences from Keras
 ///
@@ -56,26 +75,65 @@ impl<'de> Deserialize<'de> for KerasLayer {
     }
 }
 
-/// The dictionary of `get_config()`, with our own options as further keys.
-#[derive(Serialize, Deserialize)]
-struct Dictionary {
-    axes: Axes,
-    #[serde(default)]
+/// What Keras and tf_keras write, or take back, for any layer. It does not change a dot product.
+const DROPPED_FROM_CONFIG: [&str; 13] = [
+    "name",
+    "trainable",
+    "dtype",
+    "dynamic",
+    "autocast",
+    "activity_regularizer",
+    "batch_input_shape",
+    "batch_shape",
+    "input_shape",
+    "input_dim",
+    "batch_size",
+    "sparse",
+    "ragged",
+];
+
+/// The same beside `class_name` and `config`: by `serialize`, in a model's list of layers, and in the metadata of a SavedModel.
+const DROPPED_FROM_LAYER: [&str; 19] = [
+    "module",
+    "registered_name",
+    "build_config",
+    "compile_config",
+    "shared_object_id",
+    "name",
+    "inbound_nodes",
+    "trainable",
+    "dtype",
+    "autocast",
+    "activity_regularizer",
+    "batch_input_shape",
+    "build_input_shape",
+    "input_spec",
+    "save_spec",
+    "stateful",
+    "expects_training_arg",
+    "must_restore_from_config",
+    "preserve_input_structure_in_config",
+];
+
+/// The dictionary of `get_config()` as it is written, with our own options as further keys.
+#[derive(Serialize)]
+struct Dictionary<'a> {
+    axes: &'a Axes,
     normalize: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     epsilon: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     batch_dims: Option<usize>,
-    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
     broadcast_batch: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    output_dtype: Option<FloatDType>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_dtype: Option<DType>,
 }
 
 impl Serialize for DotConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Dictionary {
-            axes: self.axes.clone(),
+            axes: &self.axes,
             normalize: self.normalize,
             epsilon: (self.epsilon != DotConfig::DEFAULT_EPSILON).then_some(self.epsilon),
             batch_dims: (self.batch_dims != 1).then_some(self.batch_dims),
@@ -88,55 +146,92 @@ impl Serialize for DotConfig {
 
 impl<'de> Deserialize<'de> for DotConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = serde_json::Value::deserialize(deserializer)?;
-        if let Some(class) = value.get("class_name") {
-            let class: String = class.as_str().unwrap_or_default().into();
-            if class != "Dot" {
-                return Err(D::Error::custom(format!("this is a Keras layer {class:?}, not a \"Dot\"")));
-            }
-            value = value.get_mut("config").map(serde_json::Value::take).ok_or_else(|| D::Error::missing_field("config"))?;
-        }
-        if value.get("epsilon").is_some_and(serde_json::Value::is_null) {
-            return Err(D::Error::custom("Dot: epsilon must be a number")); // An infinity or a NaN, as JSON writes it.
-        }
-        let dictionary = Dictionary::deserialize(value).map_err(|error| D::Error::custom(format!("Dot: {error}")))?;
-        Ok(DotConfig {
-            axes: dictionary.axes,
-            normalize: dictionary.normalize,
-            epsilon: dictionary.epsilon.unwrap_or(DotConfig::DEFAULT_EPSILON),
-            batch_dims: dictionary.batch_dims.unwrap_or(1),
-            broadcast_batch: dictionary.broadcast_batch,
-            output_dtype: dictionary.output_dtype,
-        })
+        let value = Value::deserialize(deserializer)?;
+        read(value).map_err(|problem| D::Error::custom(format!("Dot: {problem}")))
     }
 }
 
-/// The forms of `axes` in JSON: `1`, `[1, 2]`, `[[1, 2], [2, 1]]`.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "axes must be an integer, a pair [1, 2], or a list of pairs [[1, 2], [2, 1]]")]
-enum AxesJson {
-    Both(isize),
-    Pair([isize; 2]),
-    Pairs(Vec<(isize, isize)>),
+/// Reads a dictionary, or a layer that holds one.
+fn read(value: Value) -> Result<DotConfig, String> {
+    let Value::Object(mut entries) = value else {
+        return Err(format!("a configuration is a dictionary such as {{\"axes\": [1, 2], \"normalize\": false}}, not {value}"));
+    };
+    if !entries.contains_key("class_name") && !entries.contains_key("config") {
+        return read_config(entries);
+    }
+    if let Some(class) = entries.get("class_name")
+        && class != "Dot"
+    {
+        return Err(format!("this is a Keras layer {class}, not a \"Dot\""));
+    }
+    refuse_unknown(&entries, &["class_name", "config"], &DROPPED_FROM_LAYER)?;
+    match (entries.remove("class_name"), entries.remove("config")) {
+        (None, _) => Err("this layer has no class_name; write \"class_name\": \"Dot\"".into()),
+        (_, None) => Err("this layer has no config; write \"config\": {\"axes\": 1}".into()),
+        (_, Some(Value::Object(config))) => read_config(config),
+        (_, Some(other)) => Err(format!("config is {other}; it must be a dictionary such as {{\"axes\": 1}}")),
+    }
 }
 
-impl Serialize for Axes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Axes::Both(axis) => AxesJson::Both(*axis),
-            Axes::Pair(lhs, rhs) => AxesJson::Pair([*lhs, *rhs]),
-            Axes::Pairs(pairs) => AxesJson::Pairs(pairs.clone()),
+fn read_config(mut entries: Map<String, Value>) -> Result<DotConfig, String> {
+    let read = ["axes", "normalize", "epsilon", "batch_dims", "broadcast_batch", "output_dtype"];
+    refuse_unknown(&entries, &read, &DROPPED_FROM_CONFIG)?;
+    let default = DotConfig::new(0);
+    Ok(DotConfig {
+        axes: take(&mut entries, "axes", "an integer, a pair [1, 2], or a list of pairs [[1, 2], [2, 1]]")?
+            .ok_or("there are no axes; write \"axes\": 1 or \"axes\": [1, 2]")?,
+        normalize: take(&mut entries, "normalize", "true or false")?.unwrap_or(default.normalize),
+        epsilon: take(&mut entries, "epsilon", "a number")?.unwrap_or(default.epsilon),
+        batch_dims: take(&mut entries, "batch_dims", "a whole number from 0 on")?.unwrap_or(default.batch_dims),
+        broadcast_batch: take(&mut entries, "broadcast_batch", "true or false")?.unwrap_or(default.broadcast_batch),
+        output_dtype: take(&mut entries, "output_dtype", "the name of a dtype, such as \"F32\" or \"I32\", or null")?.flatten(),
+    })
+}
+
+/// Takes the value of `key` out of the dictionary, if it is there.
+fn take<T: DeserializeOwned>(entries: &mut Map<String, Value>, key: &str, expected: &str) -> Result<Option<T>, String> {
+    let Some(value) = entries.remove(key) else {
+        return Ok(None);
+    };
+    let shown = value.to_string();
+    T::deserialize(without_tuples(value)).map(Some).map_err(|_| format!("{key} is {shown}; it must be {expected}"))
+}
+
+/// Python's tuples, which JSON does not have, as lists.
+fn without_tuples(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(without_tuples).collect(),
+        Value::Object(mut entries)
+            if entries.len() == 2
+                && entries.get("class_name").is_some_and(|class| class == "__tuple__")
+                && entries.get("items").is_some_and(Value::is_array) =>
+        {
+            without_tuples(entries["items"].take())
         }
-        .serialize(serializer)
+        other => other,
     }
 }
 
-impl<'de> Deserialize<'de> for Axes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match AxesJson::deserialize(deserializer)? {
-            AxesJson::Both(axis) => Axes::Both(axis),
-            AxesJson::Pair([lhs, rhs]) => Axes::Pair(lhs, rhs),
-            AxesJson::Pairs(pairs) => Axes::Pairs(pairs),
-        })
+/// Refuses the first key that is neither ours nor Keras'.
+fn refuse_unknown(entries: &Map<String, Value>, read: &[&str], dropped: &[&str]) -> Result<(), String> {
+    let mut known = read.iter().chain(dropped);
+    let Some(unknown) = entries.keys().find(|key| !known.clone().any(|known| known == key)) else {
+        return Ok(());
+    };
+    let nearest = known.by_ref().min_by_key(|known| edit_distance(unknown, known)).expect("some keys are known");
+    Err(format!("unknown key \"{unknown}\"; the nearest known one is \"{nearest}\""))
+}
+
+/// How many letters to insert, delete or replace to make `b` of `a` (Levenshtein). The crate `strsim` needs std.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row = (0..=b.chars().count()).collect::<Vec<_>>();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = core::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
     }
+    row[row.len() - 1]
 }

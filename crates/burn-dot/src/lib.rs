@@ -1,4 +1,5 @@
 #![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // burn-ndarray and burn-tch are deprecated upstream in favour of burn-flex, and still supported here.
 #![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
 #![doc = include_str!("../README.md")]

@@ -19,8 +19,10 @@
 )]
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.
-use burn_core::backend::{Backend, Dispatch, ExtensionType, TensorMetadata, backend_extension, tensor::FloatTensor};
-use burn_core::tensor::FloatDType;
+use burn_core::backend::{
+    Backend, Device as _, Dispatch, DispatchDeviceId, ExtensionType, TensorMetadata, backend_extension, tensor::FloatTensor,
+};
+use burn_core::tensor::{Device, FloatDType};
 
 #[cfg(feature = "flex")]
 use crate::cpu;
@@ -108,6 +110,27 @@ pub trait DotOps: Backend {
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
     }
+}
+
+/// The feature that this crate lacks to compute on `device`, if any. What the list above has no entry for ends in a panic.
+pub(crate) fn missing_feature(device: &Device) -> Option<&'static str> {
+    if device.is_autodiff() && !cfg!(feature = "autodiff") {
+        return Some("\"autodiff\"");
+    }
+    // Burn keeps its number of the backend in the upper byte. Variants of the device itself can be named only if their features are on.
+    let backend = DispatchDeviceId::try_from(device.as_dispatch().to_id().type_id >> 8).ok()?;
+    let (enabled, feature) = match backend {
+        DispatchDeviceId::Flex => (cfg!(feature = "flex"), "\"flex\""),
+        DispatchDeviceId::NdArray => (cfg!(feature = "ndarray"), "\"ndarray\""),
+        DispatchDeviceId::Cube => (
+            cfg!(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu")),
+            "\"wgpu\", \"cuda\", \"rocm\" or \"cpu\", as for burn,",
+        ),
+        DispatchDeviceId::LibTorch => (cfg!(feature = "tch"), "\"tch\""),
+        DispatchDeviceId::Remote => (cfg!(feature = "remote"), "\"remote\""),
+        DispatchDeviceId::Capture => (cfg!(feature = "capture"), "\"capture\""),
+    };
+    (!enabled).then_some(feature)
 }
 
 /// The product composed from operations that `Dispatch` differentiates.

@@ -13,12 +13,13 @@ use alloc::{vec, vec::Vec};
 use core::fmt;
 
 use burn_core::tensor::FloatDType;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Axis, DotError, Operand, Shapes};
 
 /// The axes to contract: one for both inputs, a pair, or several pairs.
 ///
-/// Negative axes count from the end of each input's own rank.
+/// Negative axes count from the end of each input's own rank. In JSON they are written `1`, `[1, 2]` and `[[1, 2], [2, 1]]`.
 ///
 /// ```
 /// use burn_dot::Axes;
@@ -28,7 +29,8 @@ use crate::error::{Axis, DotError, Operand, Shapes};
 /// assert_eq!(Axes::from([1, 2]), Axes::Pair(1, 2));                           // Keras' list, the same as a pair
 /// assert_eq!(Axes::from([(1, 2), (2, 1)]), Axes::Pairs(vec![(1, 2), (2, 1)])); // two axes at once
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "axes must be an integer, a pair [1, 2], or a list of pairs [[1, 2], [2, 1]]")]
 pub enum Axes {
     /// The same axis in both inputs.
     Both(isize),
@@ -59,6 +61,9 @@ impl fmt::Display for Axes {
 }
 
 /// An integer that can name an axis: any of Rust's.
+///
+/// Burn's `AsIndex` does not fit: it wraps, so that `u64::MAX` would be the last axis, and a trait of another crate does not let a
+/// pair of integers be told from a list of pairs.
 pub trait AxisIndex: sealed::Sealed {
     /// The axis. A number too large for `isize` becomes the nearest one, which no tensor has.
     fn axis(self) -> isize;
@@ -282,19 +287,23 @@ impl Plan {
         let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &shapes.lhs, &shapes.rhs)?;
         let all_known = |sizes: Vec<Option<usize>>| sizes.into_iter().flatten().collect::<Vec<usize>>();
         let output = all_known(pairing.output_shape());
-        // An input may be larger than memory (a repeated one takes none); the output may not.
-        let count = output.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
-        if !output.contains(&0) && count.is_none_or(|count| count > isize::MAX as usize / size_of::<f64>()) {
+        let batch_shape = all_known(pairing.batch);
+        // A broadcast input takes no memory, so an input may be larger than memory, but not larger than can be counted. The output has
+        // to be stored. No product below can overflow then.
+        for (operand, sizes) in [(Operand::Lhs, lhs), (Operand::Rhs, rhs)] {
+            let shape = [&batch_shape, &sizes[batch_dims..]].concat();
+            if !is_countable(&shape, isize::MAX as usize) {
+                return Err(DotError::InputTooLarge { operand, shape, shapes });
+            }
+        }
+        if !is_countable(&output, isize::MAX as usize / size_of::<f64>()) {
             return Err(DotError::OutputTooLarge { output, shapes });
         }
-        let batch_shape = all_known(pairing.batch);
-        let product = |axes: &[usize], sizes: &[usize]| {
-            axes.iter().map(|&axis| sizes[axis]).fold(1usize, |product, size| product.saturating_mul(size))
-        };
+        let product = |axes: &[usize], sizes: &[usize]| axes.iter().map(|&axis| sizes[axis]).product();
         let order = |roles: &Roles| [(0..batch_dims).collect(), roles.free.clone(), roles.contracted.clone()].concat();
 
         Ok(Plan {
-            batch: batch_shape.iter().fold(1usize, |product, &size| product.saturating_mul(size)),
+            batch: batch_shape.iter().product(),
             m: product(&pairing.lhs.free, lhs),
             k: product(&pairing.lhs.contracted, lhs),
             n: product(&pairing.rhs.free, rhs),
@@ -311,5 +320,60 @@ impl Plan {
     /// Whether the output holds nothing, or nothing but zeros: no arithmetic is needed.
     pub(crate) fn is_trivial(&self) -> bool {
         self.k == 0 || self.output.contains(&0)
+    }
+}
+
+/// Whether the sizes multiply to at most `most`, in any order and number: sizes of 0 are left out, so that no partial product is larger.
+fn is_countable(shape: &[usize], most: usize) -> bool {
+    let count = shape.iter().filter(|&&size| size != 0).try_fold(1usize, |count, &size| count.checked_mul(size));
+    count.is_some_and(|count| count <= most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two of them multiply to one more than `usize` can hold.
+    const HALF: usize = 1 << (usize::BITS / 2);
+
+    fn plan(axes: impl Into<Axes>, batch_dims: usize, lhs: &[usize], rhs: &[usize]) -> Result<Plan, DotError> {
+        Plan::new(&axes.into(), batch_dims, true, lhs, rhs)
+    }
+
+    fn too_large(operand: Operand, shape: &[usize], lhs: &[usize], rhs: &[usize]) -> Result<Plan, DotError> {
+        Err(DotError::InputTooLarge { operand, shape: shape.to_vec(), shapes: Shapes::known(lhs, rhs) })
+    }
+
+    #[test]
+    fn an_input_with_more_elements_than_isize_counts_is_refused() {
+        let all = [(1, 1), (2, 2), (3, 3), (4, 4)];
+        let contracted = [1, HALF, HALF, HALF, HALF];
+        assert_eq!(plan(all, 1, &contracted, &contracted), too_large(Operand::Lhs, &contracted, &contracted, &contracted));
+        // One more than isize holds, and still a number in usize.
+        let (lhs, rhs) = ([1, HALF, HALF / 2], [1, HALF / 2]);
+        assert_eq!(plan((2, 1), 1, &lhs, &rhs), too_large(Operand::Lhs, &lhs, &lhs, &rhs));
+        assert_eq!(plan((1, 2), 1, &rhs, &lhs), too_large(Operand::Rhs, &lhs, &rhs, &lhs));
+    }
+
+    #[test]
+    fn an_input_that_overflows_once_its_batch_is_broadcast_is_refused() {
+        let (lhs, rhs) = ([HALF / 2, 1, 2], [1, HALF, 2]);
+        assert_eq!(plan(2, 1, &lhs, &rhs), too_large(Operand::Rhs, &[HALF / 2, HALF, 2], &lhs, &rhs));
+    }
+
+    #[test]
+    fn an_empty_input_is_counted_by_its_other_sizes() {
+        let empty = [0, HALF, HALF, HALF];
+        assert_eq!(plan(3, 1, &empty, &empty), too_large(Operand::Lhs, &empty, &empty, &empty));
+        let (lhs, rhs) = ([0, HALF, 1], [0, HALF, 1]);
+        let output = vec![0, HALF, HALF];
+        assert_eq!(plan(2, 1, &lhs, &rhs), Err(DotError::OutputTooLarge { output, shapes: Shapes::known(&lhs, &rhs) }));
+    }
+
+    #[test]
+    fn an_input_larger_than_memory_has_a_plan_with_exact_products() {
+        let large = [2, HALF, HALF / 8];
+        let Plan { batch, m, k, n, .. } = plan([(1, 1), (2, 2)], 1, &large, &large).unwrap();
+        assert_eq!((batch, m, k, n), (2, 1, HALF * (HALF / 8), 1));
     }
 }

@@ -192,9 +192,9 @@ impl<'a> Side<'a> {
     }
 }
 
-/// The product of integer tensors, wrapping as the dtype does.
-pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &Plan) -> IntTensor<B> {
-    let dtype: IntDType = lhs.dtype().into();
+/// The product of integer tensors in the dtype of the output, which holds every number of the inputs; wraps as that dtype does.
+pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &Plan, output: Option<IntDType>) -> IntTensor<B> {
+    let dtype = output.unwrap_or(lhs.dtype().into());
     if plan.k == 0 || plan.output.contains(&0) {
         // From the host: in Burn 0.22.1 integer zeros made on wgpu with fusion hold what was in memory.
         let zeros = TensorData::full_dtype(plan.output.clone(), 0, dtype.into());
@@ -210,7 +210,7 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
         let rest = x.shape().iter().skip(plan.batch_shape.len()).copied().collect::<Vec<_>>();
         let x = B::int_expand(x, Shape::from([plan.batch_shape.clone(), rest].concat()));
         let x = B::int_reshape(B::int_permute(x, order), Shape::new([plan.batch, free, plan.k]));
-        if dtype == compute { x } else { B::int_cast(x, compute) }
+        if x.dtype() == DType::from(compute) { x } else { B::int_cast(x, compute) }
     };
     let lhs = rows(lhs, &plan.lhs_order, plan.m);
     let rhs = rows(rhs, &plan.rhs_order, plan.n);
