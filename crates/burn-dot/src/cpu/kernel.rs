@@ -72,25 +72,108 @@ trait Half: Single {
     const MOST: f32;
 }
 
-/// A dtype to multiply matrices in: f32 or f64.
-pub(super) trait Real: Element<Real = Self> + PartialOrd + core::ops::Mul<Output = Self> {
+/// The compute dtype of a matrix product: f32 or f64. Vectors of it fill a register.
+pub(super) trait Real:
+    Element<Real = Self>
+    + PartialOrd
+    + core::ops::Add<Output = Self>
+    + core::ops::Sub<Output = Self>
+    + core::ops::Mul<Output = Self>
+{
     /// Norms whose squares neither overflow nor lose digits in f64, and neither do products of two such numbers and their inverses.
     const NORMS: core::ops::RangeInclusive<f64>;
     /// Norms of vectors whose products, and the products of their inverses, stay well within this dtype.
     const MATRIX_NORMS: core::ops::RangeInclusive<f64>;
     /// The smallest normal number.
     const SMALLEST: f64;
+    /// Rows, and elements of each, that [`Real::transpose`] takes at once.
+    const BLOCK: usize;
+
+    /// A register.
+    type Vector<S: Level>: Copy;
 
     fn abs(self) -> Self;
+
+    /// Elements of a vector.
+    fn lanes<S: Level>() -> usize;
+    fn splat<S: Level>(level: S, x: Self) -> Self::Vector<S>;
+    fn add_vectors<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>) -> Self::Vector<S>;
+    fn mul_vectors<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>) -> Self::Vector<S>;
+    /// `x y + z`.
+    fn mul_add<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>, z: Self::Vector<S>) -> Self::Vector<S>;
+    /// Clamps to [-1, 1]; NaN stays NaN.
+    fn into_range<S: Level>(level: S, x: Self::Vector<S>) -> Self::Vector<S>;
+    /// # Safety
+    ///
+    /// A vector can be read there.
+    unsafe fn load_vector<S: Level>(level: S, from: *const Self) -> Self::Vector<S>;
+    /// # Safety
+    ///
+    /// A vector can be written there.
+    unsafe fn store_vector<S: Level>(level: S, x: Self::Vector<S>, to: *mut Self);
+    /// Writes `to[j * step + i] = from[i][j]` for a block of elements.
+    ///
+    /// # Safety
+    ///
+    /// [`Real::BLOCK`] elements can be read at each of as many pointers, and as many written at each of as many steps.
+    unsafe fn transpose<S: Level>(level: S, from: &[*const Self], to: *mut Self, step: usize);
+}
+
+macro_rules! vectors {
+    ($vector:ident, $lanes:ident, $splat:ident, $add:ident, $mul:ident, $mul_add:ident, $transpose:ident) => {
+        type Vector<S: Level> = S::$vector;
+
+        #[inline(always)]
+        fn abs(self) -> Self {
+            self.abs()
+        }
+        #[inline(always)]
+        fn lanes<S: Level>() -> usize {
+            S::$lanes
+        }
+        #[inline(always)]
+        fn splat<S: Level>(level: S, x: Self) -> Self::Vector<S> {
+            level.$splat(x)
+        }
+        #[inline(always)]
+        fn add_vectors<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>) -> Self::Vector<S> {
+            level.$add(x, y)
+        }
+        #[inline(always)]
+        fn mul_vectors<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>) -> Self::Vector<S> {
+            level.$mul(x, y)
+        }
+        #[inline(always)]
+        fn mul_add<S: Level>(level: S, x: Self::Vector<S>, y: Self::Vector<S>, z: Self::Vector<S>) -> Self::Vector<S> {
+            level.$mul_add(x, y, z)
+        }
+        #[inline(always)]
+        unsafe fn load_vector<S: Level>(_level: S, from: *const Self) -> Self::Vector<S> {
+            // SAFETY: the caller's promise; a vector is plain elements.
+            unsafe { from.cast::<Self::Vector<S>>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn store_vector<S: Level>(_level: S, x: Self::Vector<S>, to: *mut Self) {
+            // SAFETY: the caller's promise; a vector is plain elements.
+            unsafe { to.cast::<Self::Vector<S>>().write_unaligned(x) }
+        }
+        #[inline(always)]
+        unsafe fn transpose<S: Level>(level: S, from: &[*const Self], to: *mut Self, step: usize) {
+            // SAFETY: the caller's promise.
+            unsafe { level.$transpose(from, to, step) }
+        }
+    };
 }
 
 impl Real for f32 {
     const NORMS: core::ops::RangeInclusive<f64> = 0.0..=f64::INFINITY;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-9..=1e9;
     const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
+    const BLOCK: usize = 8;
+    vectors!(f32s, F32_LANES, splat_f32s, add_f32s, mul_f32s, mul_add_e_f32s, transpose_f32);
     #[inline(always)]
-    fn abs(self) -> f32 {
-        self.abs()
+    fn into_range<S: Level>(level: S, x: S::f32s) -> S::f32s {
+        level.within(x, 1.0)
     }
 }
 
@@ -98,9 +181,11 @@ impl Real for f64 {
     const NORMS: core::ops::RangeInclusive<f64> = 1e-120..=1e120;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-60..=1e60;
     const SMALLEST: f64 = f64::MIN_POSITIVE;
+    const BLOCK: usize = 4;
+    vectors!(f64s, F64_LANES, splat_f64s, add_f64s, mul_f64s, mul_add_e_f64s, transpose_f64);
     #[inline(always)]
-    fn abs(self) -> f64 {
-        self.abs()
+    fn into_range<S: Level>(level: S, x: S::f64s) -> S::f64s {
+        level.clamp(x, -1.0, 1.0)
     }
 }
 
@@ -136,8 +221,17 @@ macro_rules! real {
                 x
             }
             #[inline(always)]
-            fn widen<S: Level>(_level: S, from: &[Self], to: &mut [Self]) {
-                to.copy_from_slice(from);
+            fn widen<S: Level>(level: S, from: &[Self], to: &mut [Self]) {
+                // By vectors: most often there are few, and a call of `memcpy` takes longer.
+                let lanes = Self::lanes::<S>();
+                let (mut from, mut to) = (from.chunks_exact(lanes), to.chunks_exact_mut(lanes));
+                for (from, to) in (&mut from).zip(&mut to) {
+                    // SAFETY: both have the elements of a vector.
+                    unsafe { Self::store_vector(level, Self::load_vector(level, from.as_ptr()), to.as_mut_ptr()) };
+                }
+                for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+                    *to = *from;
+                }
             }
             #[inline(always)]
             fn narrow<S: Level>(_level: S, from: &[Self], to: &mut [Self], _finite: bool) {
@@ -281,9 +375,25 @@ pub(super) const LINES: usize = 16;
 /// Factors, and terms, with which f32 neither overflows nor loses digits.
 const FACTORS: core::ops::RangeInclusive<f64> = 1e-30..=1e30;
 
+/// Terms that each lane adds before the sum goes on compensated: so few that hardly a digit is lost.
+const CHAIN: usize = 64;
+
 /// `Σ x y`.
 #[inline(always)]
 pub(super) fn dot<S: Level, T: Element, U: Element>(level: S, x: &[T], y: &[U]) -> f64 {
+    let block = CHAIN * SUMS * S::F64_LANES;
+    if x.len() <= block {
+        return dot_block(level, x, y);
+    }
+    let mut total = Compensated::default();
+    for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        total.add(dot_block(level, x, y));
+    }
+    total.total()
+}
+
+#[inline(always)]
+fn dot_block<S: Level, T: Element, U: Element>(level: S, x: &[T], y: &[U]) -> f64 {
     let lanes = S::F64_LANES;
     let mut sums = [level.splat_f64s(0.0); SUMS];
     let (mut x_blocks, mut y_blocks) = (x.chunks_exact(SUMS * lanes), y.chunks_exact(SUMS * lanes));
@@ -304,6 +414,22 @@ pub(super) fn dot<S: Level, T: Element, U: Element>(level: S, x: &[T], y: &[U]) 
 /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
 fn dot_and_squares<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> [f64; 3] {
+    let block = CHAIN * 2 * S::F64_LANES;
+    if x.len() <= block {
+        return dot_and_squares_block(level, x, y);
+    }
+    let mut total = [Compensated::default(); 3];
+    for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        let sums = dot_and_squares_block(level, x, y);
+        for i in 0..3 {
+            total[i].add(sums[i]);
+        }
+    }
+    [total[0].total(), total[1].total(), total[2].total()]
+}
+
+#[inline(always)]
+fn dot_and_squares_block<S: Level, R: Element>(level: S, x: &[R], y: &[R]) -> [f64; 3] {
     let lanes = S::F64_LANES;
     let mut xx = [level.splat_f64s(0.0); 2];
     let (mut xy, mut yy) = (xx, xx);
@@ -599,6 +725,56 @@ pub(super) fn combine_in_place<L: Level, R: Real, X: Element>(level: L, to: &mut
     }
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
         *to = R::from_f64(s * to.to_f64() - a * x.to_f64());
+    }
+}
+
+/// A sum, and the rounding errors that it has made so far (Neumaier; <https://doi.org/10.1002/zamm.19740540106>).
+#[derive(Clone, Copy, Default)]
+pub(super) struct Compensated {
+    sum: f64,
+    lost: f64,
+}
+
+impl Compensated {
+    #[inline(always)]
+    pub fn add(&mut self, x: f64) {
+        let (sum, lost) = two_sum(self.sum, x);
+        self.sum = sum;
+        self.lost += lost;
+    }
+
+    #[inline(always)]
+    pub fn total(self) -> f64 {
+        with_lost(self.sum, self.lost)
+    }
+}
+
+/// A sum and its rounding errors. Those of a sum that overflowed are not numbers: it stays infinite.
+#[inline(always)]
+pub(super) fn with_lost<R: PartialOrd + Copy + core::ops::Add<Output = R>>(sum: R, lost: R) -> R {
+    let is_number = lost.partial_cmp(&lost).is_some();
+    if is_number { sum + lost } else { sum }
+}
+
+/// `x + y`, and the rounding error of it (Knuth): exact unless the sum overflows.
+#[inline(always)]
+fn two_sum<T: Copy + core::ops::Add<Output = T> + core::ops::Sub<Output = T>>(x: T, y: T) -> (T, T) {
+    let sum = x + y;
+    let y_part = sum - x;
+    let x_part = sum - y_part;
+    (sum, (x - x_part) + (y - y_part))
+}
+
+/// [`Compensated::add`] for each element.
+#[inline(always)]
+pub(super) fn add_compensated<R>(sums: &mut [R], lost: &mut [R], x: &[R])
+where
+    R: Copy + core::ops::Add<Output = R> + core::ops::Sub<Output = R>,
+{
+    for ((sum, lost), &x) in sums.iter_mut().zip(lost).zip(x) {
+        let (total, error) = two_sum(*sum, x);
+        *sum = total;
+        *lost = *lost + error;
     }
 }
 

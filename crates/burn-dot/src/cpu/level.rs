@@ -7,6 +7,9 @@ use burn_core::tensor::{bf16, f16};
 ///
 /// Each method takes as many numbers as a register of f64 holds, from the front.
 pub(super) trait Level: pulp::Simd {
+    /// Columns of a tile of a matrix product whose accumulators, two vectors to a column, leave registers for its inputs.
+    const COLUMNS: usize;
+
     fn load_f64(self, from: &[f64]) -> Self::f64s;
     fn load_f32(self, from: &[f32]) -> Self::f64s;
     fn load_f16(self, from: &[f16]) -> Self::f64s;
@@ -25,6 +28,19 @@ pub(super) trait Level: pulp::Simd {
     fn narrow_bf16(self, x: Self::f32s, to: &mut [bf16]);
     /// Brings what is beyond `most` back to it; NaN stays NaN.
     fn within(self, x: Self::f32s, most: f32) -> Self::f32s;
+
+    /// [`Real::transpose`](super::kernel::Real::transpose) of 8 × 8.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, step: usize);
+    /// [`Real::transpose`](super::kernel::Real::transpose) of 4 × 4.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, step: usize);
 
     /// Copies a register, past the caches where there is an instruction for it.
     ///
@@ -61,7 +77,7 @@ mod x86 {
     /// What a level does with as many numbers as a register of f64 holds. `core::arch` rather than pulp where memory is read or
     /// written: its instructions keep numbers in registers, casts of arrays went by way of the stack.
     macro_rules! level {
-        ($level:ty, $lanes:literal,
+        ($level:ty, $lanes:literal, columns: $columns:literal;
          f64: $load_f64:ident, $store_f64:ident;
          f32: $load_f32:ident, $store_f32:ident, $widen:ident, $narrow:ident;
          half: $load_half:ident, $store_half:ident, $low:expr, $high:expr;
@@ -71,6 +87,15 @@ mod x86 {
             // SAFETY of all: slices are as long as what is read or written, and `vectorized` runs a level only where the machine has
             // its instructions, F16C among them.
             impl Level for $level {
+                const COLUMNS: usize = $columns;
+                #[inline(always)]
+                unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, step: usize) {
+                    unsafe { transpose_f32(from, to, step) }
+                }
+                #[inline(always)]
+                unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, step: usize) {
+                    unsafe { transpose_f64(from, to, step) }
+                }
                 #[inline(always)]
                 fn load_f64(self, from: &[f64]) -> Self::f64s {
                     cast(unsafe { $load_f64(from[..$lanes].as_ptr()) })
@@ -139,13 +164,13 @@ mod x86 {
             }
         };
     }
-    level!(pulp::x86::V4, 8,
+    level!(pulp::x86::V4, 8, columns: 8;
         f64: _mm512_loadu_pd, _mm512_storeu_pd;
         f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
         half: _mm_loadu_si128, _mm_storeu_si128, core::convert::identity, core::convert::identity;
         past_caches: _mm512_loadu_pd, _mm512_stream_pd;
         halves: _mm256_loadu_si256, _mm256_storeu_si256, _mm512_cvtph_ps, wide_from_bf16, wide_to_f16, wide_to_bf16);
-    level!(pulp::x86::V3, 4,
+    level!(pulp::x86::V3, 4, columns: 4;
         f64: _mm256_loadu_pd, _mm256_storeu_pd;
         f32: _mm_loadu_ps, _mm_storeu_ps, _mm256_cvtps_pd, _mm256_cvtpd_ps;
         half: _mm_loadl_epi64, _mm_storel_epi64, _mm256_castps256_ps128, _mm256_castps128_ps256;
@@ -181,6 +206,47 @@ mod x86 {
         }
     }
 
+    /// 8 × 8, by pairs, by fours, by halves of the register.
+    #[inline(always)]
+    unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, step: usize) {
+        // SAFETY: 8 elements can be read and written at each of 8 places.
+        unsafe {
+            let (mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
+            for i in (0..8).step_by(2) {
+                let (x, y) = (_mm256_loadu_ps(from[i]), _mm256_loadu_ps(from[i + 1]));
+                pairs[i] = _mm256_unpacklo_ps(x, y);
+                pairs[i + 1] = _mm256_unpackhi_ps(x, y);
+            }
+            for i in [0, 4] {
+                fours[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+                fours[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+                fours[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+                fours[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+            }
+            for i in 0..4 {
+                _mm256_storeu_ps(to.add(i * step), _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]));
+                _mm256_storeu_ps(to.add((i + 4) * step), _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]));
+            }
+        }
+    }
+    /// 4 × 4, by pairs, by halves of the register.
+    #[inline(always)]
+    unsafe fn transpose_f64(from: &[*const f64], to: *mut f64, step: usize) {
+        // SAFETY: 4 elements can be read and written at each of 4 places.
+        unsafe {
+            let mut pairs = [_mm256_setzero_pd(); 4];
+            for i in [0, 2] {
+                let (x, y) = (_mm256_loadu_pd(from[i]), _mm256_loadu_pd(from[i + 1]));
+                pairs[i] = _mm256_unpacklo_pd(x, y);
+                pairs[i + 1] = _mm256_unpackhi_pd(x, y);
+            }
+            for i in 0..2 {
+                _mm256_storeu_pd(to.add(i * step), _mm256_permute2f128_pd::<0x20>(pairs[i], pairs[2 + i]));
+                _mm256_storeu_pd(to.add((i + 2) * step), _mm256_permute2f128_pd::<0x31>(pairs[i], pairs[2 + i]));
+            }
+        }
+    }
+
     // SAFETY of all: the caller has AVX-512.
     #[inline(always)]
     unsafe fn wide_from_bf16(x: __m256i) -> __m512 {
@@ -203,7 +269,34 @@ mod x86 {
     }
 }
 
+/// Writes `to[j * step + i] = from[i][j]`, element by element.
+///
+/// # Safety
+///
+/// As many elements as there are pointers can be read at each, and as many written at each of as many steps.
+#[inline(always)]
+unsafe fn transpose<T: Copy>(from: &[*const T], to: *mut T, step: usize) {
+    for (i, row) in from.iter().enumerate() {
+        for j in 0..from.len() {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(j * step + i) = *row.add(j) };
+        }
+    }
+}
+
 impl Level for pulp::Scalar {
+    const COLUMNS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { transpose(from, to, step) }
+    }
+    #[inline(always)]
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { transpose(from, to, step) }
+    }
     #[inline(always)]
     fn load_f64(self, from: &[f64]) -> f64 {
         from[0]

@@ -27,7 +27,7 @@ use crate::{
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no instruction for bf16 is used there"))]
 mod bfloat;
-mod blocks;
+mod gemm;
 mod kernel;
 mod level;
 mod matrices;

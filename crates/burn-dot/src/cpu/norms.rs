@@ -2,7 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 use core::{
-    ops::RangeInclusive,
+    ops::{Range, RangeInclusive},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -10,8 +10,13 @@ use super::{
     kernel::{self, Element, LINES, Real},
     level::{self, Level, Task},
     runs::{CHUNK, Run},
+<<<<<<< HEAD
     space::{Axes, Axis, NX, NY, Space, X, Y, advance},
     threads::{self, SharedPtr},
+=======
+    space::{Axes, NX, NY, Space, X, Y, advance},
+    threads::{self, Ptr},
+>>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
 };
 
 /// The factor of a vector, as one number: negative where the norm is below the floor.
@@ -83,81 +88,136 @@ unsafe fn of_one<T: Element>(
     floor: f64,
 ) -> bool {
     let (outer, inner) = space.batch.split_by(number).0.followed_by(free).inner();
-    let (k_outer, k_inner) = space.k.inner();
     let blocks = inner.size.div_ceil(CHUNK);
+    let (count, terms) = (outer.len() * blocks, space.k.len());
+    // The vectors are numbered in the order of the axes, so those of a block are contiguous, and all of them fit.
+    assert!(norms.len() == outer.len() * inner.size, "{} norms of {} vectors", norms.len(), outer.len() * inner.size);
+    // Few and long vectors are cut along their terms.
+    let work = norms.len().saturating_mul(terms);
+    let parts = threads::count(work).div_ceil(count).min(terms.div_ceil(PART_TERMS));
+    let mut squares = vec![0.0; if parts > 1 { parts * norms.len() } else { 0 }];
     let trusted = AtomicBool::new(true);
+<<<<<<< HEAD
     let (x, norms) = (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()));
     threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * space.k.len(), |range| {
         let (x, norms) = (x.get(), norms.get());
+=======
+    let all = norms.len();
+    let pointers = Ptr((x, norms.as_mut_ptr(), squares.as_mut_ptr()));
+    threads::for_each_range(count * parts, work / (count * parts), |range| {
+        let (x, norms, squares) = pointers.get();
+>>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
         for task in range {
-            let first = task % blocks * CHUNK;
-            let at = advance(outer.offset(task / blocks), &inner, first);
+            let (block, part) = (task / parts, task % parts);
+            let first = block % blocks * CHUNK;
+            let at = advance(outer.offset(block / blocks), &inner, first);
             let vectors = CHUNK.min(inner.size - first);
+<<<<<<< HEAD
             assert!(vectors == 1 || inner.step[number] == 1, "vectors are numbered along the last axis");
             // SAFETY: the caller's promise; each vector has a number of its own.
             let (x, to) = unsafe { (x.offset(at[tensor]), core::slice::from_raw_parts_mut(norms.offset(at[number]), vectors)) };
             let (step, k_outer) = (inner.step[tensor], &k_outer);
             if !level::vectorized(Norms { x, step, k_outer, k_inner, tensor, to, floor }) {
                 trusted.store(false, Ordering::Relaxed);
+=======
+            let index = block / blocks * inner.size + first;
+            let terms = part * terms / parts..(part + 1) * terms / parts;
+            let mut local = [0.0; CHUNK];
+            // SAFETY: the caller's promise; each block has norms, and each of its parts squares, of its own.
+            unsafe {
+                let to = match parts {
+                    1 => &mut local[..vectors],
+                    _ => core::slice::from_raw_parts_mut(squares.add(part * all + index), vectors),
+                };
+                let x = x.offset(at[tensor]);
+                level::vectorized(Squares { x, step: inner.step[tensor], k: &space.k, terms, tensor, to });
+                if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), floor) {
+                    trusted.store(false, Ordering::Relaxed);
+                }
+>>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
             }
         }
     });
+    if parts > 1 {
+        let (first, rest) = squares.split_at_mut(all);
+        rest.chunks(all).for_each(|more| first.iter_mut().zip(more).for_each(|(square, more)| *square += more));
+        return scales(first, norms, floor);
+    }
     trusted.into_inner()
 }
 
-/// The norms of vectors that follow each other at equal steps. False as [`of_both`].
-struct Norms<'a, T: Element> {
-    x: *const T,
-    step: isize,
-    k_outer: &'a Axes,
-    k_inner: Axis,
-    tensor: usize,
-    to: &'a mut [T::Real],
-    floor: f64,
+/// Terms of a part, at least.
+const PART_TERMS: usize = 4096;
+
+/// From sums of squares. False as [`of_both`].
+fn scales<R: Real>(squares: &[f64], to: &mut [R], floor: f64) -> bool {
+    let mut trusted = true;
+    for (to, &square) in to.iter_mut().zip(squares) {
+        let scale = Scale::new::<R>(square, floor);
+        trusted &= scale.is_within(R::MATRIX_NORMS);
+        *to = R::from_f64(scale.0);
+    }
+    trusted
 }
 
-impl<T: Element> Task for Norms<'_, T> {
-    type Output = bool;
+/// The squares of vectors at equal strides, summed over these terms.
+struct Squares<'a, T: Element> {
+    x: *const T,
+    step: isize,
+    k: &'a Axes,
+    terms: Range<usize>,
+    tensor: usize,
+    to: &'a mut [f64],
+}
+
+/// Rows of memory whose squares are added before their sum goes to one that is compensated.
+const PARTIAL: usize = 16 * LINES;
+
+impl<T: Element> Task for Squares<'_, T> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) -> bool {
-        let Norms { x, step, k_outer, k_inner, tensor, to, floor } = self;
-        let k_step = k_inner.step[tensor];
-        let mut squares = [0.0; CHUNK];
-        let squares = &mut squares[..to.len()];
-        let mut buffer = [T::default(); CHUNK];
-        for part in 0..k_outer.len() {
+    fn run<S: Level>(self, level: S) {
+        let Squares { x, step, k, terms, tensor, to } = self;
+        let k_step = k.inner().1.step[tensor];
+        let (mut squares, mut lost, mut buffer) = ([0.0; CHUNK], [0.0; CHUNK], [T::default(); CHUNK]);
+        let (squares, lost) = (&mut squares[..to.len()], &mut lost[..to.len()]);
+        for (_, len, from) in k.runs(terms) {
             // SAFETY: the promise made to `of_both`, here and below.
-            let x = unsafe { x.offset(k_outer.offset(part)[tensor]) };
+            let x = unsafe { x.offset(from[tensor]) };
             if step == 1 && k_step != 1 {
-                for term in (0..k_inner.size).step_by(LINES) {
-                    let mut lines: [&[T]; LINES] = [&[]; LINES];
-                    let lines = &mut lines[..LINES.min(k_inner.size - term)];
-                    for (i, line) in lines.iter_mut().enumerate() {
-                        *line = unsafe { core::slice::from_raw_parts(x.offset((term + i) as isize * k_step), squares.len()) };
+                for first in (0..len).step_by(PARTIAL) {
+                    to.fill(0.0);
+                    for term in (first..len.min(first + PARTIAL)).step_by(LINES) {
+                        let mut lines: [&[T]; LINES] = [&[]; LINES];
+                        let lines = &mut lines[..LINES.min(len - term)];
+                        for (i, line) in lines.iter_mut().enumerate() {
+                            *line = unsafe { core::slice::from_raw_parts(x.offset((term + i) as isize * k_step), to.len()) };
+                        }
+                        T::add_squares(level, to, lines);
                     }
-                    T::add_squares(level, squares, lines);
+                    kernel::add_compensated(squares, lost, to);
                 }
                 continue;
             }
-            for (i, square) in squares.iter_mut().enumerate() {
-                for term in (0..k_inner.size).step_by(CHUNK) {
-                    let len = CHUNK.min(k_inner.size - term);
+            for (i, (square, lost)) in squares.iter_mut().zip(&mut *lost).enumerate() {
+                for term in (0..len).step_by(CHUNK) {
+                    let len = CHUNK.min(len - term);
                     // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
                         let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        *square += T::dot(level, run, run);
+                        kernel::add_compensated(
+                            core::slice::from_mut(square),
+                            core::slice::from_mut(lost),
+                            &[T::dot(level, run, run)],
+                        );
                     }
                 }
             }
         }
-        let mut trusted = true;
-        for (to, &square) in to.iter_mut().zip(&*squares) {
-            let scale = Scale::new::<T::Real>(square, floor);
-            trusted &= scale.is_within(T::Real::MATRIX_NORMS);
-            *to = <T::Real>::from_f64(scale.0);
+        for (to, (&square, &lost)) in to.iter_mut().zip(squares.iter().zip(&*lost)) {
+            *to = kernel::with_lost(square, lost);
         }
-        trusted
     }
 }

@@ -10,7 +10,7 @@ use core::{
 };
 
 use super::{
-    kernel::{self, Element, Real},
+    kernel::{self, Compensated, Element, Real},
     level::{self, Level, Task},
     norms::Scale,
     runs::{CHUNK, Run, RunMut},
@@ -288,7 +288,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         at: Steps,
         f: impl Fn(&[T], &[T]) -> [f64; N],
     ) -> [f64; N] {
-        let mut sums = [0.0; N];
+        let mut sums = [Compensated::default(); N];
         // SAFETY: the caller's promise.
         unsafe {
             self.for_each_piece(
@@ -298,14 +298,16 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 #[inline(always)]
                 |piece| {
                     let more = f(piece.x, piece.y);
-                    (0..N).for_each(
-                        #[inline(always)]
-                        |i| sums[i] += more[i],
-                    );
+                    for (sum, more) in sums.iter_mut().zip(more) {
+                        sum.add(more);
+                    }
                 },
             )
         };
-        sums
+        sums.map(
+            #[inline(always)]
+            |sum| sum.total(),
+        )
     }
 
     /// A number of the output. `None` where a square is beyond f64.
@@ -549,6 +551,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
     }
 }
 
+/// Partners added up before their sum goes to one that is compensated.
+const PARTIAL: usize = 64;
+
 /// The gradients of some of the partners of one vector.
 struct Partners<'a, T, O> {
     work: &'a Work<'a, T, O>,
@@ -565,16 +570,28 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
     fn run<S: Level>(self, level: S) -> Self::Output {
         let Partners { work, start, many, partners, mut sum } = self;
         let buffers = &mut Buffers::new(level, work.past_caches);
-        let (mut along, mut x) = (0.0, None);
+        let (mut along, mut x) = (Compensated::default(), None);
+        // f64 has the digits for the sum of any number of partners of the smaller dtypes.
+        let compensated = size_of::<T::Real>() == size_of::<f64>() && partners.len() > PARTIAL;
+        let (mut total, mut lost) =
+            if compensated { (vec![0.0; sum.len()], vec![0.0; sum.len()]) } else { (Vec::new(), Vec::new()) };
+        let mut partial = 0;
         // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
         for at in many.walk(partners) {
             let at = space::sum(start, at);
+            if compensated && partial == PARTIAL {
+                kernel::add_compensated(&mut total, &mut lost, &sum);
+                sum.fill(0.0);
+                partial = 0;
+            }
+            partial += 1;
             let g = unsafe { work.grad(at) };
             let (to_y, to_x, from_y) = match work.floor {
                 None => (g, g, None),
                 Some(floor) => {
                     let Scaled { x: sx, y: sy, cosine } = unsafe { work.scaled(buffers, at, floor) }?;
-                    (along, x) = (along + g * cosine, Some(sx));
+                    along.add(g * cosine);
+                    x = Some(sx);
                     (g * sx.inverse() * sy.inverse(), g * sy.inverse(), Some(sy.part_along(g, cosine)))
                 }
             };
@@ -593,7 +610,13 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                 )
             };
         }
-        Some(Gathered { along, x, sum })
+        if compensated {
+            kernel::add_compensated(&mut total, &mut lost, &sum);
+            sum.iter_mut()
+                .zip(total.iter().zip(&lost))
+                .for_each(|(sum, (&total, &lost))| *sum = kernel::with_lost(total, lost));
+        }
+        Some(Gathered { along: along.total(), x, sum })
     }
 }
 

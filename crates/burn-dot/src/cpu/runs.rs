@@ -53,27 +53,12 @@ pub(super) struct RunMut<T> {
 }
 
 impl<T: Copy> RunMut<T> {
-    /// Lets `write` fill the numbers: in place where they lie side by side, else by way of the buffer.
-    ///
-    /// # Safety
-    ///
-    /// All the places lie within one allocation that nothing else reads or writes meanwhile. At most as many as the buffer holds,
-    /// unless they lie side by side.
-    #[inline(always)]
-    pub unsafe fn fill(self, buffer: &mut [T], write: impl FnOnce(&mut [T])) {
-        // SAFETY: the caller's promise. One call of `write`, which is compiled into its place.
-        unsafe {
-            let to = self.target(buffer);
-            write(to);
-            self.deliver(to);
-        }
-    }
-
     /// The places as they are, where they lie side by side, else the buffer.
     ///
     /// # Safety
     ///
-    /// As [`RunMut::fill`], while the slice lives.
+    /// All the places lie within one allocation that nothing else reads or writes while the slice lives. At most as many as the buffer
+    /// holds, unless they lie side by side.
     #[inline(always)]
     pub unsafe fn target(self, buffer: &mut [T]) -> &mut [T] {
         match self.step {
@@ -87,7 +72,7 @@ impl<T: Copy> RunMut<T> {
     ///
     /// # Safety
     ///
-    /// As [`RunMut::fill`].
+    /// As [`RunMut::target`].
     #[inline(always)]
     pub unsafe fn deliver(self, from: &[T]) {
         if self.step != 1 {

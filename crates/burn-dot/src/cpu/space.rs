@@ -157,18 +157,22 @@ impl Axes {
         self.0.iter().map(|axis| axis.size).product()
     }
 
+    /// The stride of the last axis, if a tensor has one stride for all indices; 1 where there is a single index.
+    pub fn stride_of(&self, tensor: usize) -> Option<isize> {
+        let Some((last, outer)) = self.0.split_last() else { return Some(1) };
+        let mut next = last.step[tensor] * last.size as isize;
+        let regular = outer.iter().rev().all(|axis| {
+            let expected = next;
+            next *= axis.size as isize;
+            axis.step[tensor] == expected
+        });
+        regular.then_some(last.step[tensor])
+    }
+
     /// Those axes along which a tensor is walked, and the others.
     pub fn split_by(&self, tensor: usize) -> (Axes, Axes) {
         let (with, without) = self.0.iter().partition(|axis| axis.step[tensor] != 0);
         (Axes(with), Axes(without))
-    }
-
-    /// The axes as they would be if these tensors lay as the others need it; where they lie then is not known.
-    pub fn joined_but_for<const N: usize>(&self, tensors: [usize; N]) -> Axes {
-        Axes::new(self.0.iter().map(|&(mut axis)| {
-            tensors.iter().for_each(|&t| axis.step[t] = 0);
-            axis
-        }))
     }
 
     /// The runs along the last axis that together make these indices: for each, how many came before it, its length, and where it

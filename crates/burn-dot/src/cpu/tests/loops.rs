@@ -143,7 +143,12 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
             let mut target = memory.clone();
             let run = RunMut { at: target[first..].as_mut_ptr(), step, len };
             // SAFETY: as above.
-            unsafe { run.fill(&mut [0.0; CHUNK], |to| (0..len).for_each(|i| to[i] = i as f64)) };
+            unsafe {
+                let mut buffer = [0.0; CHUNK];
+                let to = run.target(&mut buffer);
+                (0..len).for_each(|i| to[i] = i as f64);
+                run.deliver(to);
+            }
             for (at, &x) in target.iter().enumerate() {
                 let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
                 assert_eq!(x, expected, "step {step}, place {at}");

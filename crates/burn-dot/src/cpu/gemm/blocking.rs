@@ -1,0 +1,166 @@
+//! How a product is cut: into tasks for threads, and into blocks for caches. Pure values; nothing here knows of memory.
+
+/// Sizes of a product. Its lanes are the free axis along which a vector register is filled; elements of the other, the broadcast one, are
+/// repeated in all lanes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Sizes {
+    pub units: usize,
+    pub lanes: usize,
+    pub broadcast: usize,
+    pub terms: usize,
+    /// Bytes of an element of the compute dtype.
+    pub element: usize,
+}
+
+/// What must stay together until a block is complete.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Whole {
+    Nothing,
+    Lanes,
+    Broadcast,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Blocking {
+    /// Parts of a unit, each a task of its own.
+    pub lane_parts: usize,
+    pub broadcast_parts: usize,
+    /// Above 1, each part gives a partial sum.
+    pub term_parts: usize,
+    /// Sizes of a block.
+    pub lane_block: usize,
+    pub broadcast_block: usize,
+    pub term_block: usize,
+    /// Whether a block is accumulated in a workspace, not in the output.
+    pub workspace: bool,
+    /// Whether partial sums are added with their rounding errors.
+    pub compensated: bool,
+}
+
+/// Terms of a packed panel: with 16 lanes of f32, 16 KiB, half of a first-level cache.
+const TERM_BLOCK: usize = 256;
+/// Bytes of the packed lanes of a block: half of a second-level cache.
+const PACKED: usize = 256 << 10;
+/// Columns of a block that is accumulated in the output.
+const BROADCAST_BLOCK: usize = 1024;
+/// Elements of a block that is accumulated in a workspace.
+const WORKSPACE: usize = 1 << 15;
+/// Blocks of terms that are added without their rounding errors: up to 4096 terms.
+pub(super) const PLAIN_BLOCKS: usize = 16;
+/// Multiplications of a task, at least: some 20 µs, several times what waking a thread takes.
+const TASK: usize = 1 << 20;
+/// Lanes of a part, at least: two vectors of 16 f32.
+const PART_LANES: usize = 32;
+/// Broadcast vectors of a part, at least.
+const PART_BROADCAST: usize = 16;
+/// Tasks for each thread, at most: enough that one that is late is helped.
+const TASKS_PER_THREAD: usize = 4;
+
+impl Blocking {
+    /// For a product that may be accumulated in its output, unless it is `indirect`.
+    pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
+        let Sizes { units, lanes, broadcast, terms, element } = sizes;
+        let [lane_parts, broadcast_parts, term_parts] = parts(sizes, whole, threads);
+        let term_block = TERM_BLOCK.min(terms);
+        let compensated = terms > PLAIN_BLOCKS * TERM_BLOCK || term_parts > 1;
+        let workspace = indirect || compensated;
+        let most_lanes = (PACKED / (element * TERM_BLOCK)).min(lanes);
+        let (lane_block, broadcast_block) = match (workspace, whole) {
+            // Partial sums of a whole unit are added when all are there.
+            _ if term_parts > 1 => (lanes, broadcast),
+            (false, Whole::Broadcast) => (most_lanes, broadcast),
+            (false, Whole::Lanes) => (most_lanes, (WORKSPACE / lanes).clamp(PART_BROADCAST, BROADCAST_BLOCK)),
+            (false, Whole::Nothing) => (most_lanes, BROADCAST_BLOCK),
+            (true, Whole::Broadcast) => {
+                ((WORKSPACE / broadcast / PART_LANES * PART_LANES).clamp(PART_LANES, most_lanes.max(PART_LANES)), broadcast)
+            }
+            (true, Whole::Lanes) => (lanes, (WORKSPACE / lanes).max(PART_BROADCAST)),
+            (true, Whole::Nothing) => (most_lanes, (WORKSPACE / most_lanes).max(PART_BROADCAST)),
+        };
+        let _ = units;
+        Blocking {
+            lane_parts,
+            broadcast_parts,
+            term_parts,
+            lane_block: lane_block.min(lanes),
+            broadcast_block: broadcast_block.min(broadcast),
+            term_block,
+            workspace,
+            compensated,
+        }
+    }
+
+    /// Tasks of a unit.
+    pub fn tasks(&self) -> usize {
+        self.lane_parts * self.broadcast_parts * self.term_parts
+    }
+}
+
+/// Parts along the lanes, the broadcast vectors, and the terms.
+fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
+    let Sizes { units, lanes, broadcast, terms, .. } = sizes;
+    if threads <= 1 || units.is_multiple_of(threads) {
+        return [1, 1, 1];
+    }
+    let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(terms);
+    let wanted = (work / TASK).clamp(threads, TASKS_PER_THREAD * threads).div_ceil(units);
+    // Few outputs and many terms: each part reads terms of its own, and its partial sums are small beside them.
+    if terms >= PLAIN_BLOCKS * TERM_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
+        return [1, 1, threads.div_ceil(units).min(terms.div_ceil(TERM_BLOCK))];
+    }
+    // As many as share out evenly.
+    let even = |parts: usize| if parts >= threads { parts / threads * threads } else { parts };
+    let lane_parts = if whole == Whole::Lanes { 1 } else { even((lanes / PART_LANES).clamp(1, wanted)) };
+    let broadcast_parts = if whole == Whole::Broadcast { 1 } else { even((broadcast / PART_BROADCAST).clamp(1, wanted)) };
+    // Lanes are packed, broadcast vectors most often read in place: these can be read by every part.
+    if lane_parts >= broadcast_parts { [lane_parts, 1, 1] } else { [1, broadcast_parts, 1] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(units: usize, lanes: usize, broadcast: usize, terms: usize) -> Sizes {
+        Sizes { units, lanes, broadcast, terms, element: 4 }
+    }
+
+    #[test]
+    fn a_product_is_cut_along_lanes_then_broadcast_vectors_then_terms() {
+        for (sizes, whole, threads, expected) in [
+            (sizes(1, 64, 64, 768), Whole::Nothing, 1, [1, 1, 1]),
+            (sizes(1, 64, 64, 768), Whole::Nothing, 2, [2, 1, 1]),
+            (sizes(32, 128, 128, 64), Whole::Nothing, 2, [1, 1, 1]),
+            (sizes(1, 512, 512, 512), Whole::Nothing, 2, [8, 1, 1]),
+            (sizes(1, 512, 512, 512), Whole::Lanes, 2, [1, 8, 1]),
+            (sizes(1, 24, 512, 512), Whole::Nothing, 2, [1, 6, 1]),
+            (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 2, [1, 1, 2]),
+            (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 8]),
+            (sizes(3, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 3]),
+        ] {
+            assert_eq!(parts(sizes, whole, threads), expected, "{sizes:?}, {whole:?}, {threads} threads");
+        }
+    }
+
+    #[test]
+    fn long_sums_are_compensated_in_a_workspace_and_short_ones_added_in_the_output() {
+        for terms in [1, 256, 4096, 4097, 1 << 22] {
+            let blocking = Blocking::new(sizes(1, 40, 30, terms), Whole::Nothing, false, 1);
+            assert_eq!((blocking.compensated, blocking.workspace), (terms > 4096, terms > 4096), "{terms} terms");
+            assert!(blocking.term_block <= 256 && blocking.term_block <= terms);
+        }
+    }
+
+    #[test]
+    fn a_workspace_holds_what_must_stay_whole_and_little_more() {
+        for (lanes, broadcast) in [(1, 1), (16, 17), (1000, 3), (3, 1000), (70_000, 40), (40, 70_000)] {
+            for whole in [Whole::Nothing, Whole::Lanes, Whole::Broadcast] {
+                let blocking = Blocking::new(sizes(1, lanes, broadcast, 100), whole, true, 1);
+                assert!(whole != Whole::Lanes || blocking.lane_block == lanes, "{blocking:?}");
+                assert!(whole != Whole::Broadcast || blocking.broadcast_block == broadcast, "{blocking:?}");
+                assert!(blocking.lane_block >= 1 && blocking.broadcast_block >= 1, "{blocking:?}");
+                let least = PART_LANES * blocking.broadcast_block.max(PART_BROADCAST * blocking.lane_block / PART_LANES);
+                assert!(blocking.lane_block * blocking.broadcast_block <= WORKSPACE.max(least), "{blocking:?}");
+            }
+        }
+    }
+}

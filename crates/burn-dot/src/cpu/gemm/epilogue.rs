@@ -1,0 +1,298 @@
+//! What is left to do with a block whose sums are complete, and its way to the output.
+
+use core::ops::Range;
+
+use super::{
+    super::{
+        kernel::{self, Compensated, Element, Real},
+        level::{self, Level, Task},
+        norms,
+        runs::{CHUNK, RunMut},
+        space::{Axes, NX, Steps, sum},
+    },
+    pack::Input,
+};
+
+/// What is done with complete sums.
+pub(in super::super) enum Epilogue<'a, R> {
+    None,
+    /// Multiplies each element by the factors of its row and its column, and keeps it in [-1, 1].
+    Scale {
+        rows: &'a [R],
+        columns: &'a [R],
+    },
+    /// Multiplies each row by its factor, and subtracts its projection on the vector whose gradient it is.
+    Project {
+        x: Input<R>,
+        norms: &'a [R],
+    },
+}
+
+/// A block in the output or in a workspace: columns of contiguous lanes, `step` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Block<R> {
+    pub at: *mut R,
+    pub step: isize,
+}
+
+impl<R> Block<R> {
+    /// The first lane of a column.
+    pub fn column(self, column: usize) -> *mut R {
+        self.at.wrapping_offset(column as isize * self.step)
+    }
+}
+
+/// Where a product goes.
+pub(in super::super) struct Output<R> {
+    at: *mut u8,
+    size: usize,
+    pub tensor: usize,
+    store: Store<R>,
+    pub is_compute: bool,
+    pub is_bf16: bool,
+}
+
+impl<R> Clone for Output<R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<R> Copy for Output<R> {}
+
+/// Rounds contiguous elements to strided ones; finite where `finite` says that none may become infinite.
+///
+/// # Safety
+///
+/// As many elements can be read, and written to where nothing else reads or writes.
+type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize, finite: bool);
+
+impl<R: Real> Output<R> {
+    pub fn new<C: Element<Real = R>>(at: *mut C, tensor: usize) -> Self {
+        use core::any::TypeId;
+        Output {
+            at: at.cast(),
+            size: size_of::<C>(),
+            tensor,
+            store: store::<C>,
+            is_compute: C::IS_REAL,
+            is_bf16: TypeId::of::<C>() == TypeId::of::<burn_core::tensor::bf16>(),
+        }
+    }
+
+    /// The element so far from the first.
+    pub fn at(self, offset: isize) -> *mut u8 {
+        self.at.wrapping_offset(offset * self.size as isize)
+    }
+
+    /// Rounds a block to where it belongs.
+    ///
+    /// # Safety
+    ///
+    /// The block is initialized and within the output, which nothing else reads or writes there.
+    pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &[Steps], finite: bool) {
+        let stride = lanes.0.inner().1.step[self.tensor];
+        for (first, len, from) in lanes.0.runs(lanes.1) {
+            for (column, &at) in columns.iter().enumerate() {
+                let to = self.at(sum(at, from)[self.tensor]);
+                // SAFETY: the caller's promise.
+                unsafe { (self.store)(block.column(column).add(first), len, to, stride, finite) };
+            }
+        }
+    }
+}
+
+unsafe fn store<C: Element>(from: *const C::Real, len: usize, to: *mut u8, stride: isize, finite: bool) {
+    // SAFETY: the promise made to `Store`.
+    let from = unsafe { core::slice::from_raw_parts(from, len) };
+    level::vectorized(StoreRun::<C> { from, to: to.cast(), stride, finite });
+}
+
+struct StoreRun<'a, C: Element> {
+    from: &'a [C::Real],
+    to: *mut C,
+    stride: isize,
+    finite: bool,
+}
+
+impl<C: Element> Task for StoreRun<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let mut buffer = [C::default(); CHUNK];
+        let mut at = self.to;
+        for from in self.from.chunks(CHUNK) {
+            let rounded = &mut buffer[..from.len()];
+            C::narrow(level, from, rounded, self.finite);
+            // SAFETY: the promise made to `Store`. From a buffer, since the output may not be initialized yet.
+            unsafe {
+                if self.stride == 1 {
+                    core::ptr::copy_nonoverlapping(rounded.as_ptr(), at, rounded.len());
+                } else {
+                    RunMut { at, step: self.stride, len: rounded.len() }.deliver(rounded);
+                }
+            }
+            at = at.wrapping_offset(from.len() as isize * self.stride);
+        }
+    }
+}
+
+/// Multiplies each element of a block by the factors of its lane and its column, and keeps it in [-1, 1].
+pub(super) struct Scale<'a, R> {
+    pub block: Block<R>,
+    pub lanes: &'a [R],
+    pub broadcast: &'a [R],
+}
+
+impl<R: Real> Task for Scale<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        for (column, &factor) in self.broadcast.iter().enumerate() {
+            // SAFETY: the block belongs to this task, and is initialized.
+            let column = unsafe { core::slice::from_raw_parts_mut(self.block.column(column), self.lanes.len()) };
+            let lanes = R::lanes::<S>();
+            let (mut x, mut factors) = (column.chunks_exact_mut(lanes), self.lanes.chunks_exact(lanes));
+            for (x, factors) in (&mut x).zip(&mut factors) {
+                // SAFETY: both have the lanes of a vector.
+                unsafe {
+                    let scale = R::mul_vectors(level, R::load_vector(level, factors.as_ptr()), R::splat(level, factor));
+                    let scaled = R::mul_vectors(level, R::load_vector(level, x.as_ptr()), scale);
+                    R::store_vector(level, R::into_range(level, scaled), x.as_mut_ptr());
+                }
+            }
+            for (x, &other) in x.into_remainder().iter_mut().zip(factors.remainder()) {
+                *x = kernel::into_range(*x * (other * factor));
+            }
+        }
+    }
+}
+
+/// `p ← s (p − x (x·p) s²)` for the rows `p` of a block, the gradients of the vectors `x`; without the projection where the norm of `x` is
+/// below its floor.
+pub(super) struct Project<'a, R> {
+    pub block: Block<R>,
+    /// Whether a row is a column of the block, contiguous, or lies across its columns.
+    pub rows_are_columns: bool,
+    pub lanes: (&'a Axes, Range<usize>),
+    pub columns: &'a [Steps],
+    pub x: Input<R>,
+    pub norms: &'a [R],
+}
+
+impl<R: Real> Project<'_, R> {
+    fn norm(&self, at: Steps) -> norms::Scale {
+        norms::Scale(self.norms[at[NX] as usize].to_f64())
+    }
+}
+
+/// Column of the projection, and scale, of a row.
+fn factors(norm: norms::Scale) -> (f64, f64) {
+    (norm.inverse() * norm.projected(), norm.inverse())
+}
+
+impl<R: Real> Task for Project<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        // SAFETY: the promise made to `Product::run`: `x` has a vector for each row, which lies where its gradient does.
+        unsafe { if self.rows_are_columns { self.along_lanes(level) } else { self.across_columns(level) } }
+    }
+}
+
+impl<R: Real> Project<'_, R> {
+    /// Reads elements of `x` along the lanes.
+    #[inline(always)]
+    unsafe fn read<'b>(&self, at: Steps, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
+        let stride = self.x.stride(&self.lanes.0.inner().1);
+        let from = self.x.offset(at);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.x.is_compute && stride == 1 {
+                return core::slice::from_raw_parts(from.cast(), len);
+            }
+            self.x.load(from, (1, 0), (len, stride), buffer.as_mut_ptr(), len);
+        }
+        &buffer[..len]
+    }
+
+    /// Rows that are contiguous, one after the other.
+    #[inline(always)]
+    unsafe fn along_lanes<S: Level>(&self, level: S) {
+        let mut buffer = [R::default(); CHUNK];
+        let step = self.lanes.0.inner().1.step;
+        for (row, &at) in self.columns.iter().enumerate() {
+            let (projection, scale) = factors(self.norm(at));
+            let mut along = Compensated::default();
+            for write in [false, true] {
+                for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
+                    for part in (0..len).step_by(CHUNK) {
+                        let len = CHUNK.min(len - part);
+                        let mut x_at = sum(at, from);
+                        x_at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
+                        // SAFETY: the caller's promise; these rows of the block belong to this task.
+                        unsafe {
+                            let x = self.read(x_at, len, &mut buffer);
+                            let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
+                            match write {
+                                false => along.add(kernel::dot(level, x, p)),
+                                true => kernel::combine_in_place(level, p, scale, along.total() * projection, x),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows that lie across the columns, many at a time.
+    #[inline(always)]
+    unsafe fn across_columns<S: Level>(&self, level: S) {
+        let mut buffer = [R::default(); CHUNK];
+        let (mut sums, mut scales) = ([[0.0; CHUNK]; 3], [0.0; CHUNK]);
+        let step = self.lanes.0.inner().1.step;
+        for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
+            for part in (0..len).step_by(CHUNK) {
+                let height = CHUNK.min(len - part);
+                let mut rows_at = from;
+                rows_at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
+                let [partial, along, lost] = &mut sums;
+                let (partial, along, lost) = (&mut partial[..height], &mut along[..height], &mut lost[..height]);
+                let scales = &mut scales[..height];
+                [&mut *partial, &mut *along, &mut *lost].into_iter().for_each(|sums| sums.fill(0.0));
+                for write in [false, true] {
+                    for (column, &at) in self.columns.iter().enumerate() {
+                        // SAFETY: as above.
+                        unsafe {
+                            let x = self.read(sum(at, rows_at), height, &mut buffer);
+                            let p = core::slice::from_raw_parts_mut(self.block.column(column).add(first + part), height);
+                            if write {
+                                kernel::combine_each(level, p, scales, along, x);
+                                continue;
+                            }
+                            kernel::accumulate_products(level, partial, x, p);
+                        }
+                        if column % PARTIAL == PARTIAL - 1 || column == self.columns.len() - 1 {
+                            kernel::add_compensated(along, lost, partial);
+                            partial.fill(0.0);
+                        }
+                    }
+                    if !write {
+                        for i in 0..height {
+                            let mut at = sum(self.columns[0], rows_at);
+                            at[NX] += i as isize * step[NX];
+                            let (projection, scale) = factors(self.norm(at));
+                            along[i] = kernel::with_lost(along[i], lost[i]) * projection;
+                            scales[i] = scale;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products added up before their sum goes to one that is compensated.
+const PARTIAL: usize = 64;

@@ -1,0 +1,478 @@
+//! Batches of matrix products: `c[b, i, j] = Σₖ a[b, i, k] b[b, j, k]`, blocked for caches and threads, with an epilogue.
+//!
+//! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
+//! [`Worker`] packs the lanes of a block ([`pack`]), multiplies them by the vectors of the other side, which it reads in place where it can
+//! ([`tile`]), and finishes what is complete ([`epilogue`]).
+//!
+//! # Accuracy
+//!
+//! A register adds [`CHAIN`](tile) terms, a tile the sums of its block of K, the output 16 such blocks. Longer sums go on in a workspace, as
+//! pairs of a sum and its rounding error. So the error stays at a few ε of the sum of absolute terms at any K, and on any number of threads.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use burn_core::tensor::bf16;
+
+use super::{
+    bfloat,
+    kernel::{self, Real},
+    level::{self, Level, Task},
+    space::{Axes, NX, NY, Steps},
+    threads::{self, Ptr},
+};
+
+mod blocking;
+mod epilogue;
+mod pack;
+mod tile;
+
+use blocking::{Blocking, Sizes, Whole};
+use epilogue::{Block, Project, Scale};
+pub(super) use epilogue::{Epilogue, Output};
+pub(super) use pack::Input;
+use pack::{BROADCAST, Side, Terms, Vectors, panel_width};
+use tile::{Panel, VECTORS, Write};
+
+/// A batch of products: which axes are which, and which tensors.
+pub(super) struct Product<'a, R> {
+    pub batch: &'a Axes,
+    pub rows: &'a Axes,
+    pub columns: &'a Axes,
+    pub sum: &'a Axes,
+    pub a: Input<R>,
+    pub b: Input<R>,
+    /// Factors of `b`, one for each term, by [`NY`].
+    pub b_factors: Option<&'a [R]>,
+    pub c: Output<R>,
+    pub epilogue: Epilogue<'a, R>,
+}
+
+impl<R: Real> Product<'_, R> {
+    /// Multiplies, and writes every element of `c`.
+    ///
+    /// # Safety
+    ///
+    /// Every index of the axes lies within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`.
+    pub unsafe fn run(&self) {
+        let unit = |axes: &Axes| axes.stride_of(self.c.tensor);
+        // The lanes are those that are contiguous in the output, if any are.
+        let lanes_are_rows = unit(self.rows) == Some(1) && unit(self.columns) != Some(1);
+        let a = Side { free: self.rows, terms: self.sum, input: self.a, factors: None };
+        let factors = self.b_factors.map(|factors| (factors, NY));
+        let b = Side { free: self.columns, terms: self.sum, input: self.b, factors };
+        let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
+        let whole = match (&self.epilogue, lanes_are_rows) {
+            (Epilogue::Project { .. }, true) => Whole::Broadcast,
+            (Epilogue::Project { .. }, false) => Whole::Lanes,
+            _ => Whole::Nothing,
+        };
+        let regular = unit(lanes.free) == Some(1) && unit(broadcast.free).is_some();
+        let in_output = self.c.is_compute && regular;
+        let sizes = Sizes {
+            units: self.batch.len(),
+            lanes: lanes.free.len(),
+            broadcast: broadcast.free.len(),
+            terms: self.sum.len(),
+            element: size_of::<R>(),
+        };
+        let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.terms);
+        let blocking = Blocking::new(sizes, whole, !in_output, threads::count(work));
+        let scale_later = blocking.compensated || (self.a.is_bf16 && self.b.is_bf16);
+        let to_bf16 = self.a.is_bf16
+            && self.b.is_bf16
+            && self.c.is_bf16
+            && matches!(self.epilogue, Epilogue::None)
+            && sizes.terms <= 2 * blocking.term_block
+            && regular;
+        let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, scale_later, to_bf16, sizes, blocking };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match blocking.term_parts {
+                1 => task.run(work),
+                parts => task.run_by_terms(work, parts),
+            }
+        }
+    }
+}
+
+/// A product, and how it is cut.
+struct Tasks<'a, R> {
+    product: &'a Product<'a, R>,
+    lanes: Side<'a, R>,
+    broadcast: Side<'a, R>,
+    /// Whether the lanes are the rows of `c`, not its columns.
+    lanes_are_rows: bool,
+    whole: Whole,
+    /// Whether complete sums are scaled in a pass of their own, not on their way from the registers.
+    scale_later: bool,
+    /// Whether bf16 can be rounded on its way from the registers.
+    to_bf16: bool,
+    sizes: Sizes,
+    blocking: Blocking,
+}
+
+/// Part `part` of `parts` of `0..len`.
+fn part_of(len: usize, part: usize, parts: usize) -> Range<usize> {
+    part * len / parts..(part + 1) * len / parts
+}
+
+impl<R: Real> Tasks<'_, R> {
+    /// Each task writes a part of the output.
+    unsafe fn run(&self, work: usize) {
+        let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
+        let shared = Ptr(self as *const Self);
+        threads::for_each_range(tasks, work / tasks, |range| {
+            // SAFETY: `self` outlives the tasks.
+            let this = unsafe { &*shared.get() };
+            let mut worker = Worker::new(this);
+            for task in range {
+                let (unit, part) = (task / of_unit, task % of_unit);
+                let lanes = part_of(this.sizes.lanes, part % this.blocking.lane_parts, this.blocking.lane_parts);
+                let broadcast = part_of(this.sizes.broadcast, part / this.blocking.lane_parts, this.blocking.broadcast_parts);
+                // SAFETY: the promise made to `Product::run`: parts of the output are disjoint.
+                unsafe { worker.part(this.product.batch.offset(unit), lanes, broadcast) };
+            }
+        });
+    }
+
+    /// Each task sums a part of the terms of all outputs of a unit.
+    unsafe fn run_by_terms(&self, work: usize, parts: usize) {
+        let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
+        let mut sums: Vec<Option<Sums<R>>> = (0..units * parts).map(|_| None).collect();
+        let shared = Ptr((self as *const Self, sums.as_mut_ptr()));
+        threads::for_each(units * parts, work, |task| {
+            let (this, slots) = shared.get();
+            // SAFETY: `self` and `sums` outlive the tasks, and each task has a slot of its own.
+            unsafe {
+                let this = &*this;
+                let mut worker = Worker::new(this);
+                let unit_at = this.product.batch.offset(task / parts);
+                worker.set(unit_at, 0..lanes, 0..broadcast);
+                worker.accumulate(unit_at, part_of(terms, task % parts, parts));
+                *slots.add(task) = Some(worker.sums);
+            }
+        });
+        let mut worker = Worker::new(self);
+        for (unit, parts) in sums.chunks_mut(parts).enumerate() {
+            let unit_at = self.product.batch.offset(unit);
+            let mut parts = parts.iter_mut().map(|sums| sums.take().expect("every task ran"));
+            worker.sums = parts.next().expect("at least one part");
+            parts.for_each(|more| worker.sums.add(&more));
+            worker.set(unit_at, 0..lanes, 0..broadcast);
+            // SAFETY: the promise made to `Product::run`.
+            unsafe { worker.finish(0..lanes) };
+        }
+    }
+}
+
+/// Sums of a block in a workspace.
+struct Sums<R> {
+    /// Of up to 16 blocks of K.
+    partial: Vec<R>,
+    /// Of all, where they are compensated, and the rounding errors of these.
+    total: Vec<R>,
+    lost: Vec<R>,
+}
+
+impl<R: Real> Sums<R> {
+    fn reset(&mut self, len: usize, compensated: bool) {
+        self.partial.resize(len, R::default());
+        if compensated {
+            for sums in [&mut self.total, &mut self.lost] {
+                sums.clear();
+                sums.resize(len, R::default());
+            }
+        }
+    }
+
+    /// Adds the partial sums to the total.
+    fn fold(&mut self) {
+        kernel::add_compensated(&mut self.total, &mut self.lost, &self.partial);
+    }
+
+    /// Brings the totals and their rounding errors together.
+    fn complete(&mut self) {
+        self.partial.resize(self.total.len(), R::default());
+        self.partial
+            .iter_mut()
+            .zip(self.total.iter().zip(&self.lost))
+            .for_each(|(to, (&total, &lost))| *to = kernel::with_lost(total, lost));
+    }
+
+    /// Adds other totals.
+    fn add(&mut self, other: &Sums<R>) {
+        kernel::add_compensated(&mut self.total, &mut self.lost, &other.total);
+        self.lost.iter_mut().zip(&other.lost).for_each(|(lost, &more)| *lost = *lost + more);
+    }
+}
+
+/// The buffers of a thread that works on a product.
+struct Worker<'a, R> {
+    tasks: &'a Tasks<'a, R>,
+    lanes: Vectors<'a, R>,
+    broadcast: Vectors<'a, R>,
+    lane_terms: Terms<'a, R>,
+    broadcast_terms: Terms<'a, R>,
+    panels: Vec<R>,
+    /// Whether the panels hold the lanes of the block already.
+    packed: bool,
+    sums: Sums<R>,
+    /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
+    factors: [Vec<R>; 2],
+    bf16: bfloat::Packed,
+}
+
+impl<'a, R: Real> Worker<'a, R> {
+    fn new(tasks: &'a Tasks<'a, R>) -> Self {
+        Worker {
+            tasks,
+            lanes: Vectors::new(tasks.lanes),
+            broadcast: Vectors::new(tasks.broadcast),
+            lane_terms: Terms::new(tasks.product.sum),
+            broadcast_terms: Terms::new(tasks.product.sum),
+            panels: Vec::new(),
+            packed: false,
+            sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
+            factors: [Vec::new(), Vec::new()],
+            bf16: bfloat::Packed::default(),
+        }
+    }
+
+    /// Multiplies a part of a unit, block by block.
+    unsafe fn part(&mut self, unit_at: Steps, lanes: Range<usize>, broadcast: Range<usize>) {
+        let Blocking { lane_block, broadcast_block, term_block, workspace, .. } = self.tasks.blocking;
+        let terms = self.tasks.sizes.terms;
+        // Blocks of lanes that only together are whole are finished together, in the output.
+        let together = !workspace && self.tasks.whole == Whole::Lanes;
+        // Lanes that are one block are packed once.
+        let once = lanes.len() <= lane_block && terms <= term_block;
+        let first = broadcast.start;
+        // SAFETY: the promise made to `Product::run`, here and below.
+        unsafe {
+            for broadcast in blocks(broadcast, broadcast_block) {
+                self.packed = once && broadcast.start > first;
+                for lanes in blocks(lanes.clone(), lane_block) {
+                    self.set(unit_at, lanes.clone(), broadcast.clone());
+                    if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
+                        continue;
+                    }
+                    self.accumulate(unit_at, 0..terms);
+                    if !together {
+                        self.finish(lanes);
+                    }
+                }
+                if together {
+                    self.lanes.set(unit_at, lanes.clone());
+                    self.finish(lanes.clone());
+                }
+            }
+        }
+    }
+
+    /// Sets the block that is worked on.
+    fn set(&mut self, unit_at: Steps, lanes: Range<usize>, broadcast: Range<usize>) {
+        self.lanes.set(unit_at, lanes);
+        self.broadcast.set(unit_at, broadcast);
+    }
+
+    /// Adds these terms of the block.
+    unsafe fn accumulate(&mut self, unit_at: Steps, terms: Range<usize>) {
+        let Blocking { term_block, workspace, compensated, .. } = self.tasks.blocking;
+        self.set_factors();
+        if workspace {
+            self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
+        }
+        let block = self.block();
+        let count = terms.len().div_ceil(term_block);
+        for (i, terms) in blocks(terms, term_block).enumerate() {
+            let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
+            let last = i + 1 == count;
+            self.lane_terms.set(&self.tasks.lanes, unit_at, terms.clone());
+            self.broadcast_terms.set(&self.tasks.broadcast, unit_at, terms);
+            // SAFETY: the caller's promise.
+            unsafe { self.multiply(block, add, last) };
+            if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
+                self.sums.fold();
+            }
+        }
+    }
+
+    /// Where the block is accumulated: in the output or in the workspace.
+    fn block(&mut self) -> Block<R> {
+        match self.tasks.blocking.workspace {
+            true => Block { at: self.sums.partial.as_mut_ptr(), step: self.lanes.places().len() as isize },
+            false => self.block_in_output(),
+        }
+    }
+
+    /// Where the block belongs, in elements of the output, which has one stride for its lanes and one for its broadcast vectors.
+    fn block_in_output<C>(&self) -> Block<C> {
+        let product = self.tasks.product;
+        // Both places count the unit; their sum must count it once.
+        let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.from_unit(product.c.tensor);
+        let step = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
+        Block { at: product.c.at(at).cast(), step }
+    }
+
+    /// The factors of the block's rows and columns, where the epilogue scales by them.
+    fn set_factors(&mut self) {
+        let Epilogue::Scale { rows, columns } = self.tasks.product.epilogue else { return };
+        let (lanes, broadcast) = match self.tasks.lanes_are_rows {
+            true => ((rows, NX), (columns, NY)),
+            false => ((columns, NY), (rows, NX)),
+        };
+        for (to, (factors, number), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
+            self.factors[to].clear();
+            self.factors[to].extend(places.iter().map(|at| factors[at[number] as usize].abs()));
+        }
+    }
+
+    /// Multiplies one block of terms.
+    unsafe fn multiply(&mut self, block: Block<R>, add: bool, last: bool) {
+        // SAFETY: the caller's promise.
+        if unsafe { self.multiply_bf16(block, add) } {
+            return;
+        }
+        let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
+        let [lane_factors, broadcast_factors] = &self.factors;
+        level::vectorized(MultiplyBlock {
+            lanes: &mut self.lanes,
+            broadcast: &mut self.broadcast,
+            lane_terms: &self.lane_terms,
+            broadcast_terms: &self.broadcast_terms,
+            panels: &mut self.panels,
+            packed: self.packed,
+            factors: scale.then_some([lane_factors, broadcast_factors]),
+            block,
+            add,
+        });
+    }
+
+    /// Multiplies one block of terms by the instruction for bf16. False where it cannot.
+    unsafe fn multiply_bf16(&mut self, block: Block<R>, add: bool) -> bool {
+        if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
+            return false;
+        }
+        let to = bfloat::To { at: block.at.cast::<f32>(), row_step: block.step, column_step: 1, add };
+        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
+        match (rows, columns) {
+            // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
+            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
+            _ => false,
+        }
+    }
+
+    /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
+    unsafe fn multiply_to_bf16(&mut self, unit_at: Steps) -> bool {
+        let all = 0..self.tasks.sizes.terms;
+        self.lane_terms.set(&self.tasks.lanes, unit_at, all.clone());
+        self.broadcast_terms.set(&self.tasks.broadcast, unit_at, all);
+        let block = self.block_in_output::<bf16>();
+        let to = bfloat::To { at: block.at, row_step: block.step, column_step: 1, add: false };
+        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
+        match (rows, columns) {
+            // SAFETY: the caller's promise; inputs and output are bf16.
+            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
+            _ => false,
+        }
+    }
+
+    /// Finishes the block, whose lanes are these, and writes it to the output.
+    unsafe fn finish(&mut self, lanes: Range<usize>) {
+        let Blocking { workspace, compensated, .. } = self.tasks.blocking;
+        let product = self.tasks.product;
+        if compensated {
+            self.sums.complete();
+        }
+        let block = self.block();
+        match &product.epilogue {
+            Epilogue::Scale { .. } if self.tasks.scale_later => {
+                self.set_factors();
+                let [lanes, broadcast] = &self.factors;
+                level::vectorized(Scale { block, lanes, broadcast });
+            }
+            Epilogue::Project { x, norms } => {
+                level::vectorized(Project {
+                    block,
+                    rows_are_columns: !self.tasks.lanes_are_rows,
+                    lanes: (self.tasks.lanes.free, lanes.clone()),
+                    columns: self.broadcast.places(),
+                    x: *x,
+                    norms,
+                });
+            }
+            _ => {}
+        }
+        if workspace {
+            let finite = !matches!(product.epilogue, Epilogue::None);
+            // SAFETY: the promise made to `Product::run`.
+            unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
+        }
+    }
+}
+
+/// These indices in blocks of at most so many.
+fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
+}
+
+/// One block of lanes, of broadcast vectors and of terms, at the best level of instructions.
+struct MultiplyBlock<'w, 'a, R> {
+    lanes: &'w mut Vectors<'a, R>,
+    broadcast: &'w mut Vectors<'a, R>,
+    lane_terms: &'w Terms<'a, R>,
+    broadcast_terms: &'w Terms<'a, R>,
+    panels: &'w mut Vec<R>,
+    /// Whether the panels hold these lanes already.
+    packed: bool,
+    /// Of lanes and of broadcast vectors, where the product is scaled.
+    factors: Option<[&'w [R]; 2]>,
+    block: Block<R>,
+    add: bool,
+}
+
+/// Broadcast vectors for which lanes are better read in place than packed.
+const FEW: usize = 8;
+
+impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let MultiplyBlock { lanes, broadcast, lane_terms, broadcast_terms, panels, packed, factors, block, add } = self;
+        let width = VECTORS * R::lanes::<S>();
+        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_terms.len);
+        // Whole vectors only.
+        let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
+            let rows = width.min(lane_count - lane);
+            match broadcast_count <= FEW && rows.is_multiple_of(R::lanes::<S>()) {
+                true => lanes.panel_in_place(lane..lane + rows, lane_terms),
+                false => None,
+            }
+        };
+        // Panels in place come first; what is left is packed.
+        let first_packed = (0..lane_count).step_by(width).find(|&lane| in_place(lanes, lane).is_none()).unwrap_or(lane_count);
+        if !packed {
+            // SAFETY: the promise made to `Product::run`, here and below.
+            unsafe { lanes.pack(first_packed..lane_count, lane_terms, R::lanes::<S>(), width, panels) };
+        }
+        for first in (0..broadcast_count).step_by(BROADCAST) {
+            let columns = BROADCAST.min(broadcast_count - first);
+            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_terms, lane_count <= width) };
+            for lane in (0..lane_count).step_by(width) {
+                let a = match in_place(lanes, lane) {
+                    Some(panel) if lane < first_packed => panel,
+                    _ => {
+                        let term = panel_width(lane_count - lane, R::lanes::<S>(), width) as isize;
+                        Panel { at: panels[(lane - first_packed) * terms..].as_ptr(), term }
+                    }
+                };
+                let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
+                let to = (block.column(first).wrapping_add(lane), block.step);
+                let size = (width.min(lane_count - lane), columns);
+                unsafe { tile::multiply(level, terms, a, b, to, size, Write { add, scale }) };
+            }
+        }
+    }
+}

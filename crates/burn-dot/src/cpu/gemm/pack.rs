@@ -1,0 +1,411 @@
+//! Inputs on their way to the micro-kernel: converted to the compute dtype, multiplied by factors, packed into panels.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::super::{
+    bfloat,
+    kernel::{Element, Real},
+    level::{self, Level, Task},
+    space::{Axes, Axis, Steps, sum},
+};
+use super::tile;
+
+/// One input of a product: where its elements lie, and how they are read in the compute dtype `R`.
+pub(in super::super) struct Input<R> {
+    at: *const u8,
+    /// Bytes of an element.
+    size: usize,
+    /// Its place in [`Steps`].
+    tensor: usize,
+    load: Load<R>,
+    /// Whether its elements are of the compute dtype.
+    pub is_compute: bool,
+    /// Whether they are bf16.
+    pub is_bf16: bool,
+}
+
+impl<R> Clone for Input<R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<R> Copy for Input<R> {}
+
+/// Copies `outer.0` runs of `inner.0` elements, at these strides, in the compute dtype, each run contiguous and `to_step` after the last.
+///
+/// # Safety
+///
+/// The elements lie within one allocation; `to` has room for them.
+type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_step: usize);
+
+impl<R: Real> Input<R> {
+    pub fn new<T: Element<Real = R>>(at: *const T, tensor: usize) -> Self {
+        use core::any::TypeId;
+        Input {
+            at: at.cast(),
+            size: size_of::<T>(),
+            tensor,
+            load: load::<T>,
+            is_compute: T::IS_REAL,
+            is_bf16: TypeId::of::<T>() == TypeId::of::<burn_core::tensor::bf16>(),
+        }
+    }
+
+    pub fn offset(self, at: Steps) -> *const u8 {
+        self.at.wrapping_offset(at[self.tensor] * self.size as isize)
+    }
+
+    pub fn stride(self, axis: &Axis) -> isize {
+        axis.step[self.tensor]
+    }
+
+    /// See [`Load`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.load)(from, outer, inner, to, to_step) }
+    }
+}
+
+unsafe fn load<T: Element>(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut T::Real, to_step: usize) {
+    level::vectorized(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_step });
+}
+
+struct LoadRuns<T: Element> {
+    from: *const T,
+    outer: (usize, isize),
+    inner: (usize, isize),
+    to: *mut T::Real,
+    to_step: usize,
+}
+
+impl<T: Element> Task for LoadRuns<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let LoadRuns { from, outer, inner: (len, stride), to, to_step } = self;
+        for i in 0..outer.0 {
+            // SAFETY: the promise made to `Load`.
+            unsafe {
+                let from = from.offset(i as isize * outer.1);
+                let to = core::slice::from_raw_parts_mut(to.add(i * to_step), len);
+                if stride == 1 {
+                    T::widen(level, core::slice::from_raw_parts(from, len), to);
+                } else {
+                    for (j, to) in to.iter_mut().enumerate() {
+                        *to = <T::Real>::from_f64((*from.offset(j as isize * stride)).to_f64());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One side of a product: the vectors of an input, along its free axes, and their terms.
+pub(super) struct Side<'a, R> {
+    pub free: &'a Axes,
+    pub terms: &'a Axes,
+    pub input: Input<R>,
+    /// A factor for each term, and its place in [`Steps`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
+    pub factors: Option<(&'a [R], usize)>,
+}
+
+impl<R> Clone for Side<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<R> Copy for Side<'_, R> {}
+
+/// The terms of one block of K, and where they lie.
+pub(super) struct Terms<'a, R> {
+    pub len: usize,
+    /// The first of each run along the last axis, its length, and where it lies.
+    runs: Vec<(usize, usize, Steps)>,
+    last: Axis,
+    factors: Vec<R>,
+    axes: &'a Axes,
+}
+
+impl<'a, R: Real> Terms<'a, R> {
+    pub fn new(axes: &'a Axes) -> Self {
+        Terms { len: 0, runs: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
+    }
+
+    pub fn set(&mut self, side: &Side<'_, R>, at: Steps, terms: Range<usize>) {
+        self.len = terms.len();
+        self.runs.clear();
+        self.runs.extend(self.axes.runs(terms));
+        let Some((factors, number)) = side.factors else { return };
+        self.factors.clear();
+        for &(_, len, from) in &self.runs {
+            let first = at[number] + from[number];
+            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.step[number]) as usize].abs()));
+        }
+    }
+
+    /// Whether the terms of an input have one stride.
+    fn single(&self) -> Option<Steps> {
+        match self.runs[..] {
+            [(_, _, from)] => Some(from),
+            _ => None,
+        }
+    }
+}
+
+/// The width of a panel of so many vectors: one register, where they fit in it, or `width`.
+pub(super) fn panel_width(vectors: usize, lanes: usize, width: usize) -> usize {
+    if vectors <= lanes { lanes } else { width }
+}
+
+/// How the vectors of a block are read.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Order {
+    /// Vector by vector, along the terms.
+    Vectors,
+    /// Term by term, along the vectors.
+    Terms,
+}
+
+/// Vectors of an input, and where they lie. Read in the order in which they lie in memory.
+pub(super) struct Vectors<'a, R> {
+    side: Side<'a, R>,
+    /// Where the unit begins, and each vector of the block.
+    unit_at: Steps,
+    at: Vec<Steps>,
+    order: Order,
+    buffer: Vec<R>,
+}
+
+/// Vectors of the broadcast side that are packed at once: 16 KiB of f32, half of a first-level cache.
+pub(super) const BROADCAST: usize = 16;
+
+impl<'a, R: Real> Vectors<'a, R> {
+    pub fn new(side: Side<'a, R>) -> Self {
+        let (free, terms) = (side.free.inner().1, side.terms.inner().1);
+        let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::Terms } else { Order::Vectors };
+        Vectors { side, unit_at: Steps::default(), at: Vec::new(), order, buffer: Vec::new() }
+    }
+
+    /// The block of vectors that the next calls are about.
+    pub fn set(&mut self, unit_at: Steps, vectors: Range<usize>) {
+        self.unit_at = unit_at;
+        self.at.clear();
+        self.at.extend(self.side.free.walk(vectors).map(|at| sum(unit_at, at)));
+    }
+
+    pub fn places(&self) -> &[Steps] {
+        &self.at
+    }
+
+    /// How far the first vector of the block lies from the beginning of the unit.
+    pub fn from_unit(&self, tensor: usize) -> isize {
+        self.at[0][tensor] - self.unit_at[tensor]
+    }
+
+    pub fn is_bf16(&self) -> bool {
+        self.side.input.is_bf16
+    }
+
+    fn place(&self, vector: usize) -> isize {
+        self.at[vector][self.side.input.tensor]
+    }
+
+    /// Where these vectors are, the stride from one to the next, and that from one term to the next. `None` where there are several.
+    fn strides(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<(*const u8, isize, isize)> {
+        let from = terms.single()?;
+        let first = self.place(vectors.start);
+        let stride = if vectors.len() > 1 { self.place(vectors.start + 1) - first } else { 1 };
+        let regular = vectors.clone().all(|v| self.place(v) - first == (v - vectors.start) as isize * stride);
+        let at = self.side.input.offset(sum(self.at[vectors.start], from));
+        regular.then_some((at, stride, self.side.input.stride(&terms.last)))
+    }
+
+    /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
+    fn in_place(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<(*const R, isize, isize)> {
+        if !self.side.input.is_compute || self.side.factors.is_some() {
+            return None;
+        }
+        self.strides(vectors, terms).map(|(at, stride, term)| (at.cast(), stride, term))
+    }
+
+    /// The block as a matrix for the instruction for bf16.
+    pub fn bf16_side(&self, terms: &Terms<'_, R>) -> Option<bfloat::Side> {
+        if self.side.factors.is_some() {
+            return None;
+        }
+        let (at, stride, term) = self.strides(0..self.at.len(), terms)?;
+        Some(bfloat::Side { at: at.cast(), lines: (self.at.len(), stride), terms: (terms.len, term) })
+    }
+
+    /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
+    ///
+    /// # Safety
+    ///
+    /// They lie within the input.
+    pub unsafe fn broadcast(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, few_panels: bool) -> tile::Strided<R> {
+        if let Some((at, column, term)) = self.in_place(vectors.clone(), terms)
+            && (term == 1 || few_panels)
+        {
+            return tile::Strided { at, column, term };
+        }
+        self.buffer.resize(self.buffer.len().max(BROADCAST * terms.len), R::default());
+        let mut buffer = core::mem::take(&mut self.buffer);
+        let (column, term) = match self.order {
+            Order::Vectors => (terms.len as isize, 1),
+            Order::Terms => (1, BROADCAST as isize),
+        };
+        // SAFETY: the caller's promise; the buffer has room.
+        unsafe {
+            match self.order {
+                Order::Vectors => self.read_vectors(vectors, terms, &mut buffer),
+                Order::Terms => self.read_terms(vectors, terms, buffer.as_mut_ptr(), BROADCAST),
+            }
+        }
+        self.buffer = buffer;
+        tile::Strided { at: self.buffer.as_ptr(), column, term }
+    }
+
+    /// Rows of a panel where they are, if they can be read there and reading them once or twice is all that is to be done.
+    pub fn panel_in_place(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<tile::Panel<R>> {
+        let (at, stride, term) = self.in_place(vectors, terms)?;
+        (stride == 1 && self.order == Order::Terms).then_some(tile::Panel { at, term })
+    }
+
+    /// Packs these vectors, `width` of them to a panel, term by term. The last panel has the width of one register if its vectors fit in it;
+    /// it is filled up with zeros.
+    ///
+    /// # Safety
+    ///
+    /// They lie within the input.
+    pub unsafe fn pack(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, lanes: usize, width: usize, to: &mut Vec<R>) {
+        to.resize(vectors.len().next_multiple_of(width) * terms.len, R::default());
+        let first = vectors.start;
+        for start in vectors.clone().step_by(width) {
+            let panel = start..vectors.end.min(start + width);
+            let width = panel_width(panel.len(), lanes, width);
+            let to = &mut to[(start - first) * terms.len..][..width * terms.len];
+            // SAFETY: the caller's promise.
+            unsafe { self.pack_panel(panel.clone(), terms, to, width) };
+            if panel.len() < width {
+                to.chunks_exact_mut(width).for_each(|term| term[panel.len()..].fill(R::default()));
+            }
+        }
+    }
+
+    unsafe fn pack_panel(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, to: &mut [R], width: usize) {
+        if self.order == Order::Terms {
+            // SAFETY: the caller's promise; a panel has room for `width` vectors.
+            return unsafe { self.read_terms(vectors, terms, to.as_mut_ptr(), width) };
+        }
+        let count = vectors.len();
+        let in_place = self.in_place(vectors.clone(), terms).filter(|&(_, _, term)| term == 1);
+        let (rows, step) = match in_place {
+            Some((at, stride, _)) => (at, stride),
+            None => {
+                let mut buffer = core::mem::take(&mut self.buffer);
+                buffer.resize(buffer.len().max(width * terms.len), R::default());
+                // SAFETY: the caller's promise.
+                unsafe { self.read_vectors(vectors, terms, &mut buffer) };
+                self.buffer = buffer;
+                (self.buffer.as_ptr(), terms.len as isize)
+            }
+        };
+        level::vectorized(Transpose { rows, step, count, len: terms.len, to, width });
+    }
+
+    /// Reads vector by vector, each contiguous in the buffer.
+    unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &Terms<'_, R>, to: &mut [R]) {
+        let input = self.side.input;
+        let stride = input.stride(&terms.last);
+        for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
+            for &(first, len, from) in &terms.runs {
+                let from = input.offset(sum(self.at[vector], from));
+                // SAFETY: the caller's promise; the terms of a block fit a chunk.
+                unsafe { input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len) };
+            }
+            if self.side.factors.is_some() {
+                to.iter_mut().zip(&terms.factors).for_each(|(to, &factor)| *to = *to * factor);
+            }
+        }
+    }
+
+    /// Reads term by term: the elements of neighbouring vectors are contiguous.
+    unsafe fn read_terms(&self, vectors: Range<usize>, terms: &Terms<'_, R>, to: *mut R, width: usize) {
+        let input = self.side.input;
+        let stride = input.stride(&terms.last);
+        let mut next = vectors.start;
+        while next < vectors.end {
+            let first = next;
+            while next < vectors.end && self.place(next) - self.place(first) == (next - first) as isize {
+                next += 1;
+            }
+            for &(term, len, from) in &terms.runs {
+                let from = input.offset(sum(self.at[first], from));
+                // SAFETY: the caller's promise: a panel has `width` elements for each term.
+                unsafe {
+                    let to = to.add(term * width + first - vectors.start);
+                    input.load(from, (len, stride), (next - first, 1), to, width);
+                }
+            }
+        }
+        if self.side.factors.is_some() {
+            for (term, &factor) in terms.factors.iter().enumerate() {
+                for vector in 0..vectors.len() {
+                    // SAFETY: written just now.
+                    unsafe {
+                        let to = to.add(term * width + vector);
+                        *to = *to * factor;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `to[j * width + i] = rows[i * step + j]`.
+struct Transpose<'a, R> {
+    rows: *const R,
+    step: isize,
+    count: usize,
+    len: usize,
+    to: &'a mut [R],
+    width: usize,
+}
+
+impl<R: Real> Task for Transpose<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let Transpose { rows, step, count, len, to, width } = self;
+        assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} terms");
+        let mut i = 0;
+        while i < count {
+            let whole = i + R::BLOCK <= count;
+            let mut j = 0;
+            // SAFETY: the rows were just read, or lie in the input; the panel's size was checked above.
+            unsafe {
+                while whole && j + R::BLOCK <= len {
+                    let mut from = [rows; 8];
+                    for (r, from) in from.iter_mut().enumerate().take(R::BLOCK) {
+                        *from = rows.offset((i + r) as isize * step).add(j);
+                    }
+                    R::transpose(level, &from[..R::BLOCK], to.as_mut_ptr().add(j * width + i), width);
+                    j += R::BLOCK;
+                }
+                for r in i..count.min(i + R::BLOCK) {
+                    for j in j..len {
+                        to[j * width + r] = *rows.offset(r as isize * step).add(j);
+                    }
+                }
+            }
+            i += R::BLOCK;
+        }
+    }
+}

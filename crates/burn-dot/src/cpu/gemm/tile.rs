@@ -1,0 +1,201 @@
+//! The micro-kernel: a tile of the product that stays in registers while its terms are added.
+
+use super::super::{kernel::Real, level::Level};
+
+/// Vectors of a micro-panel: a tile is so many vectors wide.
+pub(super) const VECTORS: usize = 2;
+
+/// Terms added to one accumulator before it goes to the tile's total. A sum of equal terms then loses at most so many halves of a unit in
+/// the last place, and adding the totals costs two operations in a hundred.
+const CHAIN: usize = 64;
+
+/// Elements at two strides: `at[i * outer + j * inner]`.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<T> {
+    pub at: *const T,
+    /// From one column of the tile to the next.
+    pub column: isize,
+    /// From one term to the next.
+    pub term: isize,
+}
+
+/// A packed micro-panel, or rows of the input itself: as many contiguous elements for each term as the tile has rows.
+#[derive(Clone, Copy)]
+pub(super) struct Panel<T> {
+    pub at: *const T,
+    pub term: isize,
+}
+
+/// What becomes of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Write<R> {
+    /// Whether to add to what is there.
+    pub add: bool,
+    /// The factors of the tile's first row and first column, where the product is complete and normalized.
+    pub scale: Option<[*const R; 2]>,
+}
+
+/// The product of a panel and up to [`Level::COLUMNS`] columns, written to `to`, column by column, `step` elements apart.
+///
+/// # Safety
+///
+/// The panel holds `terms` times [`VECTORS`] vectors, or one where `rows` fit in it; `b` so many columns of `terms` elements. `to` has room for
+/// `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to.
+/// There is a factor for each row and column.
+#[inline(always)]
+pub(super) unsafe fn multiply<S: Level, R: Real>(
+    level: S,
+    terms: usize,
+    a: Panel<R>,
+    b: Strided<R>,
+    (to, step): (*mut R, isize),
+    (rows, columns): (usize, usize),
+    write: Write<R>,
+) {
+    let mut done = 0;
+    // SAFETY: the caller's promise; each call takes the next columns.
+    unsafe {
+        macro_rules! columns {
+            ($vectors:expr, $most:expr; $($n:literal)*) => {$(
+                while done + $n <= columns && $n <= $most {
+                    let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
+                    let to = (to.offset(done as isize * step), step);
+                    let scale = match write.scale {
+                        Some([row, column]) => Some([row, column.add(done)]),
+                        None => None,
+                    };
+                    tile::<S, R, { $vectors }, $n>(level, terms, a, b, to, rows, Write { scale, ..write });
+                    done += $n;
+                }
+            )*};
+        }
+        if rows > R::lanes::<S>() {
+            columns!(VECTORS, S::COLUMNS; 8 4 2 1);
+        } else {
+            // Half the vectors, twice the columns: the latency of an addition is hidden by as many sums.
+            columns!(1, 2 * S::COLUMNS; 16 8 4 2 1);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Level, R: Real, const V: usize, const N: usize>(
+    level: S,
+    terms: usize,
+    a: Panel<R>,
+    b: Strided<R>,
+    (to, step): (*mut R, isize),
+    rows: usize,
+    write: Write<R>,
+) {
+    // SAFETY: the promise made to `multiply`.
+    unsafe {
+        let sums = accumulate::<S, R, V, N>(level, terms, a, b);
+        for (column, sums) in sums.into_iter().enumerate() {
+            let to = to.offset(column as isize * step);
+            let scale = write.scale.map(|[row, factors]| (row, *factors.add(column)));
+            if rows == V * R::lanes::<S>() {
+                write_column(level, sums, to.cast_const(), to, write.add, scale);
+            } else {
+                write_part(level, sums, to, rows, write.add, scale);
+            }
+        }
+    }
+}
+
+/// The sums of a tile, by chains of [`CHAIN`] terms.
+#[inline(always)]
+unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
+    level: S,
+    terms: usize,
+    a: Panel<R>,
+    b: Strided<R>,
+) -> [[R::Vector<S>; V]; N] {
+    let zero = R::splat(level, R::default());
+    let mut totals = [[zero; V]; N];
+    let (mut a_at, mut b_at) = (a.at, b.at);
+    let mut left = terms;
+    while left > 0 {
+        let chain = left.min(CHAIN);
+        let mut sums = [[zero; V]; N];
+        for _ in 0..chain {
+            // SAFETY: the promise made to `multiply`; the pointers move past the last term and are not read there.
+            unsafe {
+                let mut vectors = [zero; V];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = R::load_vector(level, a_at.add(v * R::lanes::<S>()));
+                }
+                for (n, sums) in sums.iter_mut().enumerate() {
+                    let element = R::splat(level, *b_at.offset(n as isize * b.column));
+                    for v in 0..V {
+                        sums[v] = R::mul_add(level, vectors[v], element, sums[v]);
+                    }
+                }
+            }
+            a_at = a_at.wrapping_offset(a.term);
+            b_at = b_at.wrapping_offset(b.term);
+        }
+        for n in 0..N {
+            for v in 0..V {
+                totals[n][v] = R::add_vectors(level, totals[n][v], sums[n][v]);
+            }
+        }
+        left -= chain;
+    }
+    totals
+}
+
+/// Writes whole vectors of a column.
+#[inline(always)]
+unsafe fn write_column<S: Level, R: Real, const V: usize>(
+    level: S,
+    sums: [R::Vector<S>; V],
+    from: *const R,
+    to: *mut R,
+    add: bool,
+    scale: Option<(*const R, R)>,
+) {
+    for (v, mut x) in sums.into_iter().enumerate() {
+        let at = v * R::lanes::<S>();
+        // SAFETY: the promise made to `multiply`: so many rows and factors.
+        unsafe {
+            if add {
+                x = R::add_vectors(level, x, R::load_vector(level, from.add(at)));
+            }
+            if let Some((rows, column)) = scale {
+                let factor = R::mul_vectors(level, R::load_vector(level, rows.add(at)), R::splat(level, column));
+                x = R::into_range(level, R::mul_vectors(level, x, factor));
+            }
+            R::store_vector(level, x, to.add(at));
+        }
+    }
+}
+
+/// Writes the first rows of a column, by way of a buffer of whole vectors.
+#[inline(always)]
+unsafe fn write_part<S: Level, R: Real, const V: usize>(
+    level: S,
+    sums: [R::Vector<S>; V],
+    to: *mut R,
+    rows: usize,
+    add: bool,
+    scale: Option<(*const R, R)>,
+) {
+    let (mut buffer, mut factors) = ([R::default(); MOST_ROWS], [R::default(); MOST_ROWS]);
+    // SAFETY: the promise made to `multiply`; the buffers hold the largest tile's rows.
+    unsafe {
+        if add {
+            core::ptr::copy_nonoverlapping(to.cast_const(), buffer.as_mut_ptr(), rows);
+        }
+        let scale = scale.map(|(from, column)| {
+            core::ptr::copy_nonoverlapping(from, factors.as_mut_ptr(), rows);
+            (factors.as_ptr(), column)
+        });
+        let from = buffer;
+        write_column(level, sums, from.as_ptr(), buffer.as_mut_ptr(), add, scale);
+        core::ptr::copy_nonoverlapping(buffer.as_ptr(), to, rows);
+    }
+}
+
+/// Rows of the largest tile: two vectors of 16 f32.
+const MOST_ROWS: usize = 32;
