@@ -4,12 +4,12 @@
 
 use alloc::vec::Vec;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 use core::arch::x86_64::*;
 
 use burn_core::tensor::bf16;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 pulp::simd_type!({
     struct Bf16 {
         avx512f: f!("avx512f"),
@@ -46,7 +46,7 @@ pub(super) struct To<T> {
 pub(super) trait Sum: Copy {
     fn from_f32(sum: f32) -> Self;
     /// The sums are not subnormal: see [`SMALLEST`].
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     unsafe fn put(sums: __m512, at: *mut Self);
 }
 
@@ -55,7 +55,7 @@ impl Sum for f32 {
     fn from_f32(sum: f32) -> f32 {
         sum
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn put(sums: __m512, at: *mut f32) {
         // SAFETY: `vectorize` runs this only where the instructions are; there is room for 16 numbers.
@@ -68,7 +68,7 @@ impl Sum for bf16 {
     fn from_f32(sum: f32) -> bf16 {
         bf16::from_f32(sum)
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn put(sums: __m512, at: *mut bf16) {
         // SAFETY: as above.
@@ -92,7 +92,7 @@ pub(super) struct Packed {
 ///
 /// Both matrices lie within their allocations, `to` within one that nothing else reads or writes.
 pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut Packed) -> bool {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     if let Some(simd) = Bf16::try_new() {
         return simd.vectorize(Multiply { to, a, b, packed });
     }
@@ -100,7 +100,7 @@ pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut 
     false
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 struct Multiply<'a, T> {
     to: To<T>,
     a: Side,
@@ -108,7 +108,7 @@ struct Multiply<'a, T> {
     packed: &'a mut Packed,
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     type Output = bool;
 
@@ -151,7 +151,7 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
 }
 
 /// The product of a panel of rows and a panel of columns. The pairs of a row are so many numbers apart.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
 unsafe fn panels(rows: [*const u32; ROWS], step: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
     // SAFETY: `vectorize` runs this only where the instructions are; a chunk of b is two registers; each row has as many pairs.
@@ -174,7 +174,7 @@ unsafe fn panels(rows: [*const u32; ROWS], step: usize, b: &[u32]) -> [[__m512; 
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl<T: Sum> To<T> {
     #[inline(always)]
     unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
@@ -200,7 +200,7 @@ impl<T: Sum> To<T> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl Side {
     /// Whether there is a number smaller than [`SMALLEST`] that is not zero.
     #[inline(always)]
@@ -287,7 +287,7 @@ impl Side {
 }
 
 /// Rows become columns.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
 unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     // SAFETY: `vectorize` runs this only where the instructions are.

@@ -164,6 +164,7 @@ mod x86 {
             }
         };
     }
+    #[cfg(feature = "x86-v4")]
     level!(pulp::x86::V4, 8, columns: 8;
         f64: _mm512_loadu_pd, _mm512_storeu_pd;
         f32: _mm256_loadu_ps, _mm256_storeu_ps, _mm512_cvtps_pd, _mm512_cvtpd_ps;
@@ -248,14 +249,17 @@ mod x86 {
     }
 
     // SAFETY of all: the caller has AVX-512.
+    #[cfg(feature = "x86-v4")]
     #[inline(always)]
     unsafe fn wide_from_bf16(x: __m256i) -> __m512 {
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
     }
+    #[cfg(feature = "x86-v4")]
     #[inline(always)]
     unsafe fn wide_to_f16(x: __m512) -> __m256i {
         unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
     }
+    #[cfg(feature = "x86-v4")]
     #[inline(always)]
     unsafe fn wide_to_bf16(x: __m512) -> __m256i {
         unsafe {
@@ -396,9 +400,9 @@ pub(super) trait Task {
 pub(super) fn vectorized<T: Task>(task: T) -> T::Output {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     if let Some(f16c) = x86::F16c::try_new() {
-        use pulp::Simd;
         match pulp::Arch::new() {
-            pulp::Arch::V4(level) => return Simd::vectorize(level, At(task, level)),
+            #[cfg(feature = "x86-v4")]
+            pulp::Arch::V4(level) => return pulp::Simd::vectorize(level, At(task, level)),
             // Not by V3 itself, which would compile the task without F16C.
             pulp::Arch::V3(level) => return f16c.vectorize(At(task, level)),
             _ => {}

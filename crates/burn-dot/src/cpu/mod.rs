@@ -25,7 +25,10 @@ use crate::{
     plan::{FloatOptions, Plan},
 };
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no instruction for bf16 is used there"))]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", feature = "x86-v4")),
+    allow(dead_code, reason = "no instruction for bf16 is used there")
+)]
 mod bfloat;
 mod gemm;
 mod kernel;

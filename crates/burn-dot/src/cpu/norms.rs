@@ -10,13 +10,8 @@ use super::{
     kernel::{self, Element, LINES, Real},
     level::{self, Level, Task},
     runs::{CHUNK, Run},
-<<<<<<< HEAD
-    space::{Axes, Axis, NX, NY, Space, X, Y, advance},
-    threads::{self, SharedPtr},
-=======
     space::{Axes, NX, NY, Space, X, Y, advance},
-    threads::{self, Ptr},
->>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
+    threads::{self, SharedPtr},
 };
 
 /// The factor of a vector, as one number: negative where the norm is below the floor.
@@ -97,31 +92,18 @@ unsafe fn of_one<T: Element>(
     let parts = threads::count(work).div_ceil(count).min(terms.div_ceil(PART_TERMS));
     let mut squares = vec![0.0; if parts > 1 { parts * norms.len() } else { 0 }];
     let trusted = AtomicBool::new(true);
-<<<<<<< HEAD
-    let (x, norms) = (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()));
-    threads::for_each_range(outer.len() * blocks, CHUNK.min(inner.size) * space.k.len(), |range| {
-        let (x, norms) = (x.get(), norms.get());
-=======
     let all = norms.len();
-    let pointers = Ptr((x, norms.as_mut_ptr(), squares.as_mut_ptr()));
+    let (x, norms_at, squares_at) =
+        (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()), SharedPtr::new(squares.as_mut_ptr()));
     threads::for_each_range(count * parts, work / (count * parts), |range| {
-        let (x, norms, squares) = pointers.get();
->>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
+        let (x, norms, squares) = (x.get(), norms_at.get(), squares_at.get());
         for task in range {
             let (block, part) = (task / parts, task % parts);
             let first = block % blocks * CHUNK;
             let at = advance(outer.offset(block / blocks), &inner, first);
             let vectors = CHUNK.min(inner.size - first);
-<<<<<<< HEAD
-            assert!(vectors == 1 || inner.step[number] == 1, "vectors are numbered along the last axis");
-            // SAFETY: the caller's promise; each vector has a number of its own.
-            let (x, to) = unsafe { (x.offset(at[tensor]), core::slice::from_raw_parts_mut(norms.offset(at[number]), vectors)) };
-            let (step, k_outer) = (inner.step[tensor], &k_outer);
-            if !level::vectorized(Norms { x, step, k_outer, k_inner, tensor, to, floor }) {
-                trusted.store(false, Ordering::Relaxed);
-=======
             let index = block / blocks * inner.size + first;
-            let terms = part * terms / parts..(part + 1) * terms / parts;
+            let terms = threads::part(terms, parts, part);
             let mut local = [0.0; CHUNK];
             // SAFETY: the caller's promise; each block has norms, and each of its parts squares, of its own.
             unsafe {
@@ -134,7 +116,6 @@ unsafe fn of_one<T: Element>(
                 if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), floor) {
                     trusted.store(false, Ordering::Relaxed);
                 }
->>>>>>> 27c9670 (Matrix products of our own: every sum within a few ε at any K and thread count, packed once per block)
             }
         }
     });

@@ -59,6 +59,11 @@ impl<R> Clone for Output<R> {
 }
 impl<R> Copy for Output<R> {}
 
+// SAFETY: plain numbers may be written on any thread. To write at all takes a reason of its own.
+unsafe impl<R> Send for Output<R> {}
+// SAFETY: as above.
+unsafe impl<R> Sync for Output<R> {}
+
 /// Rounds contiguous elements to strided ones; finite where `finite` says that none may become infinite.
 ///
 /// # Safety

@@ -19,7 +19,7 @@ use super::{
     kernel::{self, Real},
     level::{self, Level, Task},
     space::{Axes, NX, NY, Steps},
-    threads::{self, Ptr},
+    threads::{self, SharedPtr},
 };
 
 mod blocking;
@@ -112,26 +112,19 @@ struct Tasks<'a, R> {
     blocking: Blocking,
 }
 
-/// Part `part` of `parts` of `0..len`.
-fn part_of(len: usize, part: usize, parts: usize) -> Range<usize> {
-    part * len / parts..(part + 1) * len / parts
-}
-
 impl<R: Real> Tasks<'_, R> {
     /// Each task writes a part of the output.
     unsafe fn run(&self, work: usize) {
         let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
-        let shared = Ptr(self as *const Self);
+        let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
         threads::for_each_range(tasks, work / tasks, |range| {
-            // SAFETY: `self` outlives the tasks.
-            let this = unsafe { &*shared.get() };
-            let mut worker = Worker::new(this);
+            let mut worker = Worker::new(self);
             for task in range {
                 let (unit, part) = (task / of_unit, task % of_unit);
-                let lanes = part_of(this.sizes.lanes, part % this.blocking.lane_parts, this.blocking.lane_parts);
-                let broadcast = part_of(this.sizes.broadcast, part / this.blocking.lane_parts, this.blocking.broadcast_parts);
+                let lanes = threads::part(self.sizes.lanes, lane_parts, part % lane_parts);
+                let broadcast = threads::part(self.sizes.broadcast, broadcast_parts, part / lane_parts);
                 // SAFETY: the promise made to `Product::run`: parts of the output are disjoint.
-                unsafe { worker.part(this.product.batch.offset(unit), lanes, broadcast) };
+                unsafe { worker.part(self.product.batch.offset(unit), lanes, broadcast) };
             }
         });
     }
@@ -140,17 +133,15 @@ impl<R: Real> Tasks<'_, R> {
     unsafe fn run_by_terms(&self, work: usize, parts: usize) {
         let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
         let mut sums: Vec<Option<Sums<R>>> = (0..units * parts).map(|_| None).collect();
-        let shared = Ptr((self as *const Self, sums.as_mut_ptr()));
+        let slots = SharedPtr::new(sums.as_mut_ptr());
         threads::for_each(units * parts, work, |task| {
-            let (this, slots) = shared.get();
-            // SAFETY: `self` and `sums` outlive the tasks, and each task has a slot of its own.
+            let mut worker = Worker::new(self);
+            let unit_at = self.product.batch.offset(task / parts);
+            worker.set(unit_at, 0..lanes, 0..broadcast);
+            // SAFETY: the promise made to `Product::run`; each task has a slot of its own, which outlives it.
             unsafe {
-                let this = &*this;
-                let mut worker = Worker::new(this);
-                let unit_at = this.product.batch.offset(task / parts);
-                worker.set(unit_at, 0..lanes, 0..broadcast);
-                worker.accumulate(unit_at, part_of(terms, task % parts, parts));
-                *slots.add(task) = Some(worker.sums);
+                worker.accumulate(unit_at, threads::part(terms, parts, task % parts));
+                *slots.get().add(task) = Some(worker.sums);
             }
         });
         let mut worker = Worker::new(self);

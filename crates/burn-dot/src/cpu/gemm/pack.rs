@@ -32,6 +32,11 @@ impl<R> Clone for Input<R> {
 }
 impl<R> Copy for Input<R> {}
 
+// SAFETY: an input is only read, and its elements, plain numbers, may be read on any thread. To read at all takes a reason of its own.
+unsafe impl<R> Send for Input<R> {}
+// SAFETY: as above.
+unsafe impl<R> Sync for Input<R> {}
+
 /// Copies `outer.0` runs of `inner.0` elements, at these strides, in the compute dtype, each run contiguous and `to_step` after the last.
 ///
 /// # Safety
