@@ -38,13 +38,17 @@ pub(super) struct To<T> {
     pub at: *mut T,
     pub row_step: isize,
     pub column_step: isize,
-    /// Whether to add to what is there, which must be f32.
+    /// Whether to add to what is there.
     pub add: bool,
 }
 
 /// f32 or bf16.
 pub(super) trait Sum: Copy {
     fn from_f32(sum: f32) -> Self;
+    fn to_f32(self) -> f32;
+    /// 16 elements as f32.
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
+    unsafe fn get(at: *const Self) -> __m512;
     /// The sums are not subnormal: see [`SMALLEST`].
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     unsafe fn put(sums: __m512, at: *mut Self);
@@ -54,6 +58,16 @@ impl Sum for f32 {
     #[inline(always)]
     fn from_f32(sum: f32) -> f32 {
         sum
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
+    #[inline(always)]
+    unsafe fn get(at: *const f32) -> __m512 {
+        // SAFETY: `vectorize` runs this only where the instructions are; there are 16 elements.
+        unsafe { _mm512_loadu_ps(at) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
@@ -67,6 +81,16 @@ impl Sum for bf16 {
     #[inline(always)]
     fn from_f32(sum: f32) -> bf16 {
         bf16::from_f32(sum)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.into()
+    }
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
+    #[inline(always)]
+    unsafe fn get(at: *const bf16) -> __m512 {
+        // SAFETY: as above. A bf16 is the upper half of an f32.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())))) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
@@ -184,7 +208,7 @@ impl<T: Sum> To<T> {
                 for (row, sums) in sums.iter().enumerate().take(rows) {
                     for (half, &sum) in sums.iter().enumerate() {
                         let at = at.offset(row as isize * self.row_step).add(16 * half);
-                        T::put(if self.add { _mm512_add_ps(sum, _mm512_loadu_ps(at.cast())) } else { sum }, at);
+                        T::put(if self.add { _mm512_add_ps(sum, T::get(at)) } else { sum }, at);
                     }
                 }
                 return;
@@ -193,7 +217,7 @@ impl<T: Sum> To<T> {
             for (row, sums) in sums.iter().enumerate().take(rows) {
                 for (column, sum) in sums.iter().enumerate().take(columns) {
                     let at = at.offset(row as isize * self.row_step + column as isize * self.column_step);
-                    *at = T::from_f32(if self.add { *at.cast::<f32>() + sum } else { *sum });
+                    *at = T::from_f32(if self.add { (*at).to_f32() + sum } else { *sum });
                 }
             }
         }
