@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 use burn::prelude::*;
 use burn::tensor::{DType, einsum, linalg};
 use burn_dot::DotConfig;
+use bytemuck::Pod;
 use candle_core as candle;
 use ndarray::{ArrayD, ArrayView2, ArrayViewMut2, Axis, Ix2, LinalgScalar, ShapeBuilder, Zip, linalg::general_mat_mul, s};
 use rayon::prelude::*;
@@ -182,7 +183,7 @@ fn raw(x: &candle::Tensor) -> candle::Result<Vec<u8>> {
 /// ndarray has no gradients; its loops are written out, over threads by its own rayon or over batches.
 fn ndarray_engine<T>(case: &Case, [lhs, rhs]: [Vec<u8>; 2], sqrt: fn(T) -> T, epsilon: T) -> Result<Loaded>
 where
-    T: LinalgScalar + PartialOrd + Send + Sync,
+    T: LinalgScalar + PartialOrd + Pod + Send + Sync,
 {
     let array = |bytes: &[u8], shape: &[usize]| ArrayD::from_shape_vec(shape, worker::elements::<T>(bytes));
     let (x, y, case) = (array(&lhs, &case.lhs)?, array(&rhs, &case.rhs)?, case.clone());

@@ -4,6 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Result, bail};
 use burn::tensor::f16;
+use bytemuck::Pod;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -44,7 +45,7 @@ struct Gemm<T> {
     constants: [T; 2],
 }
 
-fn products<T: Copy + Send + Sync + 'static>(case: &Case, inputs: [Vec<u8>; 2], constants: [T; 2]) -> Loaded {
+fn products<T: Pod + Send + Sync>(case: &Case, inputs: [Vec<u8>; 2], constants: [T; 2]) -> Loaded {
     let (left, right) = case.sides();
     let out = left.batch * left.free() * right.free();
     let [lhs, rhs] = [elements::<T>(&inputs[0]), elements::<T>(&inputs[1])];

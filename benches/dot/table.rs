@@ -33,7 +33,7 @@ pub fn growth(run: &Run) -> String {
 
 fn machine(machine: &Machine) -> String {
     let mut text = format!("- {}, {} cores; {}\n", machine.cpu, machine.cores, machine.caches.join(", "));
-    text += &format!("- {} threads; {}\n", machine.threads, machine.system);
+    text += &format!("- threads of each engine: {}; {}\n", machine.threads, machine.system);
     if let Some(memory) = machine.memory() {
         let [read, copy, triad] = [memory.read, memory.copy, memory.triad].map(|speed| short(speed / 1e9));
         let size = memory.working_set >> 20;
@@ -135,7 +135,9 @@ fn cells(run: &Run, rows: &[Row], allocator: &str) -> String {
 /// Who gave wrong answers, and who did not do what.
 fn remarks(run: &Run) -> String {
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (entry, measured) in run.cases.iter().flat_map(|entry| entry.measured.iter().map(move |measured| (entry, measured))) {
+    let all = run.cases.iter().flat_map(|entry| entry.measured.iter().map(move |measured| (entry, measured)));
+    // The yardstick is for matrices by its nature.
+    for (entry, measured) in all.filter(|(_, measured)| measured.engine != YARDSTICK) {
         if let Some(reason) = measured.wrong.as_ref().or(measured.skip.as_ref()) {
             let cells = reasons.entry(format!("{}: {reason}", measured.engine)).or_default();
             let title = entry.case.title();

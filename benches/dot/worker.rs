@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::cells::Case;
@@ -92,16 +93,13 @@ fn fastest(ways: Vec<Way>) -> Way {
 }
 
 /// The elements of raw bytes.
-pub fn elements<T: Copy>(bytes: &[u8]) -> Vec<T> {
-    let all = bytes.chunks_exact(size_of::<T>());
-    // SAFETY: called for float types only, of which every bit pattern is a value.
-    all.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }).collect()
+pub fn elements<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
 }
 
 /// The raw bytes of elements.
-pub fn bytes<T: Copy>(elements: &[T]) -> Vec<u8> {
-    // SAFETY: called for float types only, which have no padding.
-    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) }.to_vec()
+pub fn bytes<T: Pod>(elements: &[T]) -> Vec<u8> {
+    bytemuck::cast_slice(elements).to_vec()
 }
 
 /// Answers the driver until it hangs up.
