@@ -100,6 +100,11 @@ impl Row<'_> {
         Some(self.best?.1 / self.ours?)
     }
 
+    /// Whether ours was to be timed, and was not, though others were.
+    pub fn has_failed(&self) -> bool {
+        self.ours.is_none() && self.best.is_some() && self.entry.measured.iter().any(|measured| measured.engine == OURS)
+    }
+
     pub fn title(&self) -> String {
         format!("{}, {}", self.entry.case.title(), self.pass.name())
     }

@@ -50,24 +50,28 @@ fn summary(rows: &[Row]) -> String {
         let rows = rows.iter().filter(move |row| pass.is_none_or(|pass| row.pass == pass));
         rows.filter_map(Row::ratio).collect::<Vec<f64>>()
     };
-    let all = ratios(None);
-    if all.is_empty() {
-        return "Nothing to compare with.\n\n".into();
-    }
-    let [forward, backward] = Pass::ALL.map(|pass| short(mean(&ratios(Some(pass)))));
+    // Where ours was wrong or died there is no ratio, and the row is lost all the same.
+    let failed: Vec<&Row> = rows.iter().filter(|row| row.has_failed()).collect();
     let mut lost: Vec<(f64, &Row)> =
         rows.iter().filter_map(|row| Some((row.ratio().filter(|ratio| *ratio < 1.0)?, row))).collect();
     lost.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let all = ratios(None);
+    if all.len() + failed.len() == 0 {
+        return "Nothing to compare with.\n\n".into();
+    }
+    let [forward, backward] = Pass::ALL.map(|pass| short(mean(&ratios(Some(pass)))));
     let mut text = format!(
         "Against the fastest of all other engines in each of {} rows: **{} won, {} lost, geometric mean of ratios {}** \
          (forward {forward}, forward+backward {backward}).\n\n",
-        all.len(),
+        all.len() + failed.len(),
         all.len() - lost.len(),
-        lost.len(),
+        lost.len() + failed.len(),
         short(mean(&all)),
     );
+    let failed = failed.iter().map(|row| format!("- {}: **{OURS} gave no right answer**\n", row.title()));
+    let lost: String = failed.chain(lost.iter().map(|(ratio, row)| loss(*ratio, row))).collect();
     if !lost.is_empty() {
-        text += &format!("Lost:\n\n{}\n", lost.iter().map(|(ratio, row)| loss(*ratio, row)).collect::<String>());
+        text += &format!("Lost:\n\n{lost}\n");
     }
     text
 }
