@@ -1,53 +1,68 @@
-//! How fast `Dot` is, beside other engines and beside what the machine can do.
+//! How fast `Dot` is against every other engine, and against what the machine can do.
 //!
 //! ```sh
-//! cargo bench --features bench --bench dot -- --peers PYTHON --out benches/results
+//! cargo bench --features bench --bench dot -- --peers PYTHON
 //! ```
 //!
 //! This binary is the driver, and also the worker of each engine written in Rust; those written in Python are in
 //! `benches/peers/worker.py`. Each engine has a process of its own, and one computes at a time. An engine is timed only after its
-//! output and gradients were found right. The rounds go through all engines in turn, so that the machine's drift hits them alike.
+//! output and gradients were found right. The rounds go through all engines in turn, so that a change of the machine's speed during
+//! the run meets all of them. `benches/README.md` says what is measured and what the table means.
 
+#[path = "dot/answer.rs"]
+mod answer;
+#[path = "dot/bandwidth.rs"]
+mod bandwidth;
 #[path = "dot/gemm.rs"]
 mod bare_gemm;
 #[path = "dot/cells.rs"]
 mod cells;
 #[path = "dot/engines.rs"]
 mod engines;
-#[path = "dot/limits.rs"]
-mod limits;
+#[path = "dot/machine.rs"]
+mod machine;
+#[path = "dot/measure.rs"]
+mod measure;
+#[path = "dot/pictures.rs"]
+mod pictures;
+#[path = "dot/process.rs"]
+mod process;
 #[path = "dot/report.rs"]
 mod report;
+#[path = "dot/results.rs"]
+mod results;
+#[path = "dot/smoke.rs"]
+mod smoke;
+#[path = "dot/table.rs"]
+mod table;
 #[path = "dot/worker.rs"]
 mod worker;
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, builder::PossibleValuesParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use cells::{Answer, Case};
-use report::{Measured, Run};
-use worker::{Ask, What, Worker};
+use bandwidth::Bandwidth;
+use cells::Case;
+use machine::Machine;
+use process::{Launch, PYTHON, RUST, SYSTEM, Worker, YARDSTICK};
+use report::{Destination, Report};
+use results::Run;
+use worker::Pass;
 
-const ENGINES: [&str; 11] =
-    ["fused", "composed", "burn", "candle", "ndarray", "torch", "torch-compile", "jax", "keras-tf", "limit", "gemm"];
-const PYTHON: [&str; 4] = ["torch", "torch-compile", "jax", "keras-tf"];
+/// Engines of the growth of costs: enough lines for one picture.
 const GROWING: [&str; 5] = ["fused", "composed", "torch", "torch-compile", "jax"];
+/// Bytes far beyond any cache, to say how fast memory itself is.
+const MEMORY: usize = 1 << 29;
 
-/// How long a worker computes before the next one's turn.
-const SECONDS: f64 = 0.015;
-/// Between two turns, for the threads of the last engine to fall asleep.
-const PAUSE: Duration = Duration::from_millis(4);
-
-/// Time Dot beside other engines, one process each, in turn.
+/// Time Dot against other engines, one process each, in turn.
 #[derive(Parser)]
 struct Args {
     /// Python with torch, jax, keras and tensorflow; without it the engines in Rust alone run
@@ -57,38 +72,45 @@ struct Args {
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(cells::names()))]
     cells: Vec<String>,
     /// Engines to measure, separated by commas; all by default
-    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(ENGINES))]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(RUST.iter().chain(&PYTHON)))]
     engines: Vec<String>,
     /// How often each engine is timed; the median counts
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Threads of every engine, each pinned to that many cores; all cores by default
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// An allocator, such as libmimalloc.so.2: each engine runs once more in a process that preloads it
-    #[arg(long, value_name = "LIB.so")]
-    preload: Option<PathBuf>,
+    /// Allocators, such as /usr/lib/libmimalloc.so.2: each engine runs once more in a process that preloads it, for another table
+    #[arg(long, value_name = "LIB.so", value_delimiter = ',')]
+    preload: Vec<PathBuf>,
     /// Measure how the cost per element grows, instead of the cells
     #[arg(long, conflicts_with = "cells")]
     growth: bool,
-    /// Folder for tables and pictures
-    #[arg(long, default_value = "benches/results")]
-    out: PathBuf,
+    /// Folder for results, text and picture; target/bench by default
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Write to benches/results and into benches/README.md: what is committed
+    #[arg(long, conflicts_with_all = ["out", "engines"])]
+    record: bool,
+    /// Draw text and pictures from the results that are there, in benches/results or --out, without measuring
+    #[arg(long)]
+    draw: bool,
+    /// Two small cells as a test: right answers, and no kernel much slower than expected beside Burn's operations
+    #[arg(long)]
+    smoke: bool,
     /// Be the worker of one engine (the driver starts it so)
     #[arg(long, hide = true)]
     worker: Option<String>,
+    /// Print the speed of memory for these numbers of bytes, in JSON (the driver starts it so)
+    #[arg(long, hide = true)]
+    bandwidth: Option<String>,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = match &args.worker {
-        Some(engine) => work(engine),
-        None => drive(&args),
-    };
-    match done {
+    match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -97,46 +119,128 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(engine: &str) -> Result<()> {
-    let yardstick = match engine {
-        "limit" => limits::load,
-        "gemm" => bare_gemm::load,
-        _ => return worker::serve(|case, inputs| engines::load(engine, case, inputs)),
-    };
-    // The yardsticks live inside the pool: no call has to wake it from outside.
-    let pool = rayon::ThreadPoolBuilder::new().build()?;
-    pool.install(|| worker::serve(yardstick))
-}
-
-fn drive(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<()> {
+    if let Some(engine) = &args.worker {
+        return work(engine);
+    }
+    if args.draw {
+        return draw(args.out.clone().map_or_else(Destination::recorded, Destination::folder));
+    }
     let cores = thread::available_parallelism()?.get();
     let threads = args.threads.map_or(cores, usize::from);
     ensure!(threads <= cores, "--threads {threads}, but this machine has {cores} cores");
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
-    let (folder, load) = (Folder::new()?, report::load_average());
-    let mut workers = start(args, &folder.0, threads, cores)?;
-    let versions = workers.iter().filter_map(|worker| worker.versions.clone()).collect();
-    let mut run = Run::new(versions, threads, args.rounds, args.preload.as_deref().map(allocator), &load);
+    if let Some(sizes) = &args.bandwidth {
+        let sizes: Vec<usize> = serde_json::from_str(sizes)?;
+        let measured: Vec<Bandwidth> = sizes.into_iter().map(|size| Bandwidth::measure(size, threads)).collect();
+        println!("{}", serde_json::to_string(&measured)?);
+        return Ok(());
+    }
+    let (launch, folder) = (Launch { python: args.peers.clone(), threads, cores }, Folder::new()?);
+    if args.smoke { smoke::run(&launch, &folder.0) } else { drive(args, &launch, &folder.0) }
+}
 
-    let names: Vec<String> = cells::names().map(String::from).collect();
-    let chosen = if args.cells.is_empty() { &names } else { &args.cells };
-    let cases = if args.growth { cells::growing_cases() } else { cells::cases(chosen) };
+fn work(engine: &str) -> Result<()> {
+    if engine == YARDSTICK {
+        // It lives inside the pool: no call has to wake it from outside.
+        let pool = rayon::ThreadPoolBuilder::new().build()?;
+        return pool.install(|| worker::serve(bare_gemm::load));
+    }
+    worker::serve(|case, inputs| engines::load(engine, case, inputs))
+}
+
+fn draw(destination: Destination) -> Result<()> {
+    let there: Vec<Report> = Report::ALL.into_iter().filter(|report| destination.has(*report)).collect();
+    ensure!(!there.is_empty(), "no results there to draw from");
+    for report in there {
+        println!("{}", destination.draw(report)?.display());
+    }
+    Ok(())
+}
+
+fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
+    let (report, destination) = (report(args)?, destination(args));
+    let cases = if args.growth { cells::growing_cases() } else { cells::cases(&args.cells) };
+    let mut machine = Machine::new(launch.threads, launch.cores);
+    let working_sets = working_sets(&cases);
+    machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    let mut workers = start(args, launch, folder)?;
+    workers.iter().filter_map(|worker| worker.versions.as_ref()).for_each(|versions| machine.add_versions(versions));
+    let engines = workers.iter().filter(|worker| worker.allocator == SYSTEM).map(|worker| worker.engine.clone()).collect();
+    let allocators =
+        [SYSTEM.into()].into_iter().chain(args.preload.iter().map(|library| process::allocator(library))).collect();
+    let mut run = Run { machine, allocators, engines, cases: Vec::new() };
+
     let progress = ProgressBar::new(cases.len() as u64);
     progress.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
     for case in cases {
         progress.set_message(case.title());
-        let measured = measure(&case, &mut workers, &folder.0, args.rounds)?;
-        for (engine, reason) in measured.iter().filter_map(|(name, m)| Some((name, m.wrong.as_ref()?))) {
-            progress.suspend(|| eprintln!("{}: {engine} is {reason}", case.title()));
+        let entry = measure::measure(case, &mut workers, folder, args.rounds)?;
+        for measured in entry.measured.iter().filter(|measured| measured.wrong.is_some()) {
+            let (engine, reason) = (&measured.engine, measured.wrong.as_deref().unwrap_or_default());
+            progress.suspend(|| eprintln!("{}: {engine} is {reason}", entry.case.title()));
         }
-        run.add(case, measured);
+        run.cases.push(entry);
         progress.inc(1);
         // After each case, so that a run cut short is not lost.
-        if args.growth { report::write_growth(&args.out, &run)? } else { report::write(&args.out, &run)? }
+        destination.write(report, &run)?;
     }
+    drop(workers);
+    run.machine.load_after = machine::load_average();
+    run.machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    destination.write(report, &run)?;
     progress.finish_and_clear();
-    println!("{}", args.out.join(if args.growth { "growth.svg" } else { "table.md" }).display());
+    println!("{}", destination.draw(report)?.display());
     Ok(())
+}
+
+fn report(args: &Args) -> Result<Report> {
+    let report = match args.threads {
+        _ if args.growth => Report::Growth,
+        Some(1) => Report::OneThread,
+        _ => Report::Table,
+    };
+    if args.record {
+        ensure!(args.peers.is_some(), "--record needs --peers PYTHON: a table without them would flatter");
+        let whole = !matches!(report, Report::Table) || args.threads.is_none() && args.cells.is_empty();
+        ensure!(whole, "--record is for all cells on all cores, for --threads 1, and for --growth");
+    }
+    Ok(report)
+}
+
+fn destination(args: &Args) -> Destination {
+    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench").into();
+    if args.record { Destination::recorded() } else { Destination::folder(args.out.clone().unwrap_or_else(own)) }
+}
+
+/// What the speed of memory is asked for.
+fn working_sets(cases: &[Case]) -> Vec<usize> {
+    let bound = cases.iter().filter(|case| case.is_memory_bound());
+    let mut sizes: Vec<usize> = bound.flat_map(|case| Pass::ALL.map(|pass| case.working_set(pass))).chain([MEMORY]).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
+
+fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
+    for library in &args.preload {
+        // The loader only warns about a library that is not there, and the times would be those of the system's allocator.
+        let there = library.is_absolute() && library.is_file();
+        ensure!(there, "--preload {}: give the whole path of a library", library.display());
+    }
+    let wanted = |engine: &&&str| {
+        let growing = !args.growth || GROWING.contains(*engine);
+        let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine);
+        growing && asked && (args.peers.is_some() || !PYTHON.contains(*engine))
+    };
+    let mut workers = Vec::new();
+    for engine in RUST.iter().chain(&PYTHON).filter(wanted) {
+        workers.push(launch.engine(engine, None, folder)?);
+        for library in &args.preload {
+            workers.push(launch.engine(engine, Some(library), folder)?);
+        }
+    }
+    ensure!(!workers.is_empty(), "no engine left: {} need --peers PYTHON", PYTHON.join(", "));
+    Ok(workers)
 }
 
 /// A temporary folder, gone when dropped.
@@ -154,112 +258,4 @@ impl Drop for Folder {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).ok();
     }
-}
-
-/// `libmimalloc.so.2` is mimalloc.
-fn allocator(library: &Path) -> String {
-    let name = library.file_name().unwrap_or_default().to_string_lossy();
-    name.trim_start_matches("lib").split('.').next().unwrap_or_default().to_string()
-}
-
-fn start(args: &Args, folder: &Path, threads: usize, cores: usize) -> Result<Vec<Worker>> {
-    if let Some(library) = &args.preload {
-        // The loader only warns about a library that is not there, and the numbers would be those of the system's allocator.
-        ensure!(
-            library.is_absolute() && library.is_file(),
-            "--preload {}: give the whole path of a library",
-            library.display()
-        );
-    }
-    let wanted = |engine: &&&str| {
-        let growing = !args.growth || GROWING.contains(*engine);
-        let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine);
-        growing && asked && (args.peers.is_some() || !PYTHON.contains(*engine))
-    };
-    let mut workers = Vec::new();
-    for engine in ENGINES.iter().filter(wanted) {
-        for preload in [None, args.preload.as_deref()].iter().take(1 + usize::from(args.preload.is_some())) {
-            let mut command = command(args, engine, threads, cores)?;
-            let name = preload.map_or(engine.to_string(), |library| format!("{engine}+{}", allocator(library)));
-            if let Some(library) = preload {
-                command.env("LD_PRELOAD", library);
-            }
-            workers.push(Worker::start(&name, &mut command, folder)?);
-        }
-    }
-    ensure!(!workers.is_empty(), "no engine left: torch, torch-compile, jax and keras-tf need --peers PYTHON");
-    Ok(workers)
-}
-
-fn command(args: &Args, engine: &str, threads: usize, cores: usize) -> Result<Command> {
-    let own = env::current_exe()?;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/worker.py");
-    let (program, rest) = match &args.peers {
-        Some(python) if PYTHON.contains(&engine) => (python.as_path(), vec![script, engine]),
-        _ => (own.as_path(), vec!["--worker", engine]),
-    };
-    let mut command = if threads < cores {
-        let mut pinned = Command::new("taskset");
-        pinned.arg("-c").arg(format!("0-{}", threads - 1)).arg(program);
-        pinned
-    } else {
-        Command::new(program)
-    };
-    command.args(rest);
-    for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"] {
-        command.env(variable, threads.to_string());
-    }
-    Ok(command)
-}
-
-/// Loads a case into every worker, checks what each computed, and times those that are right.
-fn measure(case: &Case, workers: &mut [Worker], folder: &Path, rounds: u32) -> Result<Vec<(String, Measured)>> {
-    let inputs = cells::inputs(case);
-    let paths = ["lhs", "rhs", "out", "grad_lhs", "grad_rhs"].map(|name| folder.join(name));
-    let [lhs, rhs, results @ ..] = &paths;
-    fs::write(lhs, &inputs[0])?;
-    fs::write(rhs, &inputs[1])?;
-    let answer = cells::answer(case, &inputs);
-    // The bare matrix product does not normalise; it is measured beside the normalised cells as what they cannot do without.
-    let plain = Case { normalize: false, ..case.clone() };
-    let plain_answer = cells::answer(&plain, &inputs);
-
-    let mut measured = Vec::new();
-    for worker in workers.iter_mut() {
-        let bare = worker.name.starts_with("gemm");
-        let (case, answer) = if bare { (&plain, &plain_answer) } else { (case, &answer) };
-        measured.push((worker.name.clone(), load(case, answer, worker, [lhs, rhs], results)?));
-    }
-    for round in 0..rounds as usize {
-        for what in [What::Forward, What::Backward] {
-            for turn in 0..workers.len() {
-                // Each round begins with another engine: none is always behind the same one.
-                let turn = (turn + round) % workers.len();
-                let engine = &mut measured[turn].1;
-                if engine.can(what) {
-                    match workers[turn].ask(&Ask::Time { what, seconds: SECONDS }) {
-                        Ok(reply) => engine.times(what).push(reply.us),
-                        Err(dead) => *engine = Measured { skip: Some(format!("{dead:#}")), ..Measured::default() },
-                    }
-                    thread::sleep(PAUSE);
-                }
-            }
-        }
-    }
-    for worker in workers {
-        worker.ask(&Ask::Unload).ok();
-    }
-    Ok(measured)
-}
-
-fn load(case: &Case, answer: &Answer, worker: &mut Worker, inputs: [&PathBuf; 2], results: &[PathBuf; 3]) -> Result<Measured> {
-    let ask = Ask::Load { case: Box::new(case.clone()), inputs: inputs.map(Clone::clone), results: results.clone() };
-    let reply = match worker.ask(&ask) {
-        Ok(reply) => reply,
-        Err(dead) => return Ok(Measured { skip: Some(format!("{dead:#}")), ..Measured::default() }),
-    };
-    let mut measured = Measured { skip: reply.skip, note: reply.note, results: reply.results, ..Measured::default() };
-    let given = results[..reply.results].iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
-    measured.wrong = cells::check(case, answer, &given).err();
-    Ok(measured)
 }

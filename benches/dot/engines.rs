@@ -6,11 +6,12 @@ use anyhow::{Result, bail, ensure};
 use burn::prelude::*;
 use burn::tensor::{DType, einsum, linalg};
 use burn_dot::DotConfig;
+use bytemuck::Pod;
 use candle_core as candle;
 use ndarray::{ArrayD, ArrayView2, ArrayViewMut2, Axis, Ix2, LinalgScalar, ShapeBuilder, Zip, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-use crate::cells::{Case, Dtype, FLOOR, Kind, Side};
+use crate::cells::{Case, Dtype, EPSILON, Kind, Side};
 use crate::worker::{self, Loaded};
 
 /// Calls a function of three ranks by the ranks of a case.
@@ -27,14 +28,15 @@ macro_rules! by_ranks {
 }
 
 pub fn load(engine: &str, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
-    let dot = DotConfig::new((case.axes.0 as isize, case.axes.1 as isize)).with_normalize(case.normalize).init();
+    let axes = (case.axes.0 as isize, case.axes.1 as isize);
+    let dot = DotConfig::new(axes).with_normalize(case.normalize).with_batch_dims(case.batch_dims).init();
     match engine {
         "fused" => by_ranks!(case, inputs, move |x, y| dot.forward(x, y)),
         "composed" => by_ranks!(case, inputs, move |x, y| dot.forward_composed(x, y)),
         "burn" => burn_own(case, inputs),
         "candle" => candle_engine(case, inputs),
-        "ndarray" if case.dtype == Dtype::F32 => ndarray_engine::<f32>(case, inputs, f32::sqrt, FLOOR as f32),
-        "ndarray" if case.dtype == Dtype::F64 => ndarray_engine::<f64>(case, inputs, f64::sqrt, FLOOR),
+        "ndarray" if case.dtype == Dtype::F32 => ndarray_engine::<f32>(case, inputs, f32::sqrt, EPSILON as f32),
+        "ndarray" if case.dtype == Dtype::F64 => ndarray_engine::<f64>(case, inputs, f64::sqrt, EPSILON),
         "ndarray" => bail!("no half precision"),
         other => bail!("no engine {other}"),
     }
@@ -87,7 +89,7 @@ fn burn_own(case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     let (normalize, axes) = (case.normalize, case.axes);
     macro_rules! unit {
         ($x:ident, $axis:expr) => {
-            if normalize { linalg::vector_normalize($x, 2.0, $axis, FLOOR) } else { $x }
+            if normalize { linalg::vector_normalize($x, 2.0, $axis, EPSILON) } else { $x }
         };
     }
     macro_rules! einsum_engine {
@@ -98,12 +100,16 @@ fn burn_own(case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
         };
     }
     match &case.einsum[..] {
-        "bk,bk->b" if normalize => burn_engine::<2, 2, 2>(case, inputs, |x, y| linalg::cosine_similarity(x, y, 1, Some(FLOOR))),
+        "bk,bk->b" if normalize => {
+            burn_engine::<2, 2, 2>(case, inputs, |x, y| linalg::cosine_similarity(x, y, 1, Some(EPSILON)))
+        }
         "bk,bk->b" => burn_engine::<2, 2, 2>(case, inputs, |x, y| (x * y).sum_dim(1)),
         "bmk,bnk->bmn" => burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 2).matmul(unit!(y, 2).swap_dims(1, 2))),
         "bkm,bnk->bmn" => {
             burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 2).swap_dims(1, 2)))
         }
+        "bkm,bkn->bmn" => burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 1))),
+        "mk,nk->mn" => burn_engine::<2, 2, 2>(case, inputs, move |x, y| unit!(x, 1).matmul(unit!(y, 1).transpose())),
         "bk,bnk->bn" => einsum_engine!((2, 3, 2), "bk,bnk->bn"),
         "bsmk,btkn->bsmtn" => einsum_engine!((4, 4, 5), "bsmk,btkn->bsmtn"),
         other => bail!("{other} is not written here"),
@@ -144,7 +150,7 @@ fn candle_engine(case: &Case, [lhs, rhs]: [Vec<u8>; 2]) -> Result<Loaded> {
 
 fn candle_product(case: &Case, x: &candle::Tensor, y: &candle::Tensor) -> candle::Result<candle::Tensor> {
     let unit = |x: &candle::Tensor, axis: usize| match case.normalize {
-        true => x.broadcast_div(&x.sqr()?.sum_keepdim(axis)?.sqrt()?.maximum(FLOOR)?),
+        true => x.broadcast_div(&x.sqr()?.sum_keepdim(axis)?.sqrt()?.maximum(EPSILON)?),
         false => Ok(x.clone()),
     };
     let (x, y) = (unit(x, case.axes.0)?, unit(y, case.axes.1)?);
@@ -152,6 +158,8 @@ fn candle_product(case: &Case, x: &candle::Tensor, y: &candle::Tensor) -> candle
         "bk,bk->b" => (x * y)?.sum_keepdim(1),
         "bmk,bnk->bmn" => x.matmul(&y.transpose(1, 2)?),
         "bkm,bnk->bmn" => x.transpose(1, 2)?.matmul(&y.transpose(1, 2)?),
+        "bkm,bkn->bmn" => x.transpose(1, 2)?.matmul(&y),
+        "mk,nk->mn" => x.matmul(&y.t()?),
         "bk,bnk->bn" => x.unsqueeze(1)?.matmul(&y.transpose(1, 2)?)?.squeeze(1),
         "bsmk,btkn->bsmtn" => {
             let ((b, s, m, k), (_, t, _, n)) = (x.dims4()?, y.dims4()?);
@@ -173,14 +181,14 @@ fn raw(x: &candle::Tensor) -> candle::Result<Vec<u8>> {
 }
 
 /// ndarray has no gradients; its loops are written out, over threads by its own rayon or over batches.
-fn ndarray_engine<T>(case: &Case, [lhs, rhs]: [Vec<u8>; 2], sqrt: fn(T) -> T, floor: T) -> Result<Loaded>
+fn ndarray_engine<T>(case: &Case, [lhs, rhs]: [Vec<u8>; 2], sqrt: fn(T) -> T, epsilon: T) -> Result<Loaded>
 where
-    T: LinalgScalar + PartialOrd + Send + Sync,
+    T: LinalgScalar + PartialOrd + Pod + Send + Sync,
 {
-    let array = |bytes: &[u8], shape: &[usize]| ArrayD::from_shape_vec(shape, worker::numbers::<T>(bytes));
+    let array = |bytes: &[u8], shape: &[usize]| ArrayD::from_shape_vec(shape, worker::elements::<T>(bytes));
     let (x, y, case) = (array(&lhs, &case.lhs)?, array(&rhs, &case.rhs)?, case.clone());
     let unit = move |x: &ArrayD<T>, axis: usize| {
-        let floored = |norm: T| if norm > floor { norm } else { floor };
+        let floored = |norm: T| if norm > epsilon { norm } else { epsilon };
         x / &x.map_axis(Axis(axis), |x| floored(sqrt(x.dot(&x)))).insert_axis(Axis(axis))
     };
     let forward = move || match case.normalize {
@@ -207,9 +215,18 @@ fn ndarray_product<T: LinalgScalar + Send + Sync>(case: &Case, x: &ArrayD<T>, y:
         Zip::from(out).and(x.rows()).and(y.rows()).par_for_each(|out, x, y| *out = x.dot(&y));
     } else {
         let (x, y) = (x.as_slice().expect("contiguous"), y.as_slice().expect("contiguous"));
-        out.par_chunks_mut(m * n).enumerate().for_each(|(batch, out)| {
-            let mut out = ArrayViewMut2::from_shape((m, n), out).expect("the shape of a chunk");
+        // Few batches leave threads idle, so each batch is cut into bands of rows, where its rows are one matrix.
+        let bands = if left.matrices().blocks == 1 { rayon::current_num_threads().div_ceil(left.batch).min(m) } else { 1 };
+        let rows = m.div_ceil(bands);
+        let tasks = out
+            .chunks_mut(m * n)
+            .enumerate()
+            .flat_map(|(batch, out)| out.chunks_mut(rows * n).enumerate().map(move |(band, out)| (batch, band * rows, out)));
+        tasks.collect::<Vec<_>>().into_par_iter().for_each(|(batch, first, out)| {
+            let mut out = ArrayViewMut2::from_shape((out.len() / n, n), out).expect("the shape of a band");
+            let band = first..first + out.nrows();
             for (i, x) in blocks(&left, x, batch).enumerate() {
+                let x = if bands > 1 { x.slice_move(s![band.clone(), ..]) } else { x };
                 for (j, y) in blocks(&right, y, batch).enumerate() {
                     let (i, j) = (i * x.nrows(), j * y.nrows());
                     let mut out = out.slice_mut(s![i..i + x.nrows(), j..j + y.nrows()]);

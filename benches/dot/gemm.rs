@@ -4,17 +4,18 @@ use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Result, bail};
 use burn::tensor::f16;
+use bytemuck::Pod;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use crate::cells::{Case, Dtype, Kind, Matrices};
-use crate::worker::{Loaded, bytes, fastest_of, numbers};
+use crate::worker::{Loaded, bytes, elements, fastest_of};
 
 pub fn load(case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     match (case.kind, case.dtype) {
-        (Kind::Gemm, Dtype::F32) => Ok(products::<f32>(case, inputs, [0.0, 1.0])),
-        (Kind::Gemm, Dtype::F16) => Ok(products(case, inputs, [f16::ZERO, f16::ONE])),
-        (Kind::Gemm, dtype) => bail!("no {}", dtype.name()),
+        (Kind::Matmul, Dtype::F32) => Ok(products::<f32>(case, inputs, [0.0, 1.0])),
+        (Kind::Matmul, Dtype::F16) => Ok(products(case, inputs, [f16::ZERO, f16::ONE])),
+        (Kind::Matmul, dtype) => bail!("no {}", dtype.name()),
         _ => bail!("for products of matrices only"),
     }
 }
@@ -44,10 +45,10 @@ struct Gemm<T> {
     constants: [T; 2],
 }
 
-fn products<T: Copy + Send + Sync + 'static>(case: &Case, inputs: [Vec<u8>; 2], constants: [T; 2]) -> Loaded {
+fn products<T: Pod + Send + Sync>(case: &Case, inputs: [Vec<u8>; 2], constants: [T; 2]) -> Loaded {
     let (left, right) = case.sides();
     let out = left.batch * left.free() * right.free();
-    let [lhs, rhs] = [numbers::<T>(&inputs[0]), numbers::<T>(&inputs[1])];
+    let [lhs, rhs] = [elements::<T>(&inputs[0]), elements::<T>(&inputs[1])];
     let results = [vec![constants[0]; out], lhs.clone(), rhs.clone()];
     let units = plan(left.batch, &left.matrices(), &right.matrices());
     let gemm = Rc::new(RefCell::new(Gemm { units, lhs, rhs, ones: vec![constants[1]; out], results, constants }));

@@ -1,16 +1,17 @@
-//! A worker process holds one engine. The driver speaks to it in lines of JSON: load, check, time, unload.
+//! The worker's side: a process that holds one engine and answers the driver in lines of JSON: load, time, unload.
 
 use std::{
+    any::Any,
     fs,
     hint::black_box,
-    io::{BufRead, BufReader, Write, stdin, stdout},
+    io::{Write, stdin, stdout},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    path::PathBuf,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::cells::Case;
@@ -24,9 +25,9 @@ pub enum Ask {
         inputs: [PathBuf; 2],
         results: [PathBuf; 3],
     },
-    /// Run for about so many seconds, three calls at least.
+    /// Call for about so many seconds.
     Time {
-        what: What,
+        pass: Pass,
         seconds: f64,
     },
     Unload,
@@ -34,9 +35,18 @@ pub enum Ask {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum What {
+pub enum Pass {
     Forward,
+    /// Forward and backward.
     Backward,
+}
+
+impl Pass {
+    pub const ALL: [Pass; 2] = [Pass::Forward, Pass::Backward];
+
+    pub fn name(self) -> &'static str {
+        if self == Pass::Forward { "forward" } else { "forward+backward" }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -62,7 +72,7 @@ pub struct Loaded {
     pub note: Option<String>,
 }
 
-/// A way of computing a pass, by name. Of several the fastest counts: a bound must not depend on a guess.
+/// A way of computing a pass, by name. Of several the fastest counts: a yardstick must not depend on a guess.
 pub type Way = (&'static str, Box<dyn FnMut()>);
 
 /// The fastest way of each pass.
@@ -82,17 +92,14 @@ fn fastest(ways: Vec<Way>) -> Way {
     timed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a way").1
 }
 
-/// The numbers of raw bytes.
-pub fn numbers<T: Copy>(bytes: &[u8]) -> Vec<T> {
-    let all = bytes.chunks_exact(size_of::<T>());
-    // SAFETY: called for float types only, of which every bit pattern is a value.
-    all.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }).collect()
+/// The elements of raw bytes.
+pub fn elements<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
 }
 
-/// The raw bytes of numbers.
-pub fn bytes<T: Copy>(numbers: &[T]) -> Vec<u8> {
-    // SAFETY: called for float types only, which have no padding.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }.to_vec()
+/// The raw bytes of elements.
+pub fn bytes<T: Pod>(elements: &[T]) -> Vec<u8> {
+    bytemuck::cast_slice(elements).to_vec()
 }
 
 /// Answers the driver until it hangs up.
@@ -114,17 +121,12 @@ pub fn serve(load: impl Fn(&Case, [Vec<u8>; 2]) -> Result<Loaded>) -> Result<()>
                         Reply { results, note, ..Reply::default() }
                     }
                     Ok(Err(reason)) => Reply { skip: Some(format!("{reason:#}")), ..Reply::default() },
-                    Err(panic) => {
-                        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-                        let reason =
-                            said.unwrap_or_default().lines().find(|line| !line.is_empty()).unwrap_or("no reason given");
-                        Reply { skip: Some(format!("panicked: {reason}")), ..Reply::default() }
-                    }
+                    Err(panic) => Reply { skip: Some(format!("panicked: {}", said(&*panic))), ..Reply::default() },
                 }
             }
-            Ask::Time { what, seconds } => {
+            Ask::Time { pass, seconds } => {
                 let engine = loaded.as_mut().context("nothing is loaded")?;
-                let call = if what == What::Forward {
+                let call = if pass == Pass::Forward {
                     &mut engine.forward
                 } else {
                     engine.backward.as_mut().context("no backward")?
@@ -141,68 +143,28 @@ pub fn serve(load: impl Fn(&Case, [Vec<u8>; 2]) -> Result<Loaded>) -> Result<()>
     Ok(())
 }
 
+/// The first line of a panic's message.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    said.unwrap_or_default().lines().find(|line| !line.is_empty()).unwrap_or("no reason given")
+}
+
 fn answer(reply: &Reply) -> Result<()> {
     Ok(writeln!(stdout().lock(), "{}", serde_json::to_string(reply)?)?)
 }
 
-/// Seconds per call. A first call brings threads and caches back and is not counted, a second says how many fit.
+/// Seconds per call. A first call brings threads and caches back and is not counted, a second says how many fit; where it alone takes
+/// that long, it is the one that counts.
 pub fn time(call: &mut dyn FnMut(), seconds: f64) -> f64 {
     call();
     let start = Instant::now();
     call();
-    let calls = (seconds / start.elapsed().as_secs_f64()).clamp(3.0, 1e5) as u32;
+    let one = start.elapsed().as_secs_f64();
+    if one >= seconds {
+        return one;
+    }
+    let calls = (seconds / one).clamp(3.0, 1e5) as u32;
     let start = Instant::now();
     (0..calls).for_each(|_| black_box(&mut *call)());
     start.elapsed().as_secs_f64() / f64::from(calls)
-}
-
-/// The driver's end of a worker.
-pub struct Worker {
-    /// The engine, with `+allocator` where one is preloaded.
-    pub name: String,
-    pub versions: Option<String>,
-    child: Child,
-    ask: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
-    complaints: PathBuf,
-}
-
-impl Worker {
-    /// Starts a process; what it says on stderr goes to a file, to be quoted if it dies.
-    pub fn start(name: &str, command: &mut Command, folder: &Path) -> Result<Self> {
-        let complaints = folder.join(format!("{name}.txt"));
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(fs::File::create(&complaints)?);
-        let mut child = command.spawn().with_context(|| format!("cannot start {:?} for {name}", command.get_program()))?;
-        let replies = BufReader::new(child.stdout.take().context("no stdout")?);
-        let ask = child.stdin.take();
-        let mut worker = Worker { name: name.into(), versions: None, child, ask, replies, complaints };
-        worker.versions = worker.reply()?.note;
-        Ok(worker)
-    }
-
-    pub fn ask(&mut self, ask: &Ask) -> Result<Reply> {
-        let line = serde_json::to_string(ask)? + "\n";
-        let sent = self.ask.as_mut().context("hung up")?.write_all(line.as_bytes());
-        // A broken pipe means that it died; `reply` says why.
-        sent.ok();
-        self.reply()
-    }
-
-    fn reply(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        self.replies.read_line(&mut line)?;
-        if line.is_empty() {
-            let said = fs::read_to_string(&self.complaints).unwrap_or_default();
-            let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-            bail!("the worker of {} died: {last}", self.name);
-        }
-        serde_json::from_str(&line).with_context(|| format!("the worker of {} answered {line:?}", self.name))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.ask = None; // End of its input, at which it leaves.
-        self.child.wait().ok();
-    }
 }

@@ -1,7 +1,7 @@
-"""The worker of an engine written in Python: torch, torch-compile, jax or keras-tf.
+"""The worker of an engine written in Python: torch, torch-compile, torch-autotune, jax or keras-tf.
 
 Started by benches/dot.rs; answers lines of JSON as the workers in Rust do (benches/dot/worker.rs). Each engine offers one or more
-natural ways of writing a product, and the fastest that it can differentiate is used: for each case, and for each pass by itself.
+natural ways of writing a product, and the fastest is used: for each case, and for each pass by itself.
 """
 
 import gc
@@ -12,7 +12,7 @@ import time
 
 ENGINE = sys.argv[1]
 THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
-FLOOR = 1e-6
+EPSILON = 1e-6
 DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 # Libraries print to stdout now and then; the driver's pipe is for answers alone.
@@ -31,14 +31,16 @@ def read(path, shape, dtype):
 
 
 class Torch:
-    """Eager, or compiled with its default mode."""
+    """Eager, or compiled in its default mode, or in the one that tries several kernels."""
+
+    MODES = {"torch-compile": "default", "torch-autotune": "max-autotune"}
 
     def __init__(self):
         import torch
 
         self.torch = torch
         torch.set_num_threads(THREADS)
-        self.compiled = ENGINE == "torch-compile"
+        self.mode = self.MODES.get(ENGINE)
         self.versions = f"torch {torch.__version__}"
 
     def inputs(self, case, paths):
@@ -54,24 +56,25 @@ class Torch:
         def by(product):
             if not case["normalize"]:
                 return product
-            return lambda x, y: product(F.normalize(x, dim=i, eps=FLOOR), F.normalize(y, dim=j, eps=FLOOR))
+            return lambda x, y: product(F.normalize(x, dim=i, eps=EPSILON), F.normalize(y, dim=j, eps=EPSILON))
 
         einsum = by(lambda x, y: torch.einsum(equation, x, y))
         ways = {"einsum": einsum}
         if case["kind"] == "row":
             ways = {"einsum": lambda x, y: einsum(x, y).unsqueeze(1), "mul, sum": by(lambda x, y: (x * y).sum(1, keepdim=True))}
             if case["normalize"]:
-                ways["cosine_similarity"] = lambda x, y: F.cosine_similarity(x, y, 1, FLOOR).unsqueeze(1)
+                ways["cosine_similarity"] = lambda x, y: F.cosine_similarity(x, y, 1, EPSILON).unsqueeze(1)
         elif case["kind"] == "matvec":
             ways["bmm"] = by(lambda x, y: torch.bmm(y, x.unsqueeze(2)).squeeze(2))
+        elif case["batch_dims"] == 0:
+            ways["matmul"] = by(lambda x, y: x @ y.T)
         elif len(case["lhs"]) == 3:
-            ways["bmm"] = by(lambda x, y: torch.bmm(x.mT if i == 1 else x, y.mT))
-        if self.compiled:
-            # One way each: the compiler rewrites them, and takes its time.
-            fused = {"row": "cosine_similarity" if case["normalize"] else "mul, sum", "matvec": "bmm"}.get(case["kind"], "bmm")
-            way = fused if fused in ways else "einsum"
+            ways["bmm"] = by(lambda x, y: torch.bmm(x.mT if i == 1 else x, y.mT if j == 2 else y))
+        if self.mode:
+            # One way each, the last: the compiler rewrites them, and takes its time.
             torch._dynamo.reset()
-            ways = {way: torch.compile(ways[way], dynamic=False)}
+            way, product = list(ways.items())[-1]
+            ways = {way: torch.compile(product, dynamic=False, mode=self.mode)}
         return ways
 
     def passes(self, product, x, y):
@@ -115,7 +118,7 @@ class Jax:
                 return x
             # XLA sums bf16 in bf16 on the way back: over rows of 512 the gradient is wrong by a fifth of its terms.
             wide = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 and case["kind"] == "row" else x
-            square = jnp.maximum(jnp.sum(wide * wide, axis, keepdims=True), FLOOR**2)
+            square = jnp.maximum(jnp.sum(wide * wide, axis, keepdims=True), EPSILON**2)
             return (wide * jax.lax.rsqrt(square)).astype(x.dtype)
 
         einsum = lambda x, y: jnp.einsum(case["einsum"], unit(x, i), unit(y, j))
@@ -159,7 +162,13 @@ class KerasTensorflow:
 
     def products(self, case):
         layer = self.keras.layers.Dot(case["axes"], normalize=case["normalize"], dtype=DTYPES[case["dtype"]])
-        return {"Dot": lambda x, y: layer([x, y])}
+        if case["batch_dims"] == 1:
+            return {"Dot": lambda x, y: layer([x, y])}
+        # The layer always has a batch, so all pairs are written by Keras' operations; or as a batch of one.
+        ops, (i, j) = self.keras.ops, case["axes"]
+        unit = lambda x: ops.normalize(x, axis=1, epsilon=EPSILON) if case["normalize"] else x
+        batch = self.keras.layers.Dot((i + 1, j + 1), normalize=case["normalize"], dtype=DTYPES[case["dtype"]])
+        return {"matmul": lambda x, y: ops.matmul(unit(x), ops.transpose(unit(y))), "Dot": lambda x, y: batch([x[None], y[None]])[0]}
 
     def passes(self, product, x, y):
         tf = self.tf
@@ -180,11 +189,14 @@ class KerasTensorflow:
 
 
 def per_call(call, seconds):
-    """Seconds per call. The first brings threads and caches back and is not counted, the second says how many fit."""
+    """Seconds per call, by the rules of `time` in benches/dot/worker.rs."""
     call()
     start = time.perf_counter()
     call()
-    calls = int(min(max(seconds / (time.perf_counter() - start), 3), 1e5))
+    one = time.perf_counter() - start
+    if one >= seconds:
+        return one
+    calls = int(min(max(seconds / one, 3), 1e5))
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -213,7 +225,7 @@ def load(engine, case, paths, results):
 
 
 def main():
-    engine = {"torch": Torch, "torch-compile": Torch, "jax": Jax, "keras-tf": KerasTensorflow}[ENGINE]()
+    engine = {"torch": Torch, "torch-compile": Torch, "torch-autotune": Torch, "jax": Jax, "keras-tf": KerasTensorflow}[ENGINE]()
     calls = {}
 
     def answer(reply):
@@ -229,7 +241,7 @@ def main():
                 reply = {"skip": (str(error).strip() or repr(error)).splitlines()[0]}
             answer(reply)
         elif request["ask"] == "time":
-            answer({"us": 1e6 * per_call(calls[request["what"]], request["seconds"])})
+            answer({"us": 1e6 * per_call(calls[request["pass"]], request["seconds"])})
         else:
             calls = {}
             gc.collect()

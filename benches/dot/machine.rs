@@ -1,0 +1,101 @@
+//! What a run ran on.
+
+use std::{fs, path::Path, process::Command};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{bandwidth::Bandwidth, cells::Case, worker::Pass};
+
+#[derive(Serialize, Deserialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    pub caches: Vec<String>,
+    pub threads: usize,
+    /// Bytes per second, for each working set of the cells.
+    pub bandwidth: Vec<Bandwidth>,
+    pub system: String,
+    pub versions: Vec<String>,
+    pub commit: String,
+    pub date: String,
+    pub load_before: String,
+    /// Empty while the run goes on.
+    pub load_after: String,
+}
+
+impl Machine {
+    /// To be asked before the workers start, as it says how busy the machine is.
+    pub fn new(threads: usize, cores: usize) -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+        let versions =
+            vec![said("rustc", &["--version"]), locked("burn"), locked("candle-core"), locked("ndarray"), locked("gemm")];
+        Machine {
+            cpu: model.unwrap_or("unknown CPU").into(),
+            cores,
+            caches: (0..5).filter_map(cache).collect(),
+            threads,
+            bandwidth: Vec::new(),
+            system: said("uname", &["-sr"]) + ", " + said("ldd", &["--version"]).lines().next().unwrap_or_default(),
+            versions,
+            commit: said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]),
+            date: said("date", &["-u", "+%F"]),
+            load_before: load_average(),
+            load_after: String::new(),
+        }
+    }
+
+    /// Adds what a worker says of its libraries.
+    pub fn add_versions(&mut self, versions: &str) {
+        for version in versions.split("; ") {
+            if !self.versions.iter().any(|known| known == version) {
+                self.versions.push(version.into());
+            }
+        }
+    }
+
+    /// The better of two measurements of each working set.
+    pub fn add_bandwidth(&mut self, measured: Vec<Bandwidth>) {
+        for new in measured {
+            match self.bandwidth.iter_mut().find(|known| known.working_set == new.working_set) {
+                Some(known) => *known = known.better(new),
+                None => self.bandwidth.push(new),
+            }
+        }
+    }
+
+    /// The bandwidth of the largest working set: that of memory rather than of caches.
+    pub fn memory(&self) -> Option<&Bandwidth> {
+        self.bandwidth.iter().max_by_key(|measured| measured.working_set)
+    }
+
+    /// The microseconds that a pass takes at least, where memory bounds it. A small working set is at least as fast as a larger one.
+    pub fn least_us(&self, case: &Case, pass: Pass) -> Option<f64> {
+        let as_large = self.bandwidth.iter().filter(|measured| measured.working_set >= case.working_set(pass));
+        let best = as_large.map(Bandwidth::best).reduce(f64::max)?;
+        case.is_memory_bound().then(|| 1e6 * case.bytes_moved(pass) as f64 / best)
+    }
+}
+
+pub fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().into()
+}
+
+fn said(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).trim().to_string()
+}
+
+fn cache(index: usize) -> Option<String> {
+    let folder = format!("/sys/devices/system/cpu/cpu0/cache/index{index}");
+    let read = |what| Some(fs::read_to_string(Path::new(&folder).join(what)).ok()?.trim().to_lowercase());
+    Some(format!("L{} {} {}", read("level")?, read("type")?, read("size")?.to_uppercase()))
+}
+
+/// The version of a crate in the lock file; of several that of the last entry, the newest.
+fn locked(name: &str) -> String {
+    let lock = include_str!("../../Cargo.lock");
+    let start = lock.rfind(&format!("name = \"{name}\"\n")).unwrap_or_default();
+    format!("{name} {}", lock[start..].split('"').nth(3).unwrap_or_default())
+}

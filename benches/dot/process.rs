@@ -1,0 +1,151 @@
+//! The driver's side: which engines there are, and the process of each.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    bandwidth::Bandwidth,
+    worker::{Ask, Reply},
+};
+
+/// The engine that all others are compared with, and the yardstick, which is no engine: it writes into memory that is reused.
+pub const OURS: &str = "fused";
+pub const YARDSTICK: &str = "gemm";
+pub const RUST: [&str; 6] = [OURS, "composed", "burn", "candle", "ndarray", YARDSTICK];
+pub const PYTHON: [&str; 5] = ["torch", "torch-compile", "torch-autotune", "jax", "keras-tf"];
+/// The allocator of a process that preloads none.
+pub const SYSTEM: &str = "system";
+
+/// Where and how engines run.
+pub struct Launch {
+    /// Python that has the other engines.
+    pub python: Option<PathBuf>,
+    pub threads: usize,
+    pub cores: usize,
+}
+
+impl Launch {
+    /// A process pinned to as many cores as it has threads, with the system's allocator as it comes.
+    fn command(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("taskset");
+        if self.threads < self.cores {
+            command.arg("-c").arg(format!("0-{}", self.threads - 1)).arg(program);
+        } else {
+            command = Command::new(program);
+        }
+        command.args(arguments);
+        for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"] {
+            command.env(variable, self.threads.to_string());
+        }
+        for variable in ["LD_PRELOAD", "GLIBC_TUNABLES"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    /// The process of one engine, under the system's allocator or another.
+    pub fn engine(&self, engine: &str, preload: Option<&Path>, folder: &Path) -> Result<Worker> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/worker.py");
+        let mut command = if PYTHON.contains(&engine) {
+            let python = self.python.as_deref().with_context(|| format!("{engine} needs --peers PYTHON"))?;
+            self.command(python, &[script, engine])
+        } else {
+            self.command(&env::current_exe()?, &["--worker", engine])
+        };
+        if let Some(library) = preload {
+            command.env("LD_PRELOAD", library);
+        }
+        let allocator = preload.map_or(SYSTEM.into(), allocator);
+        let complaints = folder.join(format!("{engine}-{allocator}.txt"));
+        let mut worker = Worker { engine: engine.into(), allocator, versions: None, command, process: None, complaints };
+        worker.start().with_context(|| format!("the worker of {engine}"))?;
+        Ok(worker)
+    }
+
+    /// The speed of memory, measured by a process pinned as the engines are.
+    pub fn bandwidth(&self, working_sets: &[usize]) -> Result<Vec<Bandwidth>> {
+        let sizes = serde_json::to_string(working_sets)?;
+        let threads = self.threads.to_string();
+        let output = self.command(&env::current_exe()?, &["--bandwidth", &sizes, "--threads", &threads]).output()?;
+        ensure!(output.status.success(), "the bandwidth probe failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+/// `libmimalloc.so.2` is mimalloc.
+pub fn allocator(library: &Path) -> String {
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    name.trim_start_matches("lib").split('.').next().unwrap_or_default().to_string()
+}
+
+/// The process of one engine. One that died is started anew when it is next asked.
+pub struct Worker {
+    pub engine: String,
+    pub allocator: String,
+    pub versions: Option<String>,
+    command: Command,
+    process: Option<Process>,
+    /// What it says on stderr, to be quoted if it dies.
+    complaints: PathBuf,
+}
+
+struct Process {
+    child: Child,
+    /// Closed when the process is to leave.
+    ask: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts the process unless it runs.
+    pub fn start(&mut self) -> Result<()> {
+        if self.process.is_none() {
+            let stderr = fs::File::create(&self.complaints)?;
+            let command = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+            let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+            let (ask, stdout) = (child.stdin.take(), child.stdout.take().context("no stdout")?);
+            self.process = Some(Process { child, ask, replies: BufReader::new(stdout) });
+            self.versions = self.reply()?.note;
+        }
+        Ok(())
+    }
+
+    pub fn ask(&mut self, ask: &Ask) -> Result<Reply> {
+        let line = serde_json::to_string(ask)? + "\n";
+        let pipe = self.process.as_mut().and_then(|process| process.ask.as_mut()).context("it is not running")?;
+        // A broken pipe means that it died; `reply` says why.
+        pipe.write_all(line.as_bytes()).ok();
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Result<Reply> {
+        let mut line = String::new();
+        let process = self.process.as_mut().context("it is not running")?;
+        process.replies.read_line(&mut line)?;
+        if line.is_empty() {
+            let status = process.child.wait()?;
+            self.process = None;
+            let said = fs::read_to_string(&self.complaints).unwrap_or_default();
+            let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+            bail!("died ({status}): {last}");
+        }
+        let reply = serde_json::from_str(&line).with_context(|| format!("answered {line:?}"));
+        if reply.is_err() {
+            self.process = None; // Later replies could belong to earlier questions.
+        }
+        reply
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.ask = None; // End of its input, at which it leaves.
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,176 @@
+//! The text of a report, drawn from the results alone.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    machine::Machine,
+    process::{OURS, YARDSTICK},
+    results::{Row, Run},
+    worker::Pass,
+};
+
+/// The machine; then for each allocator wins, losses and means, and one row for each cell and pass; then who was wrong.
+pub fn table(run: &Run) -> String {
+    let mut text = machine(&run.machine);
+    for allocator in &run.allocators {
+        let rows: Vec<Row> = run.rows(allocator).collect();
+        text += &format!("\n### Allocator: {allocator}\n\n");
+        text += &summary(&rows);
+        text += &by_engine(run, allocator);
+        text += &cells(run, &rows, allocator);
+    }
+    text + &remarks(run)
+}
+
+/// What is lost and what is won, without the single cells; the picture shows them.
+pub fn growth(run: &Run) -> String {
+    let sections = run.allocators.iter().map(|allocator| {
+        let rows: Vec<Row> = run.rows(allocator).collect();
+        format!("\n### Allocator: {allocator}\n\n{}", summary(&rows))
+    });
+    machine(&run.machine) + &sections.collect::<String>() + &remarks(run)
+}
+
+fn machine(machine: &Machine) -> String {
+    let mut text = format!("- {}, {} cores; {}\n", machine.cpu, machine.cores, machine.caches.join(", "));
+    text += &format!("- threads of each engine: {}; {}\n", machine.threads, machine.system);
+    if let Some(memory) = machine.memory() {
+        let [read, copy, triad] = [memory.read, memory.copy, memory.triad].map(|speed| short(speed / 1e9));
+        let size = memory.working_set >> 20;
+        text += &format!("- memory ({size} MiB): read {read}, copy {copy}, triad {triad} GB/s\n");
+    }
+    text += &format!("- {}\n", machine.versions.join("; "));
+    let (before, after) = (&machine.load_before, &machine.load_after);
+    let after = if after.is_empty() { "(this run was cut short)" } else { after };
+    text + &format!("- {}; commit {}; load average {before} before, {after} after\n", machine.date, machine.commit)
+}
+
+fn summary(rows: &[Row]) -> String {
+    let ratios = |pass: Option<Pass>| {
+        let rows = rows.iter().filter(move |row| pass.is_none_or(|pass| row.pass == pass));
+        rows.filter_map(Row::ratio).collect::<Vec<f64>>()
+    };
+    // Where ours was wrong or died there is no ratio, and the row is lost all the same.
+    let failed: Vec<&Row> = rows.iter().filter(|row| row.has_failed()).collect();
+    let mut lost: Vec<(f64, &Row)> =
+        rows.iter().filter_map(|row| Some((row.ratio().filter(|ratio| *ratio < 1.0)?, row))).collect();
+    lost.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let all = ratios(None);
+    if all.len() + failed.len() == 0 {
+        return "Nothing to compare with.\n\n".into();
+    }
+    let [forward, backward] = Pass::ALL.map(|pass| short(mean(&ratios(Some(pass)))));
+    let mut text = format!(
+        "Against the fastest of all other engines in each of {} rows: **{} won, {} lost, geometric mean of ratios {}** \
+         (forward {forward}, forward+backward {backward}).\n\n",
+        all.len() + failed.len(),
+        all.len() - lost.len(),
+        lost.len() + failed.len(),
+        short(mean(&all)),
+    );
+    let failed = failed.iter().map(|row| format!("- {}: **{OURS} gave no right answer**\n", row.title()));
+    let lost: String = failed.chain(lost.iter().map(|(ratio, row)| loss(*ratio, row))).collect();
+    if !lost.is_empty() {
+        text += &format!("Lost:\n\n{lost}\n");
+    }
+    text
+}
+
+fn loss(ratio: f64, row: &Row) -> String {
+    let (engine, time) = row.best.expect("a row with a ratio has a best engine");
+    let ours = row.ours.map_or(String::new(), short);
+    let rounds = row.entry.measured.iter().map(|measured| measured.times(row.pass).len()).max().unwrap_or_default();
+    let title = row.title();
+    format!(
+        "- {title}: **{}**, {engine} {} µs, {OURS} {ours}, ahead in {} of {rounds} rounds\n",
+        short(ratio),
+        short(time),
+        row.ahead
+    )
+}
+
+/// The same against each engine alone.
+fn by_engine(run: &Run, allocator: &str) -> String {
+    let mut text = String::from("| against | rows | lost | geometric mean |\n|---|---:|---:|---:|\n");
+    for engine in run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK) {
+        let ratios: Vec<f64> = run.rows(allocator).filter_map(|row| ratio(&row, engine, allocator)).collect();
+        if !ratios.is_empty() {
+            let lost = ratios.iter().filter(|ratio| **ratio < 1.0).count();
+            text += &format!("| {engine} | {} | {lost} | {} |\n", ratios.len(), short(mean(&ratios)));
+        }
+    }
+    text + "\n"
+}
+
+fn ratio(row: &Row, engine: &str, allocator: &str) -> Option<f64> {
+    Some(row.entry.of(engine, allocator)?.median(row.pass)? / row.ours?)
+}
+
+fn cells(run: &Run, rows: &[Row], allocator: &str) -> String {
+    let engines: Vec<&String> = run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK).collect();
+    let names = engines.iter().map(|engine| engine.as_str()).collect::<Vec<_>>().join(" | ");
+    let mut text = format!(
+        "| cell | pass | fastest other | **its ratio** | {names} | {OURS}, µs | least, µs | part of its speed | {YARDSTICK} |\n\
+         |---|---|---|---:|{}---:|---:|---:|---:|\n",
+        "---:|".repeat(engines.len())
+    );
+    for row in rows {
+        let each = engines.iter().map(|engine| match ratio(row, engine, allocator) {
+            Some(ratio) => short(ratio),
+            None if row.entry.of(engine, allocator).is_some_and(|measured| measured.wrong.is_some()) => "wrong".into(),
+            None => "–".into(),
+        });
+        text += &format!(
+            "| {} | {} | {} | **{}** | {} | {} | {} | {} | {} |\n",
+            row.entry.case.title(),
+            row.pass.name(),
+            row.best.map_or("–", |(engine, _)| engine),
+            or_dash(row.ratio()),
+            each.collect::<Vec<_>>().join(" | "),
+            or_dash(row.ours),
+            or_dash(row.least),
+            or_dash(row.least.zip(row.ours).map(|(least, ours)| least / ours)),
+            or_dash(row.yardstick.zip(row.ours).map(|(yardstick, ours)| yardstick / ours)),
+        );
+    }
+    text
+}
+
+/// Who gave wrong answers, and who did not do what.
+fn remarks(run: &Run) -> String {
+    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let all = run.cases.iter().flat_map(|entry| entry.measured.iter().map(move |measured| (entry, measured)));
+    // The yardstick is for matrices by its nature.
+    for (entry, measured) in all.filter(|(_, measured)| measured.engine != YARDSTICK) {
+        if let Some(reason) = measured.wrong.as_ref().or(measured.skip.as_ref()) {
+            let cells = reasons.entry(format!("{}: {reason}", measured.engine)).or_default();
+            let title = entry.case.title();
+            if !cells.contains(&title) {
+                cells.push(title);
+            }
+        }
+    }
+    let lines = reasons.iter().map(|(reason, cells)| match cells.len() {
+        0..=6 => format!("- {reason} ({})\n", cells.join("; ")),
+        many => format!("- {reason} ({many} cells)\n"),
+    });
+    if reasons.is_empty() {
+        String::new()
+    } else {
+        format!("\nWrong, so not timed, or not done:\n\n{}", lines.collect::<String>())
+    }
+}
+
+fn mean(ratios: &[f64]) -> f64 {
+    (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp()
+}
+
+fn or_dash(number: Option<f64>) -> String {
+    number.map_or("–".into(), short)
+}
+
+/// Three digits, without an exponent.
+fn short(number: f64) -> String {
+    let digits = (2 - number.abs().log10().floor() as i32).clamp(0, 2) as usize;
+    format!("{number:.digits$}")
+}
