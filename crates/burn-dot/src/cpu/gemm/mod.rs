@@ -301,7 +301,7 @@ impl<'a, R: Real> Worker<'a, R> {
     fn block_in_output<C>(&self) -> Block<C> {
         let product = self.tasks.product;
         // Both places count the unit; their sum must count it once.
-        let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.from_unit(product.c.tensor);
+        let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.offset_in_unit(product.c.tensor);
         let step = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
         Block { at: product.c.at(at).cast(), step }
     }

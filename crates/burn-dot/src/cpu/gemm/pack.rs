@@ -201,7 +201,14 @@ impl<'a, R: Real> Vectors<'a, R> {
     pub fn set(&mut self, unit_at: Steps, vectors: Range<usize>) {
         self.unit_at = unit_at;
         self.at.clear();
-        self.at.extend(self.side.free.walk(vectors).map(|at| sum(unit_at, at)));
+        let step = self.side.free.inner().1.step;
+        for (_, len, from) in self.side.free.runs(vectors) {
+            let mut at = sum(unit_at, from);
+            for _ in 0..len {
+                self.at.push(at);
+                at = sum(at, step);
+            }
+        }
     }
 
     pub fn places(&self) -> &[Steps] {
@@ -209,7 +216,7 @@ impl<'a, R: Real> Vectors<'a, R> {
     }
 
     /// How far the first vector of the block lies from the beginning of the unit.
-    pub fn from_unit(&self, tensor: usize) -> isize {
+    pub fn offset_in_unit(&self, tensor: usize) -> isize {
         self.at[0][tensor] - self.unit_at[tensor]
     }
 

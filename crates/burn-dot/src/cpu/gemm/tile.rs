@@ -5,11 +5,11 @@ use super::super::{kernel::Real, level::Level};
 /// Vectors of a micro-panel: a tile is so many vectors wide.
 pub(super) const VECTORS: usize = 2;
 
-/// Terms added to one accumulator before it goes to the tile's total. A sum of equal terms then loses at most so many halves of a unit in
-/// the last place, and adding the totals costs two operations in a hundred.
+/// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most, and adding
+/// the totals costs two operations in a hundred.
 const CHAIN: usize = 64;
 
-/// Elements at two strides: `at[i * outer + j * inner]`.
+/// Columns that are broadcast, at two strides.
 #[derive(Clone, Copy)]
 pub(super) struct Strided<T> {
     pub at: *const T,
@@ -19,7 +19,7 @@ pub(super) struct Strided<T> {
     pub term: isize,
 }
 
-/// A packed micro-panel, or rows of the input itself: as many contiguous elements for each term as the tile has rows.
+/// A micro-panel, packed or in the input itself: for each term as many contiguous elements as the tile has rows.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<T> {
     pub at: *const T,
@@ -57,7 +57,7 @@ pub(super) unsafe fn multiply<S: Level, R: Real>(
     unsafe {
         macro_rules! columns {
             ($vectors:expr, $most:expr; $($n:literal)*) => {$(
-                while done + $n <= columns && $n <= $most {
+                while columns - done >= $n && $n <= $most {
                     let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
                     let to = (to.offset(done as isize * step), step);
                     let scale = match write.scale {
