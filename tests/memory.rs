@@ -35,8 +35,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Runs `f`; how many bytes more than before were held at the worst moment.
+/// Runs `f`; how many bytes more than before were held at the worst moment. What was freed and kept for reuse counts as held, and nothing
+/// is kept from before.
 fn most_held<T>(f: impl FnOnce() -> T) -> (T, usize) {
+    burn_dot::release_memory();
     let before = HELD.load(SeqCst);
     MOST.store(before, SeqCst);
     let result = f();
@@ -139,8 +141,44 @@ fn check_reuse<const D1: usize, const D2: usize>(lhs: [usize; D1], rhs: [usize; 
     }
 }
 
+/// Freed results are kept for the next ones: a step of a training takes none of the system's memory for them. They are bounded, and given
+/// back when asked for.
+fn check_kept() {
+    let device = Device::flex().autodiff();
+    let dot = DotConfig::new(1).with_normalize(true).init();
+    for rows in [1024, 32768] {
+        let (x, y) = (Tensor::<2>::ones([rows, 256], &device), Tensor::<2>::ones([rows, 256], &device) * 2.0);
+        let bytes = F32 * rows * 256;
+        let train = || {
+            let (x, y) = (x.clone().require_grad(), y.clone().require_grad());
+            let out: Tensor<2> = dot.forward(x, y);
+            drop(out.backward());
+        };
+        burn_dot::release_memory();
+        let before = HELD.load(SeqCst);
+        train();
+        let kept = HELD.load(SeqCst) - before;
+        assert!((2 * bytes..=96 << 20).contains(&kept), "{rows} rows: kept {kept} bytes of two gradients of {bytes}");
+        MOST.store(HELD.load(SeqCst), SeqCst);
+        let held = HELD.load(SeqCst);
+        train();
+        let more = MOST.load(SeqCst) - held;
+        assert!(more < bytes / 16, "{rows} rows: another step took {more} bytes more");
+        burn_dot::release_memory();
+        assert!(HELD.load(SeqCst) < before + bytes / 16, "{rows} rows: some is still held");
+    }
+    let x = Tensor::<2>::ones([1 << 17, 256], &device);
+    let y = x.clone() * 2.0;
+    let before = HELD.load(SeqCst);
+    let out: Tensor<2> = dot.forward(x.clone().require_grad(), y.require_grad());
+    drop(out.backward());
+    drop(x);
+    assert!(HELD.load(SeqCst) < before + (96 << 20), "gradients of 128 MiB are not kept");
+}
+
 #[test]
 fn results_take_memory_and_little_else_does() {
+    check_kept();
     check_reuse([8192, 256], [8192, 256], DotConfig::new(1));
     check_reuse([2048, 64], [2048, 40, 64], DotConfig::new((1, 2)));
     check::<2, 2, 2>("rows with rows", [8192, 256], [8192, 256], DotConfig::new(1));

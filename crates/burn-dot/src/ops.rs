@@ -28,7 +28,7 @@ use burn_core::tensor::{Device, FloatDType};
 use crate::cpu;
 use crate::{
     error::Operand,
-    plan::{FloatOptions, Plan},
+    plan::{FloatOptions, Plan, SavedBy},
     reference,
 };
 
@@ -38,15 +38,19 @@ pub enum Kept<B: Backend> {
     Nothing,
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
     #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that keep any"))]
-    Norms(FloatTensor<B>),
+    Norms(FloatTensor<B>, SavedBy),
 }
 
 #[cfg(feature = "flex")]
-impl<B: Backend> Kept<B> {
-    fn norms(&self) -> Option<&FloatTensor<B>> {
+impl Kept<burn_core::backend::Flex> {
+    fn new(saved: Option<cpu::Saved>) -> Self {
+        saved.map_or(Kept::Nothing, |cpu::Saved { norms, by }| Kept::Norms(norms, by))
+    }
+
+    fn saved(self) -> Option<cpu::Saved> {
         match self {
             Kept::Nothing => None,
-            Kept::Norms(norms) => Some(norms),
+            Kept::Norms(norms, by) => Some(cpu::Saved { norms, by }),
         }
     }
 }
@@ -155,7 +159,7 @@ pub(crate) fn float_dot_composed(
 impl DotOps for burn_core::backend::Flex {
     fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
         match cpu::float_dot(&lhs, &rhs, &plan, options, false) {
-            Some((out, _)) => out,
+            Some(product) => product.out,
             None => reference::float_dot::<Self>(lhs, rhs, &plan, options),
         }
     }
@@ -167,38 +171,38 @@ impl DotOps for burn_core::backend::Flex {
         options: FloatOptions,
     ) -> (FloatTensor<Self>, Kept<Self>) {
         match cpu::float_dot(&lhs, &rhs, &plan, options, true) {
-            Some((out, kept)) => (out, kept.map_or(Kept::Nothing, Kept::Norms)),
+            Some(product) => (product.out, Kept::new(product.saved)),
             None => (reference::float_dot::<Self>(lhs, rhs, &plan, options), Kept::Nothing),
         }
     }
 
     fn float_dot_grad(
-        mut lhs: FloatTensor<Self>,
-        mut rhs: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
-        let wanted = [of == Operand::Lhs, of == Operand::Rhs];
-        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, kept.norms(), &plan, options, wanted) {
-            Some([Some(only), _] | [_, Some(only)]) => only,
-            _ => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
+        let wanted = cpu::Wanted::only(of);
+        match cpu::float_dot_grads([lhs, rhs], &grad, kept.saved().as_ref(), &plan, options, wanted) {
+            Ok(grads) => grads.lhs.or(grads.rhs).expect("the one that was asked for"),
+            Err([lhs, rhs]) => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
         }
     }
 
     fn float_dot_grads(
-        mut lhs: FloatTensor<Self>,
-        mut rhs: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         kept: Kept<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match cpu::float_dot_grads(&mut lhs, &mut rhs, &grad, kept.norms(), &plan, options, [true, true]) {
-            Some([Some(grad_lhs), Some(grad_rhs)]) => (grad_lhs, grad_rhs),
-            _ => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
+        match cpu::float_dot_grads([lhs, rhs], &grad, kept.saved().as_ref(), &plan, options, cpu::Wanted::BOTH) {
+            Ok(cpu::Grads { lhs, rhs }) => (lhs.expect("asked for"), rhs.expect("asked for")),
+            Err([lhs, rhs]) => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
         }
     }
 }

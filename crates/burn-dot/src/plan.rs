@@ -274,6 +274,16 @@ pub struct Plan {
     pub output: Vec<usize>,
 }
 
+/// Which kernel saved something for the backward pass: only the same one can read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that save"))]
+pub enum SavedBy {
+    /// Rows, where this input has a single vector for each batch index.
+    Rows(Operand),
+    /// Matrices.
+    Matrices,
+}
+
 impl Plan {
     /// Plans the product of two shapes.
     pub(crate) fn new(

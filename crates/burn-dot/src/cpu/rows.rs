@@ -89,7 +89,7 @@ where
     let (vectors, n, k) = (own.len(), many.len(), space.k.len());
     let (own, many) = (&own, &many);
     let written = vectors * (usize::from(tensors.dx.is_some()) + n * usize::from(tensors.dy.is_some()));
-    let past_caches = !in_place && written * k * size_of::<T>() >= PAST_CACHES_FROM;
+    let past_caches = !in_place && written.saturating_mul(k * size_of::<T>()) >= PAST_CACHES_FROM;
     let read = Pieces::new(&space.k, false, false);
     let write = Pieces::new(&space.k, in_place, past_caches);
     let work = &Work { rows: tensors, read: &read, write: &write, floor, past_caches };

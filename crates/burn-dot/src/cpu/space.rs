@@ -53,8 +53,23 @@ pub(super) struct Strides<'a> {
     pub out: &'a [isize],
 }
 
+/// Whether the vectors of each input and the elements of the output can be counted by an `isize`, along with their terms. All counts that
+/// kernels make of a space are parts of these products, so none of them wraps.
+pub(super) fn is_countable(plan: &Plan) -> bool {
+    let Plan { m, n, k, ref batch_shape, .. } = *plan;
+    let countable = |sizes: [usize; 2]| {
+        let count = batch_shape.iter().chain(&sizes).try_fold(1usize, |count, &size| count.checked_mul(size));
+        count.is_some_and(|count| isize::try_from(count).is_ok())
+    };
+    countable([m, n]) && countable([m, k]) && countable([n, k])
+}
+
 impl Space {
+    /// # Panics
+    ///
+    /// If the plan is not countable: see [`is_countable`].
     pub fn new(plan: &Plan, strides: Strides<'_>) -> Self {
+        assert!(is_countable(plan), "a product too large to count: {plan:?}");
         let batch_dims = plan.batch_shape.len();
         let (i_dims, j_dims) =
             (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);
@@ -117,6 +132,12 @@ impl Space {
         // A sum may run in any order; this one lets axes that lie side by side become one.
         k.sort_by_key(|axis| core::cmp::Reverse(axis.step[X].abs()));
         Space { batch: Axes::new(batch), i: Axes::new(i), j: Axes::new(j), k: Axes::new(k) }
+    }
+
+    /// How many vectors an input has: as many as there are places for [`NX`] or [`NY`].
+    pub fn vectors(&self, place: usize) -> usize {
+        let free = if place == NX { &self.i } else { &self.j };
+        self.batch.split_by(place).0.len() * free.len()
     }
 
     /// The same product with the inputs exchanged.

@@ -6,10 +6,13 @@ use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
 
 use super::{
-    super::{float_dot, float_dot_grads, runs::CHUNK},
+    super::{Saved, Wanted, float_dot, float_dot_grads, runs::CHUNK, space},
     EXTENTS, assert_near, wave,
 };
-use crate::plan::{Axes, FloatOptions, Plan};
+use crate::{
+    error::Operand,
+    plan::{Axes, FloatOptions, Plan, SavedBy},
+};
 
 fn tensor(x: &[f64], shape: &[usize], dtype: DType) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype))
@@ -22,6 +25,18 @@ fn waves(shape: [usize; 3], phase: f64, dtype: DType) -> FlexTensor {
 
 fn numbers(x: FlexTensor) -> Vec<f64> {
     x.into_data().iter().collect()
+}
+
+/// Both gradients.
+fn gradients(
+    [lhs, rhs]: [&FlexTensor; 2],
+    grad: &FlexTensor,
+    saved: Option<&Saved>,
+    plan: &Plan,
+    options: FloatOptions,
+) -> Option<[FlexTensor; 2]> {
+    let grads = float_dot_grads([lhs.clone(), rhs.clone()], grad, saved, plan, options, Wanted::BOTH).ok()?;
+    Some([grads.lhs, grads.rhs].map(|grad| grad.expect("wanted")))
 }
 
 /// Sizes of a product, and how its inputs lie in memory.
@@ -49,18 +64,17 @@ impl Case {
         let options = FloatOptions { normalize: floor, output: None };
         let given = float_dot(&lhs, &rhs, &plan, options, true);
         // Also held here: what is not shared is overwritten.
-        let grads = |kept: Option<&FlexTensor>| {
-            float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true])
-        };
+        let grads = |saved: Option<&Saved>| gradients([&lhs, &rhs], &grad, saved, &plan, options);
         if [batch, m, n, k].contains(&0) {
             assert!(given.is_none() && grads(None).is_none(), "{self:?}: nothing to multiply is for the composition");
             return;
         }
-        let (given, kept) = given.expect("a kernel");
-        let grads = |kept| grads(kept).expect("a kernel").map(|grad| numbers(grad.expect("wanted")));
+        let given = given.expect("a kernel");
+        let (given, saved) = (given.out, given.saved);
+        let grads = |saved| grads(saved).expect("a kernel").map(numbers);
         let (out, [grad_lhs, grad_rhs]) = (numbers(given), grads(None));
-        if kept.is_some() {
-            assert_eq!(grads(kept.as_ref()), [grad_lhs.clone(), grad_rhs.clone()], "{self:?}: with what was kept");
+        if saved.is_some() {
+            assert_eq!(grads(saved.as_ref()), [grad_lhs.clone(), grad_rhs.clone()], "{self:?}: with what was saved");
         }
 
         let (x, y, g) = (numbers(lhs), numbers(rhs), numbers(grad));
@@ -194,7 +208,7 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
             let numbers = x.repeat(shape.iter().product::<usize>() / 2);
             tensor(&numbers, &shape, DType::BF16)
         };
-        let (out, _) = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options, false).expect("a kernel");
+        let out = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options, false).expect("a kernel").out;
         let [x, y] = [x, y].map(|x| x.map(|x| bf16::from_f64(x).to_f64()));
         let expected = bf16::from_f64((k / 2) as f64 * (x[0] * y[0] + x[1] * y[1]));
         out.into_data().iter::<bf16>().for_each(|out| assert_eq!(out, expected, "{k} terms of {x:?} times {y:?}"));
@@ -228,7 +242,7 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
                 if let Some(place) = place {
                     x[k + place] = wrong;
                 }
-                let (out, _) = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options, false).expect("a kernel");
+                let out = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options, false).expect("a kernel").out;
                 for (i, out) in out.into_data().iter::<f64>().enumerate() {
                     let name = alloc::format!("{dtype:?}, {k} terms, {wrong} at {place:?}: row {i}");
                     if place.is_some() && i / partners == 1 {
@@ -260,7 +274,7 @@ fn short_axes_brought_together_agree_with_plain_loops() {
     let options = FloatOptions { normalize: None, output: None };
     let (x, y, g) = (wave(batch * m * k, 0.1), wave(batch * s * k * t, 0.4), wave(batch * m * s * t, 0.7));
     let tensor = |x: &[f64], shape: &[usize]| tensor(x, shape, DType::F64);
-    let (mut lhs, mut rhs, grad) = (tensor(&x, &lhs_shape), tensor(&y, &rhs_shape), tensor(&g, &[batch, m, s, t]));
+    let (lhs, rhs, grad) = (tensor(&x, &lhs_shape), tensor(&y, &rhs_shape), tensor(&g, &[batch, m, s, t]));
     let (mut out, mut dx, mut dy) = (vec![0.0; g.len()], vec![0.0; x.len()], vec![0.0; y.len()]);
     for (b, i, s_at) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..s).map(move |s_at| (b, i, s_at)))) {
         for (term, t_at) in (0..k).flat_map(|term| (0..t).map(move |t_at| (term, t_at))) {
@@ -271,11 +285,10 @@ fn short_axes_brought_together_agree_with_plain_loops() {
             dy[y_at] += g[g_at] * x[x_at];
         }
     }
-    let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
-    let grads = float_dot_grads(&mut lhs, &mut rhs, &grad, None, &plan, options, [true, true]);
-    let [grad_lhs, grad_rhs] = grads.expect("a kernel");
-    for (name, given, expected) in [("out", Some(given), out), ("grad_lhs", grad_lhs, dx), ("grad_rhs", grad_rhs, dy)] {
-        let given: Vec<f64> = given.expect("wanted").into_data().iter().collect();
+    let given = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out;
+    let [grad_lhs, grad_rhs] = gradients([&lhs, &rhs], &grad, None, &plan, options).expect("a kernel");
+    for (name, given, expected) in [("out", given, out), ("grad_lhs", grad_lhs, dx), ("grad_rhs", grad_rhs, dy)] {
+        let given: Vec<f64> = given.into_data().iter().collect();
         given.iter().zip(&expected).for_each(|(given, expected)| assert_near(name, *given, *expected, 630.0, f64::EPSILON));
     }
 }
@@ -291,14 +304,10 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
             let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
             assert!(float_dot(&lhs, &rhs, &plan, options, true).is_none(), "{size:e}, {m}, {n}");
             let grad = waves([1, m, n], 0.7, DType::F64);
-            let (mut unique_lhs, mut unique_rhs) = (tensor(lhs_shape), tensor(rhs_shape));
-            let grads = float_dot_grads(&mut unique_lhs, &mut unique_rhs, &grad, None, &plan, options, [true, true]);
-            assert!(grads.is_none(), "{size:e}, {m}, {n}");
-            assert_eq!(
-                (unique_lhs.bytes(), unique_rhs.bytes()),
-                (lhs.bytes(), rhs.bytes()),
-                "the composition needs the inputs"
-            );
+            let unique = [tensor(lhs_shape), tensor(rhs_shape)];
+            let grads = float_dot_grads(unique, &grad, None, &plan, options, Wanted::BOTH);
+            let [again_lhs, again_rhs] = grads.err().expect("no gradients");
+            assert_eq!((again_lhs.bytes(), again_rhs.bytes()), (lhs.bytes(), rhs.bytes()), "the composition needs the inputs");
         }
     }
 }
@@ -331,8 +340,8 @@ fn vectors_whose_norms_a_matrix_product_does_not_bear_are_for_the_composition() 
             let plan = Plan::new(&Axes::Both(axis), 1, false, &shape(m), &shape(n)).unwrap();
             let given = float_dot(&lhs, &rhs, &plan, options, false);
             assert_eq!(given.is_some(), for_the_kernel, "{name}");
-            let Some((given, _)) = given else { continue };
-            let given = numbers(given);
+            let Some(given) = given else { continue };
+            let given = numbers(given.out);
             assert!(given[..(m - 1) * n].iter().all(|x| x.is_finite()), "{name}: the other rows");
             for &given in &given[(m - 1) * n..] {
                 if number.is_nan() {
@@ -355,7 +364,7 @@ fn cosines_along_several_axes_before_the_free_ones_agree_with_plain_loops() {
         let options = FloatOptions { normalize: Some(1e-6), output: None };
         let (x, y) = (wave(s * f * t * m, 0.1), wave(s * t * n, 0.4));
         let (lhs, rhs) = (tensor(&x, &lhs_shape, dtype), tensor(&y, &rhs_shape, dtype));
-        let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
+        let given = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out;
         for (at, given) in numbers(given).into_iter().enumerate() {
             let (i, j) = (at / n, at % n);
             let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
@@ -377,7 +386,7 @@ fn cosines_of_halves_given_as_f32_are_as_exact_as_f32() {
         let (lhs, rhs) = (waves([1, m, k], 0.1, dtype), waves([1, n, k], 0.4, dtype));
         let plan = Plan::new(&Axes::Both(2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
         let options = FloatOptions { normalize: Some(1e-6), output: Some(DType::F32.into()) };
-        let (given, _) = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel");
+        let given = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out;
         let [x, y] = [lhs, rhs].map(numbers);
         for (at, given) in numbers(given).into_iter().enumerate() {
             let (x, y) = (&x[at / n * k..][..k], &y[at % n * k..][..k]);
@@ -411,17 +420,17 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
         let plan = Plan::new(&Axes::Both(2), 1, true, &lhs_shape, &rhs_shape).unwrap();
         let tensor = |shape: [usize; 3], phase: f64| waves(shape, phase, DType::F32);
         let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor([3, plan.m, plan.n], 0.7));
-        let (_, kept) = float_dot(&lhs, &rhs, &plan, options, true).unwrap();
+        let saved = float_dot(&lhs, &rhs, &plan, options, true).unwrap().saved;
         let name = alloc::format!("{lhs_shape:?}, {rhs_shape:?}");
-        assert_eq!(kept.as_ref().map_or(vec![], |kept| kept.layout().shape().to_vec()), expected, "{name}");
-        let grads = |kept: Option<&FlexTensor>| {
-            let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true]);
-            grads.unwrap().map(|grad| grad.unwrap().into_data())
+        assert_eq!(saved.as_ref().map_or(vec![], |saved| saved.norms.layout().shape().to_vec()), expected, "{name}");
+        let grads = |saved: Option<&Saved>| {
+            let grads = gradients([&lhs, &rhs], &grad, saved, &plan, options);
+            grads.unwrap().map(FlexTensor::into_data)
         };
-        assert_eq!(grads(kept.as_ref()), grads(None), "{name}");
-        assert!(float_dot(&lhs, &rhs, &plan, options, false).unwrap().1.is_none(), "{name}: nobody asked");
+        assert_eq!(grads(saved.as_ref()), grads(None), "{name}");
+        assert!(float_dot(&lhs, &rhs, &plan, options, false).unwrap().saved.is_none(), "{name}: nobody asked");
         let plain = FloatOptions { normalize: None, output: None };
-        assert!(float_dot(&lhs, &rhs, &plan, plain, true).unwrap().1.is_none(), "{name}: no norms");
+        assert!(float_dot(&lhs, &rhs, &plan, plain, true).unwrap().saved.is_none(), "{name}: no norms");
     }
 }
 
@@ -434,15 +443,28 @@ fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows()
     let across = FlexTensor::from_data(along.transpose(1, 2).into_data()).transpose(1, 2);
     let grad = waves([3, 1, 4], 0.7, DType::F64);
     let options = FloatOptions { normalize: Some(1e-6), output: None };
-    let kept = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().1.expect("norms");
-    let ranks = [&along, &across].map(|rhs| kept(rhs).layout().shape().num_dims());
-    assert_eq!(ranks, [2, 1], "one went as rows, the other as matrices");
+    let saved = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().saved.expect("norms");
+    assert_eq!([&along, &across].map(|rhs| saved(rhs).by), [SavedBy::Rows(Operand::Lhs), SavedBy::Matrices]);
     for (rhs, other) in [(&along, &across), (&across, &along)] {
-        let grads = |kept: Option<&FlexTensor>| {
-            let grads = float_dot_grads(&mut lhs.clone(), &mut rhs.clone(), &grad, kept, &plan, options, [true, true]);
-            grads.unwrap().map(|grad| grad.unwrap().into_data())
+        let grads = |saved: Option<&Saved>| {
+            let grads = gradients([&lhs, rhs], &grad, saved, &plan, options);
+            grads.unwrap().map(FlexTensor::into_data)
         };
-        assert_eq!(grads(Some(&kept(other))), grads(None));
+        let (own, other) = (saved(rhs), saved(other));
+        assert_eq!(grads(Some(&other)), grads(None));
+        // What claims to be from this path, and is too short, or repeats, or of another dtype, or from the other operand.
+        let claims = |norms: FlexTensor| Saved { norms, by: own.by };
+        let short = own.norms.narrow(0, 0, 1);
+        let repeated = short.clone().with_layout(Layout::new(
+            own.norms.layout().shape().clone(),
+            vec![0; own.norms.layout().num_dims()],
+            0,
+        ));
+        let f32s = waves([1, 1, own.norms.layout().num_elements()], 0.0, DType::F32);
+        let of_rhs = Saved { by: SavedBy::Rows(Operand::Rhs), ..own.clone() };
+        for wrong in [claims(other.norms), claims(short), claims(repeated), claims(f32s), of_rhs] {
+            assert_eq!(grads(Some(&wrong)), grads(None), "{:?}", wrong.by);
+        }
     }
 }
 
@@ -455,9 +477,8 @@ fn gradients_that_a_half_cannot_hold_saturate() {
     let root = 70f64.sqrt();
     for (g, expected) in [(0.5, 0.5e6 / root), (1.0, f64::from(f16::MAX)), (-8.0, f64::from(f16::MIN))] {
         let grad = tensor(g, [1, 1, 1]);
-        let (mut lhs, mut rhs) = (tensor(0.0, shape), tensor(2.0, shape));
-        let [grad_lhs, _] = float_dot_grads(&mut lhs, &mut rhs, &grad, None, &plan, options, [true, true]).unwrap();
-        for given in grad_lhs.unwrap().into_data().iter::<f64>() {
+        let [grad_lhs, _] = gradients([&tensor(0.0, shape), &tensor(2.0, shape)], &grad, None, &plan, options).unwrap();
+        for given in grad_lhs.into_data().iter::<f64>() {
             assert_near(&alloc::format!("{g}"), given, expected, expected.abs(), f16::EPSILON.into());
             assert!(given.is_finite(), "{g}");
         }
@@ -472,9 +493,10 @@ fn only_the_wanted_gradient_is_made() {
     let grad = waves([2, 3, 3], 0.2, DType::F64);
     let options = FloatOptions { normalize: None, output: None };
     let made = |wanted| {
-        float_dot_grads(&mut x.clone(), &mut x.clone(), &grad, None, &plan, options, wanted).unwrap().map(|grad| grad.is_some())
+        let grads = float_dot_grads([x.clone(), x.clone()], &grad, None, &plan, options, wanted).ok().unwrap();
+        Wanted { lhs: grads.lhs.is_some(), rhs: grads.rhs.is_some() }
     };
-    for wanted in [[true, false], [false, true], [true, true]] {
+    for wanted in [Wanted::only(Operand::Lhs), Wanted::only(Operand::Rhs), Wanted::BOTH] {
         assert_eq!(made(wanted), wanted);
     }
 }
@@ -502,16 +524,17 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
                 for unique in [[true, false], [false, true], [true, true]] {
                     let tensor = |shape: [usize; 3], phase: f64| waves(shape, phase, dtype);
                     let grad_shape = [lhs_shape[0].max(rhs_shape[0]), plan.m, plan.n];
-                    let (mut lhs, mut rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
+                    let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
                     let options = FloatOptions { normalize: floor, output: None };
-                    let grads = |lhs: &mut FlexTensor, rhs: &mut FlexTensor| {
-                        float_dot_grads(lhs, rhs, &grad, None, &plan, options, [true, true]).unwrap().map(Option::unwrap)
+                    let grads = |inputs: [FlexTensor; 2]| {
+                        let grads = float_dot_grads(inputs, &grad, None, &plan, options, Wanted::BOTH).ok().unwrap();
+                        [grads.lhs, grads.rhs].map(Option::unwrap)
                     };
-                    let expected = grads(&mut lhs.clone(), &mut rhs.clone());
+                    let expected = grads([lhs.clone(), rhs.clone()]);
                     let homes = [&lhs, &rhs].map(|x| x.bytes().as_ptr());
                     let others = [lhs.clone(), rhs.clone()].into_iter().zip(unique).filter(|(_, unique)| !unique);
                     let others: Vec<_> = others.collect();
-                    let given = grads(&mut lhs, &mut rhs);
+                    let given = grads([lhs, rhs]);
                     drop(others);
                     // f64 has rows that only the composition can normalize, and it needs the inputs.
                     let gives = match floor {
@@ -536,4 +559,35 @@ fn a_layout_that_reaches_beyond_the_memory_is_refused() {
     let x = FlexTensor::new(Bytes::from_elems(vec![1f32; 4]), Layout::contiguous([1, 1000].into()), DType::F32);
     let plan = Plan::new(&Axes::Both(1), 1, false, &[1, 1000], &[1, 1000]).unwrap();
     float_dot(&x, &x, &plan, FloatOptions { normalize: None, output: None }, false);
+}
+
+/// On 32-bit targets, vectors of 2^16 elements, 2^16 of them, all the same one: in 2^32 elements a product of sizes that wraps sees none.
+/// The same here, with 2^32 in place of 2^16.
+#[test]
+fn sizes_whose_product_wraps_are_not_taken_for_small_buffers() {
+    let small = Plan::new(&Axes::Both(2), 1, false, &[1, 2, 4], &[1, 2, 4]).unwrap();
+    let half = (usize::MAX >> (usize::BITS / 2)) + 1;
+    assert_eq!(half.wrapping_mul(half), 0);
+    let plan = Plan { m: half, k: half, lhs_shape: vec![1, half, half], rhs_shape: vec![1, 2, half], ..small.clone() };
+    assert!(space::is_countable(&small) && !space::is_countable(&plan));
+    let broadcast = |k| Plan { batch: half, batch_shape: vec![half], k, ..small.clone() };
+    assert!(space::is_countable(&broadcast(half / 8)) && !space::is_countable(&broadcast(half)));
+    // Refused before anything is made or read.
+    let x = waves([1, 2, 4], 0.1, DType::F32);
+    let options = FloatOptions { normalize: Some(1e-6), output: None };
+    assert!(float_dot(&x, &x, &plan, options, true).is_none());
+    assert!(gradients([&x, &x], &x, None, &plan, options).is_none());
+}
+
+/// One norm is written for each vector, however its batch is broadcast.
+#[test]
+fn there_is_a_place_for_the_norm_of_each_vector() {
+    for (lhs, rhs, counts) in [([3, 2, 4], [3, 5, 4], [6, 15]), ([1, 2, 4], [3, 5, 4], [2, 15]), ([3, 2, 4], [1, 5, 4], [6, 5])]
+    {
+        let plan = Plan::new(&Axes::Both(2), 1, true, &lhs, &rhs).unwrap();
+        let space = space::Space::new(&plan, space::Strides::default());
+        assert_eq!([space.vectors(space::NX), space.vectors(space::NY)], counts);
+        let swapped = space.swapped();
+        assert_eq!([swapped.vectors(space::NX), swapped.vectors(space::NY)], [counts[1], counts[0]]);
+    }
 }

@@ -1,0 +1,278 @@
+//! Memory for results. A block that Burn frees is kept for the next result of its size, which the next step of a training will ask for.
+//!
+//! The system's allocator hands blocks of 128 KiB and more back at every free, and new pages cost more than many products take. Every
+//! byte of a block is initialized: those of a new one are zeroed, which is free where the system gives zeroed pages, and a kept one holds
+//! what it held. So kernels may take `&mut [T]` of a result, and a fault in one of them could show old elements, but nothing undefined.
+
+use alloc::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    boxed::Box,
+};
+use core::{
+    mem::{ManuallyDrop, MaybeUninit},
+    ptr::NonNull,
+};
+#[cfg(feature = "std")]
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    vec::Vec,
+};
+
+use burn_core::tensor::{AllocationProperty, Bytes};
+use burn_std::{AccessError, AccessPolicy, AllocationController};
+use bytemuck::Pod;
+
+/// Bytes that are kept at most: both gradients of 65536 rows of 128 f32, 64 MiB, and what goes with them. None in the kernels' own tests, where a sanitizer is to see each
+/// use of what was freed.
+#[cfg(feature = "std")]
+const KEPT_BYTES: usize = if cfg!(test) { 0 } else { 96 << 20 };
+
+/// Blocks that are kept at most: few enough to look through.
+#[cfg(feature = "std")]
+const KEPT_BLOCKS: usize = 64;
+
+/// Smaller blocks are zeroed sooner than found.
+#[cfg(feature = "std")]
+const KEPT_FROM: usize = 4 << 10;
+
+/// Bytes from which huge pages are asked for: those of two.
+#[cfg(target_os = "linux")]
+const HUGE_FROM: usize = 4 << 20;
+
+/// The pool of the process.
+#[cfg(feature = "std")]
+static POOL: Pool = Pool::new(KEPT_BYTES);
+
+/// Gives the memory that is kept for results back to the allocator.
+pub(crate) fn release() {
+    #[cfg(feature = "std")]
+    POOL.clear();
+}
+
+/// Memory from the global allocator by a layout that is not empty; nobody else has it, and its bytes are initialized.
+struct Block {
+    at: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a block owns its memory as a `Box<[u8]>` does, and nothing in it belongs to a thread.
+unsafe impl Send for Block {}
+// SAFETY: a shared block can only be read.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn new(layout: Layout) -> Self {
+        assert!(layout.size() > 0, "a product without results is not for the kernels");
+        // SAFETY: the layout is not empty.
+        let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        #[cfg(target_os = "linux")]
+        if layout.size() >= HUGE_FROM {
+            advise_huge_pages(at, layout.size());
+        }
+        Block { at, layout }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from the global allocator by this layout, and its owner ends here.
+        unsafe { dealloc(self.at.as_ptr(), self.layout) }
+    }
+}
+
+/// Asks the system to back memory with huge pages: 32 MiB took 36 ms to touch for the first time, with huge pages 5 ms.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(at: NonNull<u8>, len: usize) {
+    // SAFETY: a question about the system, with no effect.
+    let Ok(page) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return };
+    // The allocator's own bytes in front of a large block lie on its first page.
+    let before = at.as_ptr().addr() % page;
+    // SAFETY: advice changes no byte, and these pages are mapped: each holds a byte of the block or one in front of it on the same page.
+    // Whether the advice is taken does not matter.
+    unsafe { libc::madvise(at.as_ptr().wrapping_sub(before).cast(), len + before, libc::MADV_HUGEPAGE) };
+}
+
+/// A block on loan to a result. `None` once it has been detached.
+pub(super) struct Loan(Option<Block>);
+
+impl Loan {
+    /// Memory for so many elements: kept, or new. It holds any elements at all.
+    ///
+    /// # Panics
+    ///
+    /// If there are none, or more than an address space holds.
+    pub fn new<T: Pod>(count: usize) -> Self {
+        let layout = Layout::array::<T>(count).expect("the plan refuses outputs larger than an address space");
+        #[cfg(feature = "std")]
+        if let Some(block) = POOL.take(layout) {
+            return Loan(Some(block));
+        }
+        Loan(Some(Block::new(layout)))
+    }
+
+    /// Aligned for the dtype it was asked for.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_ref().expect("only `Bytes` detaches a block").at.as_ptr()
+    }
+
+    /// As Burn holds memory.
+    pub fn into_bytes(self) -> Bytes {
+        let len = self.capacity();
+        // SAFETY: all bytes of a block are initialized.
+        unsafe { Bytes::from_controller(Box::new(self), len) }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        #[cfg(feature = "std")]
+        if let Some(block) = self.0.take() {
+            POOL.give(block);
+        }
+    }
+}
+
+impl AllocationController for Loan {
+    fn alloc_align(&self) -> usize {
+        self.0.as_ref().map_or(1, |block| block.layout.align())
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Native
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.as_ref().map_or(0, |block| block.layout.size())
+    }
+
+    fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        // SAFETY: the block owns these bytes, and is borrowed as long as the slice.
+        Ok(self
+            .0
+            .as_ref()
+            .map_or(&[], |block| unsafe { core::slice::from_raw_parts(block.at.as_ptr().cast(), block.layout.size()) }))
+    }
+
+    unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        // SAFETY: as above, and nobody else has the block.
+        Ok(self
+            .0
+            .as_mut()
+            .map_or(&mut [], |block| unsafe { core::slice::from_raw_parts_mut(block.at.as_ptr().cast(), block.layout.size()) }))
+    }
+
+    /// For a `Vec` of the same alignment: it frees by the layout that the block was made with.
+    fn try_detach(&mut self) -> Option<NonNull<u8>> {
+        self.0.take().map(|block| ManuallyDrop::new(block).at)
+    }
+}
+
+/// Freed blocks, the oldest first.
+#[cfg(feature = "std")]
+struct Pool {
+    limit: usize,
+    kept: Mutex<VecDeque<Block>>,
+}
+
+#[cfg(feature = "std")]
+impl Pool {
+    const fn new(limit: usize) -> Self {
+        Pool { limit, kept: Mutex::new(VecDeque::new()) }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<Block>> {
+        // A queue of blocks has no state that a panic could leave half-way.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The block of this layout that was freed last: a cache may still hold it.
+    fn take(&self, layout: Layout) -> Option<Block> {
+        let mut kept = self.kept();
+        let place = kept.iter().rposition(|block| block.layout == layout)?;
+        kept.remove(place)
+    }
+
+    /// Keeps a block in place of the oldest ones.
+    fn give(&self, block: Block) {
+        let size = block.layout.size();
+        if size < KEPT_FROM || size > self.limit {
+            return;
+        }
+        // Freed when the lock is: that may take a while.
+        let mut oldest = Vec::new();
+        let mut kept = self.kept();
+        let mut bytes = size + kept.iter().map(|block| block.layout.size()).sum::<usize>();
+        while bytes > self.limit || kept.len() >= KEPT_BLOCKS {
+            let Some(block) = kept.pop_front() else { break };
+            bytes -= block.layout.size();
+            oldest.push(block);
+        }
+        kept.push_back(block);
+        drop(kept);
+    }
+
+    fn clear(&self) {
+        // Freed when the lock is.
+        let blocks = core::mem::take(&mut *self.kept());
+        drop(blocks);
+    }
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+
+    fn block(size: usize) -> Block {
+        Block::new(Layout::from_size_align(size, 4).unwrap())
+    }
+
+    #[test]
+    fn a_freed_block_is_given_out_again_for_the_same_layout_only() {
+        let pool = Pool::new(1 << 20);
+        let (first, layout) = (block(8 << 10), Layout::from_size_align(8 << 10, 4).unwrap());
+        let at = first.at;
+        pool.give(first);
+        assert!(pool.take(Layout::from_size_align(4 << 10, 4).unwrap()).is_none(), "a smaller one");
+        assert!(pool.take(Layout::from_size_align(8 << 10, 8).unwrap()).is_none(), "one of another alignment");
+        assert_eq!(pool.take(layout).map(|block| block.at), Some(at));
+        assert!(pool.take(layout).is_none(), "it is given out once");
+    }
+
+    #[test]
+    fn the_oldest_blocks_go_so_that_the_limits_hold() {
+        let pool = Pool::new(64 << 10);
+        for size in [16, 32, 16, 8] {
+            pool.give(block(size << 10));
+        }
+        let sizes = |pool: &Pool| pool.kept().iter().map(|block| block.layout.size() >> 10).collect::<Vec<_>>();
+        assert_eq!(sizes(&pool), [32, 16, 8], "16 went for 8");
+        pool.give(block(65 << 10));
+        assert_eq!(sizes(&pool), [32, 16, 8], "a block beyond the limit is not kept, and displaces none");
+        pool.give(block(1 << 10));
+        assert_eq!(sizes(&pool), [32, 16, 8], "nor is a small one");
+        let pool = Pool::new(64 << 20);
+        (0..KEPT_BLOCKS + 3).for_each(|_| pool.give(block(4 << 10)));
+        assert_eq!(pool.kept().len(), KEPT_BLOCKS);
+        pool.clear();
+        assert_eq!(sizes(&pool), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_block_becomes_a_vec_without_a_copy_and_a_clone_is_a_copy() {
+        for count in [3, 5000, (HUGE_FROM / 4) + 1] {
+            let mut loan = Loan::new::<f32>(count);
+            let at = loan.as_mut_ptr().cast::<f32>();
+            // SAFETY: the block holds one element at least.
+            unsafe { at.write(1.5) };
+            let mut bytes = loan.into_bytes();
+            let copy = bytes.clone();
+            assert_eq!((bytes.len(), bytes.align()), (4 * count, 4));
+            bytes[4] = 1;
+            let bytes = bytes.try_into_vec::<f64>().expect_err("a Vec of f64 would be freed by another layout");
+            let elements = bytes.try_into_vec::<f32>().expect("the layout of a Vec of f32");
+            assert_eq!((elements.as_ptr(), elements.len(), elements[0]), (at.cast_const(), count, 1.5));
+            assert_eq!((copy[3], copy[4]), (1.5f32.to_le_bytes()[3], 0));
+        }
+    }
+}
