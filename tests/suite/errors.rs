@@ -214,32 +214,24 @@ fn an_output_dtype_that_cannot_hold_every_integer_of_the_inputs() {
         assert_eq!(
             refused::<2, 2, 2, _>(DotConfig::new(1).with_output_dtype(IntDType::from(output)), x.clone(), x).to_string(),
             format!(
-                "Dot: the output dtype {output:?} cannot hold every {input:?}; choose a wider one, or cast the output instead; \
+                "Dot: the output dtype {output:?} cannot hold every value of {input:?} inputs; choose a wider one, or cast the output instead; \
                  lhs [2, 3], rhs [2, 3]"
             )
         );
     }
 }
 
-/// Burn has a backend that this crate has not: `cargo test --no-default-features --features burn/flex --test suite feature`.
-#[cfg(not(any(
-    feature = "flex",
-    feature = "ndarray",
-    feature = "wgpu",
-    feature = "cuda",
-    feature = "rocm",
-    feature = "cpu",
-    feature = "tch",
-    feature = "remote",
-    feature = "capture"
-)))]
+/// Needs a build where Burn has a backend and gradients, and this crate has neither:
+/// `cargo test --no-default-features --features burn/flex --test suite missing_in_burn_dot`.
+#[cfg(not(feature = "autodiff"))]
 #[test]
-fn a_backend_whose_feature_is_off_in_burn_dot() {
-    for device in [Device::default(), Device::default().autodiff()] {
+fn a_feature_that_is_missing_in_burn_dot() {
+    let backend = std::env::var("BURN_DEVICE").unwrap_or_else(|_| "flex".into()); // Also the device that Burn takes by default.
+    for (device, feature) in [(Device::default(), &*backend), (Device::default().autodiff(), "autodiff")] {
         let floats = Tensor::<2>::ones([2, 3], &device);
         let integers = Tensor::<2, Int>::ones([2, 3], &device);
         let text = format!(
-            "Dot: burn-dot was built without the feature for {device:?}; add \"flex\" to its features in Cargo.toml; \
+            "Dot: burn-dot was built without the feature for {device:?}; add \"{feature}\" to its features in Cargo.toml; \
              lhs [2, 3], rhs [2, 3]"
         );
         for config in [DotConfig::new(1), DotConfig::new(1).with_normalize(true)] {

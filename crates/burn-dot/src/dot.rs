@@ -101,7 +101,7 @@ impl DotConfig {
     /// # Numerics
     ///
     /// The product is accumulated in a dtype at least as wide as the output's. Integers are cast to it first, so that products of i8 do
-    /// not wrap in i32; the dtype must hold every number of the inputs' dtype.
+    /// not wrap in i32; the dtype must hold every value of the inputs'.
     ///
     /// ```
     /// use burn::{prelude::*, tensor::{DType, IntDType}};
@@ -419,10 +419,10 @@ fn is_integer(dtype: DType) -> bool {
     dtype.is_int() || dtype.is_uint()
 }
 
-/// Whether `output` can hold every number of `input`, both integer dtypes.
+/// Whether `output` can hold every value of `input`, both integer dtypes.
 fn holds_every(input: DType, output: DType) -> bool {
     match (input.is_uint(), output.is_uint()) {
-        (false, true) => false, // The negative ones are lost.
+        (false, true) => false, // Negative values are lost.
         (true, false) => output.size() > input.size(),
         _ => output.size() >= input.size(),
     }

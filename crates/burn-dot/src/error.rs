@@ -237,7 +237,7 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// The output dtype cannot hold every integer of the inputs' dtype.
+    /// The output dtype cannot hold every value of the inputs' dtype.
     OutputDTypeTooNarrow {
         /// Dtype of the inputs.
         input: DType,
@@ -361,7 +361,7 @@ impl fmt::Display for DotError {
             ),
             Self::OutputDTypeTooNarrow { input, output, shapes } => write!(
                 f,
-                "the output dtype {output:?} cannot hold every {input:?}; choose a wider one, or cast the output instead; {shapes}"
+                "the output dtype {output:?} cannot hold every value of {input:?} inputs; choose a wider one, or cast the output instead; {shapes}"
             ),
             Self::UnsupportedOutputDType { dtype, device, shapes } => write!(
                 f,

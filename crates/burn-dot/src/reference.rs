@@ -192,7 +192,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// The product of integer tensors in the dtype of the output, which holds every number of the inputs; wraps as that dtype does.
+/// The product of integer tensors in the dtype of the output, which holds every value of the inputs'; wraps as that dtype does.
 pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &Plan, output: Option<IntDType>) -> IntTensor<B> {
     let dtype = output.unwrap_or(lhs.dtype().into());
     if plan.k == 0 || plan.output.contains(&0) {
