@@ -9,6 +9,7 @@ mod device;
 mod errors;
 mod gradcheck_burn;
 mod gradcheck_faults;
+mod gradcheck_steps;
 mod gradients;
 mod interchange;
 mod layer;

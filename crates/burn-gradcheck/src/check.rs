@@ -10,9 +10,11 @@ use burn_core::module::Module;
 use burn_core::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::{
-    numeric::{Evaluate, Function, How, epsilon, round_to},
+    function::{Evaluate, Function},
+    numbers::epsilon,
     report::{Failure, Report},
-    subject::{Arguments, Both, Inputs, Leaf, Outputs, Parameters, Subject},
+    step::Step,
+    subject::{Arguments, Both, Inputs, Outputs, Parameters, Subject},
 };
 
 /// A gradient checker: whether the gradients of a function or a module are right, and where and why not.
@@ -24,9 +26,14 @@ use crate::{
 /// # Numerics
 ///
 /// The function is run in f64, whatever the dtype of the inputs, so it must work in any dtype: take what it needs as inputs, or
-/// make it on the device from them. A function that does not (it captures f32 weights, or the device has no f64) is checked in
-/// f32, where differences are good for three digits; a note says so. Lower dtypes are then compared with f64 at the same
-/// rounded inputs, never with differences.
+/// make it on the device from them. A function that does not (it captures f32 weights, it rounds to f32 inside, or the device has
+/// no f64) is checked in f32, where differences are good for three digits; a note says so. Lower dtypes are then compared with f64
+/// at the same rounded inputs, never with differences.
+///
+/// The step of the differences comes from the scale of each element and from what they say themselves: while their error bar
+/// grows, a smaller one follows. Where none is small enough before rounding hides the slope (a pole, a jump or an oscillation
+/// too near), the element is counted as unknown and a note says that it cannot be judged: nothing is accused by differences that did not
+/// converge.
 ///
 /// # What is checked
 ///
@@ -37,7 +44,7 @@ use crate::{
 ///
 /// # Panics
 ///
-/// Only where the function under test does.
+/// Only where the function under test does, and in [`step`](Self::step).
 ///
 /// # Source
 ///
@@ -68,6 +75,7 @@ pub struct GradCheck {
     pub(crate) atol: Option<f64>,
     pub(crate) nondeterminism_tolerance: f64,
     pub(crate) max_kinks: f64,
+    pub(crate) step: Step,
     pub(crate) precision: Option<Vec<DType>>,
     pub(crate) precision_factor: Option<f64>,
 }
@@ -84,6 +92,7 @@ impl GradCheck {
             atol: None,
             nondeterminism_tolerance: 0.0,
             max_kinks: 0.1,
+            step: Step::Automatic,
             precision: None,
             precision_factor: None,
         }
@@ -128,6 +137,32 @@ impl GradCheck {
     /// The largest part of an input's numbers that may lie on kinks. Default: 0.1.
     pub fn max_kinks(mut self, fraction: f64) -> Self {
         self.max_kinks = fraction;
+        self
+    }
+
+    /// How far the differences move an element, at most. Default: [`Step::Automatic`], found from each element's scale.
+    ///
+    /// ```
+    /// use burn::prelude::*;
+    /// use burn_gradcheck::{GradCheck, Step};
+    ///
+    /// let device = Device::flex();
+    /// // The function must not be asked for anything outside −1 … 1.
+    /// let f = |x: Tensor<1>| {
+    ///     assert!(x.clone().abs().max().into_scalar::<f64>() <= 1.0);
+    ///     x.acos()
+    /// };
+    /// let x = Tensor::<1>::from_data([0.9995, -0.2], &device);
+    /// GradCheck::new(&device).step(Step::Absolute(1e-4)).check(f, x).assert_ok();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When a step is not positive and finite, or a list of steps stands in another.
+    #[track_caller]
+    pub fn step(mut self, step: Step) -> Self {
+        assert!(step.is_valid(), "steps are positive and finite, and lists of them are not nested; this is {step:?}");
+        self.step = step;
         self
     }
 
@@ -230,7 +265,7 @@ impl GradCheck {
         };
         let function = |dtype| Function { subject, f, device: &self.device, dtype, seed: self.seed };
         let (f64, f32) = (function(DType::F64), function(DType::F32));
-        let formula: &dyn Evaluate = if self.runs_in_f64(native, &leaves, &f64, &f32, &mut report.notes) { &f64 } else { &f32 };
+        let formula: &dyn Evaluate = if self.runs_in_f64(native, &leaves, &f64, &f32, &mut report) { &f64 } else { &f32 };
         report.dtype = formula.dtype();
         self.formula(formula, &leaves, &mut report);
         for dtype in self.lower_dtypes(native, report.dtype) {
@@ -238,44 +273,6 @@ impl GradCheck {
             self.precise(formula, &function(dtype), asked, &leaves, &mut report);
         }
         report
-    }
-
-    /// Whether the device and the function can do f64.
-    fn runs_in_f64(
-        &self,
-        native: DType,
-        leaves: &[Leaf],
-        f64: &dyn Evaluate,
-        f32: &dyn Evaluate,
-        notes: &mut Vec<String>,
-    ) -> bool {
-        if native == DType::F64 {
-            return true;
-        }
-        if !self.device.supports_dtype(DType::F64) {
-            notes.push(format!("{:?} has no f64: differences in f32 are good for about three digits", self.device));
-            return false;
-        }
-        let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(DType::F32, &leaf.values)).collect();
-        // A function that captured tensors of another dtype panics, or quietly mixes them. Its f64 outputs must be f64, and
-        // must be its f32 outputs but for rounding.
-        let agree = quietly(|| {
-            let (high, dtypes) = f64.outputs(&x, How::Plain);
-            let (low, _) = f32.outputs(&x, How::Plain);
-            let size = high.iter().fold(1.0f64, |size, value| if value.is_finite() { size.max(value.abs()) } else { size });
-            let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-3 * size || !(a.is_finite() && b.is_finite());
-            dtypes.iter().all(|dtype| *dtype == DType::F64) && high.len() == low.len() && high.iter().zip(&low).all(near)
-        });
-        let why = match agree {
-            Ok(true) => return true,
-            Ok(false) => "its outputs are not f64, or not what they are in f32".to_string(),
-            Err(panic) => format!("it panics: {panic}"),
-        };
-        notes.push(format!(
-            "the function does not run in f64, {why}; differences in f32 are good for about three digits. If it captures \
-             tensors, hand them over as inputs"
-        ));
-        false
     }
 
     fn lower_dtypes(&self, native: DType, formula: DType) -> Vec<DType> {

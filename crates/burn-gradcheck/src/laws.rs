@@ -2,12 +2,29 @@
 
 use crate::{
     GradCheck,
-    numeric::{Evaluate, OTHERS, epsilon, first_difference, index_of, largest},
+    function::{Evaluate, How},
+    numbers::{OTHERS, epsilon, first_difference, index_of, largest},
     report::{Failure, Report},
     subject::{Gradient, Leaf},
 };
 
 impl GradCheck {
+    /// What holds for every forward pass: it repeats, recording gradients changes nothing, and neither do strides.
+    pub(crate) fn forward_laws(&self, function: &dyn Evaluate, x: &[Vec<f64>], outputs: &[f64], report: &mut Report) {
+        let rounding = 1024.0 * epsilon(function.dtype()) * largest(outputs);
+        for (how, tolerance) in [(How::Plain, 0.0), (How::Tracked, 0.0), (How::Strided, rounding)] {
+            let (again, _) = function.outputs(x, how);
+            if let Some(at) = first_difference(outputs, &again, self.nondeterminism_tolerance + tolerance) {
+                report.failures.push(match how {
+                    How::Plain => Failure::NondeterministicForward,
+                    How::Tracked => Failure::TrackedForward { at, plain: outputs[at], tracked: again[at] },
+                    How::Strided => Failure::StridedForward { at, contiguous: outputs[at], strided: again[at] },
+                });
+                return; // The first cause explains the others.
+            }
+        }
+    }
+
     /// What holds for every backward pass, whatever its formula.
     pub(crate) fn laws(
         &self,

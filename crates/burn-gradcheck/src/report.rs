@@ -42,7 +42,8 @@ pub struct Row {
     pub directions: usize,
     /// How many numbers lie on a kink, where no derivative exists.
     pub kinks: usize,
-    /// How many numbers are too small for the differences to tell from zero, or too near the edge of the function's domain.
+    /// How many numbers cannot be judged: too small for the differences to tell from zero, or too near an edge, a pole or a jump. A
+    /// note tells why.
     pub unknown: usize,
     /// The largest `|analytic − numeric|` relative to the larger of both, among those compared.
     pub worst: f64,
@@ -55,7 +56,8 @@ pub struct Row {
 pub enum GradientKind {
     /// Some number of it is not zero.
     Present,
-    /// It is zero everywhere, and so are the differences.
+    /// It is zero everywhere, or within the rounding of the largest gradient, and no difference says otherwise; a note tells what is
+    /// known.
     Zero,
     /// None arrived, and the function does not change with the input.
     Unused,
@@ -228,11 +230,13 @@ pub enum Failure {
     },
     /// The function gives NaN, and a NaN has no slope.
     NanForward,
-    /// None of the numbers of a gradient can be told from zero by differences.
+    /// None of the numbers of a gradient can be judged by differences; the notes tell why.
     Uncertain {
         /// The input or parameter.
         input: String,
     },
+    /// The function takes and gives f64, but rounds to f32 inside.
+    RoundsToF32,
     /// A dtype that was asked for, or that the inputs have, could not be compared.
     NotRun {
         /// The dtype.
@@ -301,21 +305,8 @@ impl fmt::Display for Failure {
                 let at_least = if *at_least { "at least " } else { "" };
                 write!(f, "{input}: {at_least}{mismatches} of {compared} numbers disagree; {hint}")
             }
-            Self::TrackedForward { at, plain, tracked } => write!(
-                f,
-                "output {at} is {plain:e}, but {tracked:e} when gradients are recorded; do both paths compute the same?"
-            ),
-            Self::StridedForward { at, contiguous, strided } => {
-                write!(f, "output {at} is {contiguous:e}, but {strided:e} at strided inputs; are strides ignored?")
-            }
-            Self::NanForward => f.write_str("the function gives NaN at these inputs; choose others"),
-            Self::Uncertain { input } => write!(
-                f,
-                "{input}: its gradient is too small for differences to tell from zero; scale the function, or choose other inputs"
-            ),
-            Self::NotRun { dtype, reason } => write!(f, "{dtype:?} could not be compared: {reason}"),
             Self::NotFinite { input, index, dtype, analytic } => {
-                write!(f, "{input} {index:?}: the gradient in {dtype:?} is {analytic} where the function is smooth")
+                write!(f, "{input} {index:?}: the gradient in {dtype:?} is {analytic} where the differences are finite")
             }
             Self::Precision { input, index, dtype, low, high, allowed } => write!(
                 f,
@@ -328,6 +319,29 @@ impl fmt::Display for Failure {
                 "{input}: no gradient arrives, but the function changes with it (a slope of {slope:.3e} was seen); \
                  is it detached, or read as data?"
             ),
+            Self::Kinks { input, kinks, compared } => write!(
+                f,
+                "{input}: {kinks} of {compared} numbers lie on kinks, where no derivative exists; choose other inputs, \
+                 or set max_kinks"
+            ),
+            Self::Uncertain { input } => write!(
+                f,
+                "{input} cannot be judged: its gradient is too small for differences to tell from zero, or they converge nowhere; \
+                 scale the function, or choose other inputs"
+            ),
+            Self::Vacuous => {
+                f.write_str("every gradient is zero, so any backward pass would pass; choose inputs where the function changes")
+            }
+            Self::NotRun { dtype, reason } => write!(f, "{dtype:?} could not be compared: {reason}"),
+            law => law.fmt_law(f),
+        }
+    }
+}
+
+impl Failure {
+    /// The text of a law that does not hold, whatever the formula.
+    fn fmt_law(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Shape { input, expected, found } => {
                 write!(f, "{input}: its shape is {expected:?}, but its gradient's is {found:?}")
             }
@@ -357,14 +371,19 @@ impl fmt::Display for Failure {
                 f,
                 "{input} {index:?}: strided inputs give {strided:.8e}, contiguous ones {contiguous:.8e}; are strides ignored?"
             ),
-            Self::Kinks { input, kinks, compared } => write!(
+            Self::TrackedForward { at, plain, tracked } => write!(
                 f,
-                "{input}: {kinks} of {compared} numbers lie on kinks, where no derivative exists; choose other inputs, \
-                 or set max_kinks"
+                "output {at} is {plain:e}, but {tracked:e} when gradients are recorded; do both paths compute the same?"
             ),
-            Self::Vacuous => {
-                f.write_str("every gradient is zero, so any backward pass would pass; choose inputs where the function changes")
+            Self::StridedForward { at, contiguous, strided } => {
+                write!(f, "output {at} is {contiguous:e}, but {strided:e} at strided inputs; are strides ignored?")
             }
+            Self::NanForward => f.write_str("the function gives NaN at these inputs; choose others"),
+            Self::RoundsToF32 => f.write_str(
+                "the function takes f64 and gives f64, but its outputs feel no change of the inputs that f32 cannot hold: it rounds to f32 \
+                 inside",
+            ),
+            other => write!(f, "{other:?}"),
         }
     }
 }
