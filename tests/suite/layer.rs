@@ -93,7 +93,19 @@ fn a_model_with_a_dot_trains() {
 }
 
 #[test]
-fn a_dot_moves_between_threads() {
-    fn assert_send_sync<T: Send + Sync + Clone + std::fmt::Debug + std::fmt::Display>(_: &T) {}
-    assert_send_sync(&DotConfig::new(1).init());
+fn a_dot_moves_between_threads_and_is_shared_by_them() {
+    let dot = DotConfig::new(1).with_normalize(true).init();
+    let (user, item) = inputs(&device());
+    let score = |dot: &Dot, user: Tensor<2>, item: Tensor<2>| array(&apply::<2, 2, 2, _>(dot, user, item));
+    let here = score(&dot, user.clone(), item.clone());
+    std::thread::scope(|threads| {
+        let shared = [0; 2].map(|_| threads.spawn(|| score(&dot, user.clone(), item.clone())));
+        for there in shared {
+            assert_eq!(there.join().unwrap(), here, "shared");
+        }
+    });
+    let moved = std::thread::spawn(move || (score(&dot, user, item), dot));
+    let (there, dot) = moved.join().unwrap();
+    assert_eq!(there, here, "moved");
+    assert_eq!(dot.to_string(), "Dot {axes: 1, normalize: true}", "and back");
 }
