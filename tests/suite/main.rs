@@ -7,6 +7,7 @@ mod beyond_keras;
 mod cases;
 mod device;
 mod errors;
+mod fuzz;
 mod gradcheck_burn;
 mod gradcheck_faults;
 mod gradcheck_steps;

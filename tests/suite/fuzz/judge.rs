@@ -1,0 +1,211 @@
+//! What the layer gave against the oracle, by one rule: |given − exact| ≤ c·ε·Σ|terms| + one rounding to the dtype it is given in.
+
+use burn::prelude::TensorData;
+use burn::tensor::DType;
+
+use super::{
+    case::{Case, Holder, Numbers},
+    play::Given,
+};
+use crate::{
+    device::is_ieee,
+    oracle::{self, Array},
+    run::{has_kernels, product},
+};
+
+/// How exact a sum of so many terms must be, in ε of the dtype it is added in. Burn's own products and sums add many terms one by one.
+fn allowed_epsilons(terms: usize) -> f64 {
+    match terms {
+        0..=512 => 16.0,
+        _ if has_kernels() => (4.0 * (terms as f64).sqrt()).min(64.0),
+        _ => 0.5 * terms as f64,
+    }
+}
+
+/// What a number may be: the exact one, how far from it, and how large its terms are.
+#[derive(Clone, Copy, Default)]
+struct Bounds {
+    exact: f64,
+    error: f64,
+    scale: f64,
+}
+
+/// The exact output of a case and its gradients with respect to the leaves, within bounds.
+pub struct Exact {
+    out: Vec<Bounds>,
+    grads: [Vec<Bounds>; 2],
+    /// Whether the outputs are cosines of finite numbers.
+    cosines: bool,
+}
+
+impl Exact {
+    pub fn of(case: &Case) -> Self {
+        let (lhs, rhs) = (case.lhs.array(), case.rhs.array());
+        let meaning = product(&case.config, lhs.shape.len(), rhs.shape.len());
+        let answer = oracle::answer(&meaning, &lhs, &rhs, |_| case.cotangent.array());
+        let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
+        let out = bounds(case, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 1.0)]);
+
+        // How many elements of the output each element of an input meets.
+        let terms = |own: &Array| {
+            let met = contracted * answer.out.data.len() / own.data.len().max(1);
+            if case.config.normalize { met.max(contracted) } else { met }
+        };
+        let grad_lhs = bounds(case, terms(&lhs), case.dtype, [&answer.grad_lhs, &answer.grad_lhs_scale, &answer.lhs_reach]);
+        let grad_rhs = bounds(case, terms(&rhs), case.dtype, [&answer.grad_rhs, &answer.grad_rhs_scale, &answer.rhs_reach]);
+        let of_leaf = |side: usize, x: &Numbers, bounds: &[Bounds]| match case.holders[side] {
+            Holder::Test => bounds.to_vec(),
+            Holder::Graph => in_memory(x, bounds, case.dtype),
+        };
+        let grads = if case.same {
+            // Burn adds the two.
+            let stored = Precision::of(case.dtype);
+            let both = grad_lhs.iter().zip(&grad_rhs).map(|(l, r)| sum(*l, *r, stored)).collect::<Vec<_>>();
+            [of_leaf(0, &case.lhs, &both), of_leaf(0, &case.lhs, &both)]
+        } else {
+            [of_leaf(0, &case.lhs, &grad_lhs), of_leaf(1, &case.rhs, &grad_rhs)]
+        };
+        let finite = |x: &Array| x.data.iter().all(|x| x.is_finite());
+        Exact { out, grads, cosines: case.config.normalize && finite(&lhs) && finite(&rhs) }
+    }
+
+    /// What is wrong with what was given.
+    pub fn judge(&self, case: &Case, given: &Given) -> Result<(), String> {
+        compare(case, "out", &given.out, case.out_dtype(), &case.cotangent.shape, &self.out)?;
+        if let Some(out) = given.out.iter::<f64>().find(|out| self.cosines && !(-1.0..=1.0).contains(out)) {
+            return Err(format!("out: {out:e} is outside of [-1, 1]"));
+        }
+        for (side, (name, x)) in [("grad_lhs", &case.lhs), ("grad_rhs", &case.rhs)].into_iter().enumerate() {
+            let holder = case.holders[if case.same { 0 } else { side }];
+            let shape = if holder == Holder::Test { &x.shape } else { &x.view.memory };
+            if let Some(given) = &given.grads[side] {
+                compare(case, name, given, case.dtype, shape, &self.grads[side])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with integers.
+pub fn integers(case: &Case, given: &TensorData) -> Result<(), String> {
+    let (lhs, rhs) = (case.lhs.array(), case.rhs.array());
+    let exact = oracle::integers(&product(&case.config, lhs.shape.len(), rhs.shape.len()), &lhs, &rhs);
+    if (given.dtype(), &given.shape()[..]) != (case.dtype, &case.cotangent.shape[..]) {
+        return Err(format!("out: {:?} {:?}, not {:?} {:?}", given.dtype(), given.shape(), case.dtype, case.cotangent.shape));
+    }
+    let given: Vec<i64> = match case.dtype {
+        DType::U64 => given.iter::<u64>().map(|x| x as i64).collect(),
+        _ => given.iter::<i64>().collect(),
+    };
+    for (i, (given, exact)) in given.into_iter().zip(exact).enumerate() {
+        let exact = wrapped(case.dtype, exact);
+        if given != exact {
+            return Err(format!("out: element {i} is {given}, not {exact}"));
+        }
+    }
+    Ok(())
+}
+
+fn wrapped(dtype: DType, x: i64) -> i64 {
+    match dtype {
+        DType::I8 => i64::from(x as i8),
+        DType::I16 => i64::from(x as i16),
+        DType::I32 => i64::from(x as i32),
+        DType::U8 => i64::from(x as u8),
+        DType::U16 => i64::from(x as u16),
+        DType::U32 => i64::from(x as u32),
+        _ => x,
+    }
+}
+
+/// The numbers of a dtype.
+#[derive(Clone, Copy)]
+struct Precision {
+    epsilon: f64,
+    max: f64,
+    /// The smallest distance between two of them.
+    least: f64,
+}
+
+impl Precision {
+    fn of(dtype: DType) -> Self {
+        let info = dtype.finfo().expect("a float");
+        let least = if is_ieee() { info.min_positive * info.epsilon } else { info.min_positive };
+        Precision { epsilon: info.epsilon, max: info.max, least }
+    }
+
+    fn rounding(&self, x: f64) -> f64 {
+        0.5 * self.epsilon * x.abs() + self.least
+    }
+}
+
+/// Bounds of sums of so many terms. Where inputs are normalized, what is below ε² of its reach may be lost to underflow.
+fn bounds(case: &Case, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
+    let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
+    let epsilons = allowed_epsilons(terms) * accumulator.epsilon;
+    let negligible = if case.config.normalize { accumulator.epsilon * accumulator.epsilon } else { 0.0 };
+    let bound = |((&exact, &scale), &reach): ((&f64, &f64), &f64)| {
+        let error = epsilons * scale + negligible * reach + terms as f64 * accumulator.least;
+        Bounds { exact, error: error + stored.rounding(exact.abs() + error), scale }
+    };
+    exact.data.iter().zip(&scale.data).zip(&reach.data).map(bound).collect()
+}
+
+/// A sum that Burn makes of gradients, in their dtype.
+fn sum(a: Bounds, b: Bounds, stored: Precision) -> Bounds {
+    let (exact, scale) = (a.exact + b.exact, a.scale + b.scale);
+    let overflows = scale >= stored.max / 4.0;
+    let error = if overflows { f64::INFINITY } else { a.error + b.error + 2.0 * stored.rounding(scale) };
+    Bounds { exact, scale, error }
+}
+
+/// The gradient of what an input is a view of: zero where the view does not reach, a sum where it repeats.
+fn in_memory(x: &Numbers, bounds: &[Bounds], dtype: DType) -> Vec<Bounds> {
+    let (mut memory, stored) = (vec![Bounds::default(); x.memory.data.len()], Precision::of(dtype));
+    for (place, bound) in x.view.places().into_iter().zip(bounds) {
+        let there = &mut memory[place];
+        *there = if x.view.repeats() { sum(*there, *bound, stored) } else { *bound };
+    }
+    memory
+}
+
+fn compare(
+    case: &Case,
+    name: &str,
+    given: &TensorData,
+    dtype: DType,
+    shape: &[usize],
+    bounds: &[Bounds],
+) -> Result<(), String> {
+    if (given.dtype(), &given.shape()[..]) != (dtype, shape) {
+        return Err(format!("{name}: {:?} {:?}, not {dtype:?} {shape:?}", given.dtype(), given.shape()));
+    }
+    let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
+    for (i, (given, bounds)) in given.iter::<f64>().zip(bounds).enumerate() {
+        if !is_right(given, bounds, accumulator, stored) {
+            let Bounds { exact, error, scale } = bounds;
+            let off = (given - exact).abs();
+            let epsilons = off / (accumulator.epsilon * scale);
+            return Err(format!(
+                "{name}: element {i} is {given:e}, not {exact:e}: off by {off:e}, allowed {error:e}, which is {epsilons:.1} ε of {scale:e}, the sum of absolute terms"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_right(given: f64, bounds: &Bounds, accumulator: Precision, stored: Precision) -> bool {
+    let Bounds { exact, error, scale } = *bounds;
+    if exact.is_nan() {
+        return given.is_nan();
+    }
+    if exact.is_infinite() {
+        return given == exact;
+    }
+    // What may overflow on its way may be anything.
+    if scale >= accumulator.max / 4.0 || error.is_infinite() || (given - exact).abs() <= error {
+        return true;
+    }
+    // Rounds to infinity, or to the largest number.
+    given.abs() >= stored.max && given.signum() * exact + error >= stored.max
+}

@@ -1,0 +1,213 @@
+//! A case on the device under test: forward and backward by Burn, whatever the ranks.
+
+use burn::backend::{
+    Autodiff, Backend, Dispatch, DispatchTensor, TensorMetadata,
+    autodiff::{
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients as InnerGradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    backend_extension,
+    tensor::FloatTensor,
+};
+use burn::prelude::*;
+use burn::tensor::{
+    DType, Gradients,
+    kind::{Basic, Numeric},
+};
+use burn_dot::Dot;
+
+use super::case::{Case, Holder, Numbers};
+use crate::{
+    device::device,
+    oracle::Array,
+    run::{apply, out_rank},
+};
+
+/// What the layer gave: the output, and the gradient of each leaf that was asked for.
+pub struct Given {
+    pub out: TensorData,
+    pub grads: [Option<TensorData>; 2],
+}
+
+/// Calls a function of one rank, `f::<D>(…)`.
+macro_rules! with_rank {
+    ($rank:expr, $f:ident $args:tt) => {
+        match $rank {
+            1 => $f::<1> $args,
+            2 => $f::<2> $args,
+            3 => $f::<3> $args,
+            4 => $f::<4> $args,
+            5 => $f::<5> $args,
+            6 => $f::<6> $args,
+            7 => $f::<7> $args,
+            rank => panic!("no tensor of rank {rank} here"),
+        }
+    };
+}
+
+/// Runs a case of floats.
+pub fn floats(case: &Case) -> Given {
+    let device = if case.tracked == [false; 2] { device() } else { device().autodiff() };
+    let input = |side: usize, x: &Numbers| {
+        let (tracked, holder) = (case.tracked[side], case.holders[side]);
+        with_rank!(x.shape.len(), float_input(x, case.dtype, tracked, holder, &device))
+    };
+    let (lhs_leaf, lhs) = input(0, &case.lhs);
+    let (rhs_leaf, rhs) = if case.same { (lhs_leaf.clone(), lhs.clone()) } else { input(1, &case.rhs) };
+    let cotangent = with_rank!(case.cotangent.shape.len(), tensor_of(&case.cotangent, case.out_dtype(), &device));
+    let out = product::<Float>(case, lhs, rhs);
+    let grads = (case.tracked != [false; 2]).then(|| {
+        let arrived = Dispatch::float_arrive(out.clone(), cotangent);
+        Tensor::<1>::from_dispatch(arrived).backward()
+    });
+    let grad = |side: usize, leaf: Option<DispatchTensor>, x: &Numbers| {
+        let (grads, leaf) = (grads.as_ref().filter(|_| case.tracked[side])?, leaf.expect("a leaf is held"));
+        Some(with_rank!(x.shape.len(), gradient(leaf, grads)))
+    };
+    Given {
+        grads: [grad(0, lhs_leaf, &case.lhs), grad(1, rhs_leaf, &case.rhs)],
+        out: with_rank!(case.cotangent.shape.len(), float_data(out)),
+    }
+}
+
+/// Runs a case of integers.
+pub fn integers(case: &Case) -> TensorData {
+    let input = |x: &Numbers| with_rank!(x.shape.len(), int_input(x, case.dtype));
+    let (lhs, rhs) = (input(&case.lhs), input(&case.rhs));
+    with_rank!(case.cotangent.shape.len(), int_data(product::<Int>(case, lhs, rhs)))
+}
+
+/// The leaf that is held to ask for a gradient, and the input.
+fn float_input<const D: usize>(
+    x: &Numbers,
+    dtype: DType,
+    tracked: bool,
+    holder: Holder,
+    device: &Device,
+) -> (Option<DispatchTensor>, DispatchTensor) {
+    let memory = tensor::<D, Float>(&x.memory, dtype, device);
+    let (leaf, input) = match (holder, tracked) {
+        (Holder::Test, tracked) => {
+            let view = x.view.of(memory);
+            let leaf = if tracked { view.require_grad() } else { view };
+            (Some(leaf.clone()), leaf)
+        }
+        (Holder::Graph, true) => {
+            let leaf = memory.require_grad();
+            // A product with 1 is a copy that nobody holds.
+            (Some(leaf.clone()), x.view.of(leaf * 1.0))
+        }
+        (Holder::Graph, false) => (None, x.view.of(memory)),
+    };
+    (leaf.map(Tensor::into_dispatch), input.into_dispatch())
+}
+
+fn int_input<const D: usize>(x: &Numbers, dtype: DType) -> DispatchTensor {
+    x.view.of(tensor::<D, Int>(&x.memory, dtype, &device())).into_dispatch()
+}
+
+fn tensor_of<const D: usize>(x: &Numbers, dtype: DType, device: &Device) -> DispatchTensor {
+    x.view.of(tensor::<D, Float>(&x.memory, dtype, device)).into_dispatch()
+}
+
+fn tensor<const D: usize, K: Basic>(x: &Array, dtype: DType, device: &Device) -> Tensor<D, K> {
+    Tensor::from_data(TensorData::new(x.data.clone(), x.shape.clone()), (device, dtype))
+}
+
+fn gradient<const D: usize>(leaf: DispatchTensor, grads: &Gradients) -> TensorData {
+    Tensor::<D>::from_dispatch(leaf).grad(grads).expect("a tracked input has a gradient").into_data()
+}
+
+fn float_data<const D: usize>(x: DispatchTensor) -> TensorData {
+    Tensor::<D>::from_dispatch(x).into_data()
+}
+
+fn int_data<const D: usize>(x: DispatchTensor) -> TensorData {
+    Tensor::<D, Int>::from_dispatch(x).into_data()
+}
+
+/// The layer, by the ranks that [`Case::random`] makes.
+fn product<K: Numeric>(case: &Case, lhs: DispatchTensor, rhs: DispatchTensor) -> DispatchTensor {
+    let (l, r) = (&case.lhs.shape, &case.rhs.shape);
+    let dot = case.config.init();
+    macro_rules! table {
+        ($(($l:literal $r:literal) $($o:literal)*;)*) => {
+            match (l.len(), r.len(), out_rank(&case.config, l, r)) {
+                $($(($l, $r, $o) => product_of_ranks::<$l, $r, $o, K>(&dot, lhs, rhs),)*)*
+                ranks => panic!("no product of ranks {ranks:?} here"),
+            }
+        };
+    }
+    table! {
+        (1 1) 1; (1 2) 1; (1 3) 2; (1 4) 3;
+        (2 1) 1; (2 2) 1 2; (2 3) 1 2 3; (2 4) 2 3 4; (2 5) 3 4;
+        (3 1) 2; (3 2) 1 2 3; (3 3) 1 2 3 4; (3 4) 1 2 3 4 5; (3 5) 2 3 4 5; (3 6) 3 4 5;
+        (4 1) 3; (4 2) 2 3 4; (4 3) 1 2 3 4 5; (4 4) 2 3 4 5 6; (4 5) 2 3 4 5 6; (4 6) 3 4 5 6;
+        (5 2) 3 4; (5 3) 2 3 4 5; (5 4) 2 3 4 5 6; (5 5) 2 3 4 5 6 7; (5 6) 3 4 5 6 7;
+        (6 3) 3 4 5; (6 4) 3 4 5 6; (6 5) 3 4 5 6 7; (6 6) 3 4 5 6 7;
+    }
+}
+
+fn product_of_ranks<const L: usize, const R: usize, const O: usize, K: Numeric>(
+    dot: &Dot,
+    lhs: DispatchTensor,
+    rhs: DispatchTensor,
+) -> DispatchTensor {
+    apply::<L, R, O, K>(dot, Tensor::from_dispatch(lhs), Tensor::from_dispatch(rhs)).into_dispatch()
+}
+
+/// A gradient that arrives at a tensor as it lies in memory: no operation of Burn copies it on its way.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu")),
+    LibTorch: cfg(feature = "tch"),
+    Remote: cfg(feature = "remote"),
+    Capture: cfg(feature = "capture"),
+)]
+trait Arrive: Backend {
+    /// A scalar, of which the gradient with respect to `out` is `cotangent`.
+    fn float_arrive(out: FloatTensor<Self>, _cotangent: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_zeros([1].into(), &out.device(), out.dtype().into())
+    }
+}
+
+#[cfg(feature = "flex")]
+impl Arrive for burn::backend::Flex {}
+#[cfg(feature = "ndarray")]
+impl Arrive for burn::backend::NdArray {}
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
+impl Arrive for burn::backend::Cube {}
+#[cfg(feature = "tch")]
+impl Arrive for burn::backend::LibTorch {}
+#[cfg(feature = "remote")]
+impl Arrive for burn::backend::Remote {}
+#[cfg(feature = "capture")]
+impl Arrive for burn::backend::Capture {}
+
+#[derive(Debug)]
+struct Arrival;
+
+impl<B: Backend> Backward<B, 1> for Arrival {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut InnerGradients, _: &mut Checkpointer) {
+        grads.consume::<B>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, ops.state);
+        }
+    }
+}
+
+impl<B: Arrive, C: CheckpointStrategy> Arrive for Autodiff<B, C> {
+    fn float_arrive(out: FloatTensor<Self>, cotangent: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (node, cotangent) = (out.node(), cotangent.into_primitive());
+        let scalar = B::float_arrive(out.into_primitive(), cotangent.clone());
+        match Arrival.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(cotangent, scalar),
+            OpsKind::UnTracked(prep) => prep.finish(scalar),
+        }
+    }
+}
