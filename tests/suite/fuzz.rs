@@ -17,6 +17,7 @@ use crate::device::is_ieee;
 
 mod case;
 mod judge;
+mod long_sums;
 mod play;
 mod view;
 
