@@ -139,6 +139,7 @@ fn scales_and_offsets() {
     t.one("1e8 + x", at([0.3, -1.2, 0.7]), |x: Tensor<1>| x + 1e8);
     t.one("1e8 + x at 1e-8", at([1e-8]), |x: Tensor<1>| x + 1e8);
     t.one("(x + 1e6) − 1e6", at([0.3, -1.2]), |x: Tensor<1>| (x.sin() + 1e6) - 1e6);
+    t.one("(x + 1e9) − 1e9", at([0.3, -1.2]), |x: Tensor<1>| (x.sin() + 1e9) - 1e9);
     t.one("1e-20 x", at([0.3, -1.2]), |x: Tensor<1>| x * 1e-20);
     t.one("1e-30 x", at([0.3, 1e-8]), |x: Tensor<1>| x * 1e-30);
     t.one("1e20 x²", at([1e-8, 1.0]), |x: Tensor<1>| x.square() * 1e20);
@@ -169,7 +170,7 @@ fn scales_and_offsets() {
     t.two("Burn's cosine of tiny vectors", (at([[2e-6, 1e-6]]), at([[6e-7, 8e-7]])), |x: Tensor<2>, y: Tensor<2>| {
         cosine_similarity(x, y, 1, None)
     });
-    t.finish(18);
+    t.finish(19);
 }
 
 #[test]
@@ -242,6 +243,30 @@ fn a_point_that_cannot_be_judged_is_not_accused() {
     let near = precisely([core::f64::consts::FRAC_PI_2 - 3e-16, 0.3]);
     let report = check().rtol(1e-6).atol(0.0).check(|x: Tensor<1>| x.tan(), near);
     assert!(report.is_ok() && report.rows[0].unknown == 1, "{report}");
+}
+
+#[test]
+fn what_rounding_hides_is_not_accused() {
+    // Straddled by every step that the offset leaves room for.
+    let hole = |x: Tensor<1>| (x * 1.2).abs().sqrt() * 2.5e-8 + 87;
+    let report = check().check(hole, at([-357.887_36, 5.624_222e-10]));
+    assert!(!accuses(&report), "{report}");
+    // As fast as the last digits of its input, and no precision asked for where none is left.
+    let report = check().precision([]).check(|x: Tensor<1>| (x * 1e12).sin(), at([1.123, 0.7]));
+    assert!(!accuses(&report), "{report}");
+    // Steep from afar, flat on each step.
+    let stairs = |(x, y): (Tensor<1>, Tensor<1>)| ((x * 8458.796).floor() * 1.675, y);
+    let report = check().check(stairs, (at([66.558_87, 170.514_48]), at([1.0])));
+    assert!(!accuses(&report), "{report}");
+}
+
+#[test]
+fn an_infinite_gradient_agrees_with_nothing() {
+    let wrong = |x: Tensor<1>| x.clone().sin() + (x.clone() - x.detach()).sqrt();
+    // The root is of zero: nothing in value, infinite in slope. Differences see the root of nothing but zero.
+    let report = check().check(wrong, at([0.3]));
+    let named = |failure: &Failure| matches!(failure, Failure::NotFinite { analytic, .. } if analytic.is_infinite());
+    assert!(report.failures.iter().any(named), "{report}");
 }
 
 #[test]
