@@ -252,18 +252,22 @@ fn what_rounding_hides_is_not_accused() {
     let report = check().check(hole, at([-357.887_36, 5.624_222e-10]));
     assert!(!accuses(&report), "{report}");
     // As fast as the last digits of its input, and no precision asked for where none is left.
-    let report = check().precision([]).check(|x: Tensor<1>| (x * 1e12).sin(), at([1.123, 0.7]));
+    let report = check().precision([]).check(|x: Tensor<1>| (x * 1e12).sin(), precisely([1.123, 0.7]));
     assert!(!accuses(&report), "{report}");
     // Steep from afar, flat on each step.
     let stairs = |(x, y): (Tensor<1>, Tensor<1>)| ((x * 8458.796).floor() * 1.675, y);
     let report = check().check(stairs, (at([66.558_87, 170.514_48]), at([1.0])));
     assert!(!accuses(&report), "{report}");
+    // Nor is it said to agree: zero is right on each step of this one, and wrong from afar.
+    let coarse = |(x, y): (Tensor<1>, Tensor<1>)| ((x.clone().sin() + 1e9 - 1e9).detach() + x * 0, y);
+    let report = check().check(coarse, (at([0.3, -1.2]), at([1.0])));
+    assert_eq!(report.rows[0].unknown, 2, "{report}");
 }
 
 #[test]
 fn an_infinite_gradient_agrees_with_nothing() {
+    // The root is of zero wherever x is: nothing in value, infinite in slope.
     let wrong = |x: Tensor<1>| x.clone().sin() + (x.clone() - x.detach()).sqrt();
-    // The root is of zero: nothing in value, infinite in slope. Differences see the root of nothing but zero.
     let report = check().check(wrong, at([0.3]));
     let named = |failure: &Failure| matches!(failure, Failure::NotFinite { analytic, .. } if analytic.is_infinite());
     assert!(report.failures.iter().any(named), "{report}");

@@ -112,7 +112,7 @@ struct Estimate {
 }
 
 impl Estimate {
-    /// The larger of what the differences and the backward pass say.
+    /// The larger of what the differences and the backward pass say, of what is finite.
     fn size(&self) -> f64 {
         let predicted = if self.predicted.is_finite() { self.predicted.abs() } else { 0.0 };
         self.slope.value.abs().max(predicted)
@@ -207,7 +207,7 @@ impl Differences<'_> {
     fn agrees(&self, estimate: &Estimate) -> bool {
         let Estimate { slope, predicted, .. } = estimate;
         let tolerance = self.atol + self.rtol * estimate.size() + slope.error_bar;
-        predicted.is_finite() && (predicted - slope.value).abs() <= tolerance
+        (predicted - slope.value).abs() <= tolerance
     }
 
     /// Whether the backward pass agrees with an estimate precise enough to end the search.
