@@ -109,6 +109,7 @@ pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options
 }
 
 /// The gradients of the product that are wanted, or the inputs again. An input that nobody else holds may be overwritten by its gradient.
+#[expect(clippy::result_large_err, reason = "not an error: the inputs again, moved once in a backward pass")]
 pub(crate) fn float_dot_grads(
     inputs: [FlexTensor; 2],
     grad: &FlexTensor,
@@ -156,8 +157,8 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     let worth = |count: usize, size: usize| save && floor.is_some() && count.saturating_mul(size) <= inputs / SAVED_PART;
     let Some(vector) = choose_vectors(lhs, rhs, plan, true) else {
         let counts = [space.vectors(NX), space.vectors(NY)];
-        // SAFETY: every index of `space` lies within the tensors, as their strides say and `base_ptr` checked, and nothing is empty.
         let norms = match floor {
+            // SAFETY: every index of `space` lies within the tensors, as their strides say and `base_ptr` checked, and nothing is empty.
             Some(floor) => Some(unsafe { norms::of_both(x, y, &space, counts, floor) }?),
             None => None,
         };
@@ -191,6 +192,7 @@ fn saved_rows(plan: &Plan) -> [usize; 2] {
     [plan.batch * plan.m * plan.n, size_of::<KeptRow>() / size_of::<f64>()]
 }
 
+#[expect(clippy::result_large_err, reason = "not an error: the inputs again, moved once in a backward pass")]
 fn backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     [lhs, rhs]: [FlexTensor; 2],
     grad: &FlexTensor,

@@ -229,6 +229,10 @@ struct Piece<'a, T> {
 
 impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     /// Calls `f` with the pieces of a row and its partner.
+    ///
+    /// # Safety
+    ///
+    /// `row` is where a row lies, by the space that [`forward`] or [`backward`] was called with; nobody writes to the slices while `f` has them.
     #[inline(always)]
     unsafe fn for_each_piece<S: Level>(
         &self,
@@ -239,7 +243,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ) {
         let Pieces { outer, inner, len, as_they_are, single } = pieces;
         let run = |at: Steps, len: usize| {
-            // SAFETY: the promise made at the door: every index lies within the tensors.
+            // SAFETY: the row lies within the tensors, as the caller says, and so do its pieces.
             let (x, y) = unsafe { (self.rows.x.offset(at[X]), self.rows.y.offset(at[Y])) };
             (Run { at: x, step: inner.step[X], len }, Run { at: y, step: inner.step[Y], len })
         };
@@ -281,6 +285,10 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     }
 
     /// Adds up what `f` makes of each piece.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
     unsafe fn sums<S: Level, const N: usize>(
         &self,
@@ -289,7 +297,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         f: impl Fn(&[T], &[T]) -> [f64; N],
     ) -> [f64; N] {
         let mut sums = [Compensated::default(); N];
-        // SAFETY: the caller's promise.
+        // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
         unsafe {
             self.for_each_piece(
                 self.read,
@@ -311,12 +319,16 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     }
 
     /// A number of the output. `None` where a square is beyond f64.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
     unsafe fn output<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<f64> {
         let level = buffers.level;
-        // SAFETY: the caller's promise, here and below.
         match self.floor {
             None => {
+                // SAFETY: `at` is where a row lies, as the caller says.
                 let [xy] = unsafe {
                     self.sums(
                         buffers,
@@ -328,8 +340,10 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                 Some(xy)
             }
             Some(floor) => {
+                // SAFETY: as above.
                 let scaled = unsafe { self.normalized(buffers, at, floor) }?;
                 if let Some(kept) = self.rows.kept {
+                    // SAFETY: there is a place for each row, and this row is this task's own.
                     unsafe { *kept.offset(at[NOUT]) = scaled.keep() };
                 }
                 Some(kernel::into_range(scaled.cosine))
@@ -338,10 +352,14 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     }
 
     /// A row with a partner, normalized.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
     unsafe fn normalized<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
         let level = buffers.level;
-        // SAFETY: the caller's promise.
+        // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
         let [xx, xy, yy] = unsafe {
             self.sums(
                 buffers,
@@ -356,24 +374,37 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     }
 
     /// [`Self::normalized`], as it was kept or anew.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
     unsafe fn scaled<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
-        // SAFETY: the caller's promise.
         match self.rows.kept {
+            // SAFETY: something was kept for each row, and nobody writes to it any more.
             Some(kept) => Some(Scaled::kept(unsafe { *kept.offset(at[NOUT]) })),
+            // SAFETY: `at` is where a row lies, as the caller says.
             None => unsafe { self.normalized(buffers, at, floor) },
         }
     }
 
     /// The gradient of the output at a place.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
     unsafe fn grad(&self, at: Steps) -> f64 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `at` lies within the gradient of the output, and nobody writes to that.
         unsafe { *self.rows.out.offset(at[OUT]) }.to_f64()
     }
 
     /// Writes `a y`, or `a y − p x` where a part along `x` is taken away, to a piece of the gradient of `x`, where it is wanted. `x` and
     /// `y` stand for either input, and with `p` comes a number that no term is larger than.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a piece lies, by the space that [`backward`] was called with, and the piece of the gradient is this task's own.
     #[inline(always)]
     unsafe fn write<S: Level>(
         &self,
@@ -384,7 +415,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         (a, y): (f64, &[T]),
         (p, x): (Option<(f64, f64)>, &[T]),
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
         unsafe {
             self.fill(
                 level,
@@ -402,6 +433,10 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     }
 
     /// Fills a piece of a gradient, where it is wanted.
+    ///
+    /// # Safety
+    ///
+    /// `at` is where a piece lies, by the space that [`backward`] was called with, and the piece of the gradient is this task's own.
     #[inline(always)]
     unsafe fn fill<S: Level>(
         &self,
@@ -414,7 +449,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ) {
         if let Some(gradient) = gradient {
             let step = self.write.inner.step[tensor];
-            // SAFETY: the caller's promise.
+            // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
             let at = unsafe { gradient.offset(at[tensor]) };
             let run = RunMut { at, step, len };
             let past_caches = step == 1 && self.past_caches;
@@ -517,16 +552,18 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
         let buffers = &mut Buffers::new(level, work.past_caches);
         let both_along = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
         for at in own.walk(rows) {
-            // SAFETY: the promise made to `backward`, here and below; no two rows share a place.
+            // SAFETY: `at` is where a row lies, by the space that `backward` was called with.
             let g = unsafe { work.grad(at) };
             let (w, px, py) = match work.floor {
                 None => (g, None, None),
                 Some(floor) => {
+                    // SAFETY: as above.
                     let Some(scaled) = (unsafe { work.scaled(buffers, at, floor) }) else { return false };
                     let Scaled { x: sx, y: sy, cosine } = scaled;
                     (g * sx.inverse() * sy.inverse(), Some(sx.part_along(g, cosine)), Some(sy.part_along(g, cosine)))
                 }
             };
+            // SAFETY: as above; a row's gradients are written from copies where they overwrite it, and no two rows share an element.
             unsafe {
                 work.for_each_piece(
                     work.write,
@@ -576,7 +613,6 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
         let (mut total, mut lost) =
             if compensated { (vec![0.0; sum.len()], vec![0.0; sum.len()]) } else { (Vec::new(), Vec::new()) };
         let mut partial = 0;
-        // SAFETY: the promise made to `backward`, here and below; no two partners share a place in dy.
         for at in many.walk(partners) {
             let at = space::sum(start, at);
             if compensated && partial == PARTIAL {
@@ -585,16 +621,19 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                 partial = 0;
             }
             partial += 1;
+            // SAFETY: `at` is where a row lies: offsets of the space that `backward` was called with, one of the vector, one of a partner.
             let g = unsafe { work.grad(at) };
             let (to_y, to_x, from_y) = match work.floor {
                 None => (g, g, None),
                 Some(floor) => {
+                    // SAFETY: as above.
                     let Scaled { x: sx, y: sy, cosine } = unsafe { work.scaled(buffers, at, floor) }?;
                     along.add(g * cosine);
                     x = Some(sx);
                     (g * sx.inverse() * sy.inverse(), g * sy.inverse(), Some(sy.part_along(g, cosine)))
                 }
             };
+            // SAFETY: as above; gradients are written from copies where they overwrite a row, and no two partners share an element of dy.
             unsafe {
                 work.for_each_piece(
                     work.write,
@@ -651,7 +690,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
             None => (1.0, None),
             Some(x) => (x.inverse(), Some(along * x.projected())),
         };
-        // SAFETY: the promise made to `backward`.
+        // SAFETY: a vector and one of its partners, by the space that `backward` was called with; the gradient of the vector is this task's.
         unsafe {
             work.for_each_piece(
                 work.write,
