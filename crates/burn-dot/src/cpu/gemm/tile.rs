@@ -1,6 +1,9 @@
 //! The micro-kernel: a tile of the product that stays in registers while its terms are added.
 
-use super::super::{kernel::Real, level::Level};
+use super::super::{
+    kernel::{Real, into_range},
+    level::Level,
+};
 
 /// Vectors of a micro-panel: a tile is so many vectors wide.
 pub(super) const VECTORS: usize = 2;
@@ -95,9 +98,13 @@ unsafe fn tile<S: Level, R: Real, const V: usize, const N: usize>(
             let to = to.offset(column as isize * step);
             let scale = write.scale.map(|[row, factors]| (row, *factors.add(column)));
             if rows == V * R::lanes::<S>() {
-                write_column(level, sums, to.cast_const(), to, write.add, scale);
+                write_column(level, sums, to, write.add, scale);
             } else {
-                write_part(level, sums, to, rows, write.add, scale);
+                let mut buffer = [R::default(); MOST_ROWS];
+                for (v, sum) in sums.into_iter().enumerate() {
+                    R::store_vector(level, sum, buffer[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
+                }
+                write_part(&buffer[..rows], to, write.add, scale);
             }
         }
     }
@@ -150,7 +157,6 @@ unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
 unsafe fn write_column<S: Level, R: Real, const V: usize>(
     level: S,
     sums: [R::Vector<S>; V],
-    from: *const R,
     to: *mut R,
     add: bool,
     scale: Option<(*const R, R)>,
@@ -160,7 +166,7 @@ unsafe fn write_column<S: Level, R: Real, const V: usize>(
         // SAFETY: the promise made to `multiply`: so many rows and factors.
         unsafe {
             if add {
-                x = R::add_vectors(level, x, R::load_vector(level, from.add(at)));
+                x = R::add_vectors(level, x, R::load_vector(level, to.add(at).cast_const()));
             }
             if let Some((rows, column)) = scale {
                 let factor = R::mul_vectors(level, R::load_vector(level, rows.add(at)), R::splat(level, column));
@@ -171,29 +177,18 @@ unsafe fn write_column<S: Level, R: Real, const V: usize>(
     }
 }
 
-/// Writes the first rows of a column, by way of a buffer of whole vectors.
-#[inline(always)]
-unsafe fn write_part<S: Level, R: Real, const V: usize>(
-    level: S,
-    sums: [R::Vector<S>; V],
-    to: *mut R,
-    rows: usize,
-    add: bool,
-    scale: Option<(*const R, R)>,
-) {
-    let (mut buffer, mut factors) = ([R::default(); MOST_ROWS], [R::default(); MOST_ROWS]);
-    // SAFETY: the promise made to `multiply`; the buffers hold the largest tile's rows.
-    unsafe {
-        if add {
-            core::ptr::copy_nonoverlapping(to.cast_const(), buffer.as_mut_ptr(), rows);
+/// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, and for no level.
+#[inline(never)]
+unsafe fn write_part<R: Real>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
+    for (row, &sum) in sums.iter().enumerate() {
+        // SAFETY: the promise made to `multiply`: so many rows and factors, initialized where they are added to.
+        unsafe {
+            let mut x = if add { sum + *to.add(row) } else { sum };
+            if let Some((rows, column)) = scale {
+                x = into_range(x * (*rows.add(row) * column));
+            }
+            *to.add(row) = x;
         }
-        let scale = scale.map(|(from, column)| {
-            core::ptr::copy_nonoverlapping(from, factors.as_mut_ptr(), rows);
-            (factors.as_ptr(), column)
-        });
-        let from = buffer;
-        write_column(level, sums, from.as_ptr(), buffer.as_mut_ptr(), add, scale);
-        core::ptr::copy_nonoverlapping(buffer.as_ptr(), to, rows);
     }
 }
 
