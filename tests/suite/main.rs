@@ -5,6 +5,7 @@
 
 mod beyond_keras;
 mod cases;
+mod cubecl;
 mod device;
 mod errors;
 mod fuzz;

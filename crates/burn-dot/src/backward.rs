@@ -86,17 +86,18 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
             }
         };
         let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+        let mut register = |node: NodeId, grad| grads.register::<B>(node, B::float_in_memory_order(grad));
         match ops.parents {
             [Some(lhs_node), Some(rhs_node)] => {
                 let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, kept, plan, options);
-                grads.register::<B>(lhs_node.id, grad_lhs);
-                grads.register::<B>(rhs_node.id, grad_rhs);
+                register(lhs_node.id, grad_lhs);
+                register(rhs_node.id, grad_rhs);
             }
             [Some(node), None] => {
-                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Lhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Lhs));
             }
             [None, Some(node)] => {
-                grads.register::<B>(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Rhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Rhs));
             }
             [None, None] => {}
         }
@@ -107,6 +108,21 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
 fn stand_in<B: Backend>(shape: &[usize], dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
     let zero = B::float_zeros(alloc::vec![1; shape.len()].into(), device, dtype);
     B::float_expand(zero, shape.to_vec().into())
+}
+
+#[derive(Debug)]
+struct InMemoryOrder;
+
+impl<B: DotOps> Backward<B, 1> for InMemoryOrder {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            grads.register::<B>(parent.id, B::float_in_memory_order(grad));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -139,6 +155,13 @@ impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
                 prep.finish(State { lhs: lhs_kept, rhs: rhs_kept, kept, dtype, plan, options }, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options)),
+        }
+    }
+
+    fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        match InMemoryOrder.prepare::<C>([tensor.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), B::float_in_memory_order(tensor.into_primitive())),
+            OpsKind::UnTracked(prep) => prep.finish(B::float_in_memory_order(tensor.into_primitive())),
         }
     }
 

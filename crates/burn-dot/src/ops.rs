@@ -107,6 +107,13 @@ pub trait DotOps: Backend {
         reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options)
     }
 
+    /// The same numbers, and the same gradient, as Burn's reductions need them to lie in memory.
+    ///
+    /// Inputs and gradients may be permuted views, and Burn's own operations come next: the sum over an axis that was expanded, say.
+    fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        tensor
+    }
+
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
@@ -144,6 +151,10 @@ pub(crate) fn float_dot_composed(
     plan: &Plan,
     options: FloatOptions,
 ) -> FloatTensor<Dispatch> {
+    if plan.is_trivial() {
+        return Dispatch::float_dot(lhs, rhs, plan.clone(), options); // Nothing to compose.
+    }
+    let (lhs, rhs) = (Dispatch::float_in_memory_order(lhs), Dispatch::float_in_memory_order(rhs));
     let input: FloatDType = lhs.dtype().into();
     let compute = options.accumulator(input);
     if options.normalize.is_none() || input == compute {
@@ -209,7 +220,13 @@ impl DotOps for burn_core::backend::Flex {
 #[cfg(feature = "ndarray")]
 impl DotOps for burn_core::backend::NdArray {}
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
-impl DotOps for burn_core::backend::Cube {} // With and without fusion: the alias names whichever Burn was built with.
+// With and without fusion: the alias names whichever Burn was built with.
+impl DotOps for burn_core::backend::Cube {
+    fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = tensor.shape();
+        reference::in_memory_order::<Self>(tensor, shape)
+    }
+}
 #[cfg(feature = "tch")]
 impl DotOps for burn_core::backend::LibTorch {}
 #[cfg(feature = "remote")]
