@@ -25,6 +25,9 @@ use burn_core::backend::{
 use burn_core::tensor::{Device, FloatDType};
 
 #[cfg(feature = "flex")]
+use burn_core::backend::Flex;
+
+#[cfg(feature = "flex")]
 use crate::cpu;
 use crate::{
     error::Operand,
@@ -165,14 +168,78 @@ pub(crate) fn float_dot_composed(
     reference::float_dot::<Dispatch>(widen(lhs), widen(rhs), plan, FloatOptions { output, ..options })
 }
 
+/// A product on flex in dtypes that the kernels have: its own, or the accumulator's, with casts before and after.
+#[cfg(feature = "flex")]
+struct Kernel {
+    compute: FloatDType,
+    options: FloatOptions,
+}
+
+#[cfg(feature = "flex")]
+impl Kernel {
+    fn new(input: FloatDType, options: FloatOptions) -> Self {
+        match cpu::has_kernel(input, options.output.unwrap_or(input)) {
+            true => Kernel { compute: input, options },
+            false => Kernel { compute: options.accumulator(input), options: FloatOptions { output: None, ..options } },
+        }
+    }
+
+    /// A tensor as the kernels read it.
+    fn cast(&self, x: FloatTensor<Flex>) -> FloatTensor<Flex> {
+        reference::cast::<Flex>(x, self.compute)
+    }
+
+    fn forward(
+        lhs: FloatTensor<Flex>,
+        rhs: FloatTensor<Flex>,
+        plan: &Plan,
+        options: FloatOptions,
+        save: bool,
+    ) -> (FloatTensor<Flex>, Kept<Flex>) {
+        let input = lhs.dtype().into();
+        let kernel = Kernel::new(input, options);
+        let (lhs, rhs) = (kernel.cast(lhs), kernel.cast(rhs));
+        let (out, kept) = match cpu::float_dot(&lhs, &rhs, plan, kernel.options, save) {
+            Some(product) => (product.out, Kept::new(product.saved)),
+            None => (reference::float_dot::<Flex>(lhs, rhs, plan, kernel.options), Kept::Nothing),
+        };
+        (reference::cast::<Flex>(out, options.output.unwrap_or(input)), kept)
+    }
+
+    fn backward(
+        [lhs, rhs]: [FloatTensor<Flex>; 2],
+        grad: FloatTensor<Flex>,
+        kept: Kept<Flex>,
+        plan: &Plan,
+        options: FloatOptions,
+        wanted: cpu::Wanted,
+    ) -> cpu::Grads {
+        let input = lhs.dtype().into();
+        let kernel = Kernel::new(input, options);
+        // A kernel of two dtypes reads the gradient in that of the output.
+        let grad = if kernel.options.output.is_some() { grad } else { kernel.cast(grad) };
+        let inputs = [kernel.cast(lhs), kernel.cast(rhs)];
+        let grads = match cpu::float_dot_grads(inputs, &grad, kept.saved().as_ref(), plan, kernel.options, wanted) {
+            Ok(grads) => grads,
+            Err([lhs, rhs]) => {
+                let of = |wanted: bool, of: Operand| {
+                    let inputs = (lhs.clone(), rhs.clone());
+                    wanted
+                        .then(|| reference::float_dot_grad::<Flex>(inputs.0, inputs.1, grad.clone(), plan, kernel.options, of))
+                };
+                cpu::Grads { lhs: of(wanted.lhs, Operand::Lhs), rhs: of(wanted.rhs, Operand::Rhs) }
+            }
+        };
+        let back = |grad: Option<FloatTensor<Flex>>| grad.map(|grad| reference::cast_finite::<Flex>(grad, input));
+        cpu::Grads { lhs: back(grads.lhs), rhs: back(grads.rhs) }
+    }
+}
+
 /// Kernels where they apply, else the composition.
 #[cfg(feature = "flex")]
-impl DotOps for burn_core::backend::Flex {
+impl DotOps for Flex {
     fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
-        match cpu::float_dot(&lhs, &rhs, &plan, options, false) {
-            Some(product) => product.out,
-            None => reference::float_dot::<Self>(lhs, rhs, &plan, options),
-        }
+        Kernel::forward(lhs, rhs, &plan, options, false).0
     }
 
     fn float_dot_tracked(
@@ -181,10 +248,7 @@ impl DotOps for burn_core::backend::Flex {
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, Kept<Self>) {
-        match cpu::float_dot(&lhs, &rhs, &plan, options, true) {
-            Some(product) => (product.out, Kept::new(product.saved)),
-            None => (reference::float_dot::<Self>(lhs, rhs, &plan, options), Kept::Nothing),
-        }
+        Kernel::forward(lhs, rhs, &plan, options, true)
     }
 
     fn float_dot_grad(
@@ -196,11 +260,8 @@ impl DotOps for burn_core::backend::Flex {
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
-        let wanted = cpu::Wanted::only(of);
-        match cpu::float_dot_grads([lhs, rhs], &grad, kept.saved().as_ref(), &plan, options, wanted) {
-            Ok(grads) => grads.lhs.or(grads.rhs).expect("the one that was asked for"),
-            Err([lhs, rhs]) => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
-        }
+        let grads = Kernel::backward([lhs, rhs], grad, kept, &plan, options, cpu::Wanted::only(of));
+        grads.lhs.or(grads.rhs).expect("the one that was asked for")
     }
 
     fn float_dot_grads(
@@ -211,10 +272,8 @@ impl DotOps for burn_core::backend::Flex {
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match cpu::float_dot_grads([lhs, rhs], &grad, kept.saved().as_ref(), &plan, options, cpu::Wanted::BOTH) {
-            Ok(cpu::Grads { lhs, rhs }) => (lhs.expect("asked for"), rhs.expect("asked for")),
-            Err([lhs, rhs]) => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
-        }
+        let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, kept, &plan, options, cpu::Wanted::BOTH);
+        (lhs.expect("asked for"), rhs.expect("asked for"))
     }
 }
 #[cfg(feature = "ndarray")]

@@ -237,7 +237,7 @@ fn low_bits<B: Backend>(x: IntTensor<B>, dtype: IntDType) -> IntTensor<B> {
     B::int_sub_scalar(B::bitwise_xor_scalar(low, sign.into()), sign.into())
 }
 
-fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+pub(crate) fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     if x.dtype() == DType::from(dtype) { x } else { B::float_cast(x, dtype) }
 }
 

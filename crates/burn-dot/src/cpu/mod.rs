@@ -9,11 +9,11 @@
 //! tensor becomes a pointer ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices lie within the tensors. On
 //! that all `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
 //!
-//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes that are rarely
-//! mixed (f32 in, f16 out), and vectors whose norms lie so far from 1 that their plain product would overflow or lose digits.
+//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
+//! ([`has_kernel`]; `ops` casts them first), and vectors whose norms lie so far from 1 that their plain product would overflow or lose digits.
 
 use burn_core::backend::flex::{FlexTensor, Layout};
-use burn_core::tensor::{DType, Element as BurnElement, Shape, TensorData, bf16, f16};
+use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, TensorData, bf16, f16};
 
 use crate::{
     error::Operand,
@@ -89,6 +89,12 @@ impl Wanted {
     pub fn only(of: Operand) -> Self {
         Wanted { lhs: of == Operand::Lhs, rhs: of == Operand::Rhs }
     }
+}
+
+/// Whether there is a kernel from inputs of a dtype to an output of another.
+pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
+    use FloatDType::{BF16, F16, F32, F64};
+    matches!((input, output), (F64, F64) | (F32, F32) | (F16, F16 | F32) | (BF16, BF16 | F32))
 }
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use again, where that is worth its memory.
