@@ -98,7 +98,7 @@ fn near_poles_and_edges() {
     t.one("x^7.3", at([1e-3, 3.0, 40.0]), |x: Tensor<1>| x.powf_scalar(7.3));
     t.one("acos near 1", at([0.999_999, -0.2]), |x: Tensor<1>| x.acos());
     t.one("atanh near 1", at([0.999_999, -0.2]), |x: Tensor<1>| x.atanh());
-    t.one("tan beside its pole", at([1.570_796, 0.3]), |x: Tensor<1>| x.tan());
+    t.one("tan beside its pole", at([core::f64::consts::FRAC_PI_2 - 3e-7, 0.3]), |x: Tensor<1>| x.tan());
     t.two("atan2 near the origin", (at([1e-7, -1.0]), at([1e-8, -1e-7])), |y: Tensor<1>, x: Tensor<1>| y.atan2(x));
     t.two("hypot near the origin", (at([1e-7, -1.0]), at([3e-8, -1e-7])), |x: Tensor<1>, y: Tensor<1>| x.hypot(y));
     t.two("x/(x − y) of near equals", (at([1.000_000_1, 2.0]), at([1.0, 1.0])), |x: Tensor<1>, y: Tensor<1>| {
@@ -259,7 +259,7 @@ fn what_rounding_hides_is_not_accused() {
     let report = check().check(stairs, (at([66.558_87, 170.514_48]), at([1.0])));
     assert!(!accuses(&report), "{report}");
     // Nor is it said to agree: zero is right on each step of this one, and wrong from afar.
-    let coarse = |(x, y): (Tensor<1>, Tensor<1>)| ((x.clone().sin() + 1e9 - 1e9).detach() + x * 0, y);
+    let coarse = |(x, y): (Tensor<1>, Tensor<1>)| ((x.clone().sin() + 1e9 - 1e9).detach() + x.mul_scalar(0.0), y);
     let report = check().check(coarse, (at([0.3, -1.2]), at([1.0])));
     assert_eq!(report.rows[0].unknown, 2, "{report}");
 }

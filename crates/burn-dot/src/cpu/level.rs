@@ -53,6 +53,7 @@ pub(super) trait Level: pulp::Simd {
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one reason holds for all of them, and stands before each group")]
 mod x86 {
     #[cfg(target_arch = "x86")]
     use core::arch::x86::*;

@@ -58,10 +58,11 @@ pub(super) unsafe fn backward<T, O>(
 {
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller's promise.
         unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.map(|[x, y]| [y, x])) };
     }
     if let Some(dx) = dx {
+        // SAFETY: as above.
         unsafe { gradient(tensors, dx, &space, norms) };
     }
 }

@@ -173,6 +173,7 @@ impl<T: Element> Task for Squares<'_, T> {
                         let mut lines: [&[T]; LINES] = [&[]; LINES];
                         let lines = &mut lines[..LINES.min(len - term)];
                         for (i, line) in lines.iter_mut().enumerate() {
+                            // SAFETY: as above: each term has a row of contiguous elements.
                             *line = unsafe { core::slice::from_raw_parts(x.offset((term + i) as isize * k_step), to.len()) };
                         }
                         T::add_squares(level, to, lines);
@@ -185,6 +186,7 @@ impl<T: Element> Task for Squares<'_, T> {
                 for term in (0..len).step_by(CHUNK) {
                     let len = CHUNK.min(len - term);
                     // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
+                    // SAFETY: as above.
                     unsafe {
                         let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
                         let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };

@@ -445,11 +445,12 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
         // Panels in place come first; what is left is packed.
         let first_packed = (0..lane_count).step_by(width).find(|&lane| in_place(lanes, lane).is_none()).unwrap_or(lane_count);
         if !packed {
-            // SAFETY: the promise made to `Product::run`, here and below.
+            // SAFETY: the promise made to `Product::run`.
             unsafe { lanes.pack(first_packed..lane_count, lane_terms, R::lanes::<S>(), width, panels) };
         }
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
+            // SAFETY: as above.
             let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_terms, lane_count <= width) };
             for lane in (0..lane_count).step_by(width) {
                 let a = match in_place(lanes, lane) {
@@ -462,6 +463,7 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.step);
                 let size = (width.min(lane_count - lane), columns);
+                // SAFETY: as above: the tile lies in the block, and panel, columns and factors are those of it.
                 unsafe { tile::multiply(level, terms, a, b, to, size, Write { add, scale }) };
             }
         }
