@@ -230,7 +230,9 @@ impl Kernel {
                 cpu::Grads { lhs: of(wanted.lhs, Operand::Lhs), rhs: of(wanted.rhs, Operand::Rhs) }
             }
         };
-        let back = |grad: Option<FloatTensor<Flex>>| grad.map(|grad| reference::cast_finite::<Flex>(grad, input));
+        // As in the composition: the gradient of a cosine does not leave the finite range.
+        let cast = if options.normalize.is_some() { reference::cast_finite::<Flex> } else { reference::cast::<Flex> };
+        let back = |grad: Option<FloatTensor<Flex>>| grad.map(|grad| cast(grad, input));
         cpu::Grads { lhs: back(grads.lhs), rhs: back(grads.rhs) }
     }
 }

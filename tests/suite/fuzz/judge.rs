@@ -16,9 +16,10 @@ use crate::{
 /// How exact a sum of so many terms must be, in ε of the dtype it is added in. Burn's own products and sums add many terms one by one.
 fn allowed_epsilons(terms: usize) -> f64 {
     match terms {
-        0..=512 => 16.0,
-        _ if has_kernels() => (4.0 * (terms as f64).sqrt()).min(64.0),
-        _ => 0.5 * terms as f64,
+        0..=128 => 16.0,
+        _ if !has_kernels() => 0.5 * terms as f64,
+        129..=512 => 16.0,
+        _ => (4.0 * (terms as f64).sqrt()).min(64.0),
     }
 }
 

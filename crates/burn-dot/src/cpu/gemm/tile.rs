@@ -60,15 +60,18 @@ pub(super) unsafe fn multiply<S: Level, R: Real>(
     unsafe {
         macro_rules! columns {
             ($vectors:expr, $most:expr; $($n:literal)*) => {$(
-                while columns - done >= $n && $n <= $most {
-                    let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
-                    let to = (to.offset(done as isize * step), step);
-                    let scale = match write.scale {
-                        Some([row, column]) => Some([row, column.add(done)]),
-                        None => None,
-                    };
-                    tile::<S, R, { $vectors }, $n>(level, terms, a, b, to, rows, Write { scale, ..write });
-                    done += $n;
+                // Known when this is compiled: tiles too wide for the level are not.
+                if const { $n <= $most } {
+                    while columns - done >= $n {
+                        let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
+                        let to = (to.offset(done as isize * step), step);
+                        let scale = match write.scale {
+                            Some([row, column]) => Some([row, column.add(done)]),
+                            None => None,
+                        };
+                        tile::<S, R, { $vectors }, $n>(level, terms, a, b, to, rows, Write { scale, ..write });
+                        done += $n;
+                    }
                 }
             )*};
         }
