@@ -1,4 +1,5 @@
 //! A case on the device under test: forward and backward by Burn, whatever the ranks.
+#![cfg_attr(feature = "ndarray", allow(deprecated, reason = "burn-ndarray is, and still supported here"))]
 
 use burn::backend::{
     Autodiff, Backend, Dispatch, DispatchTensor, TensorMetadata,
