@@ -62,6 +62,11 @@ pub fn max_rank() -> usize {
     if std::env::var("BURN_DEVICE").as_deref() == Ok("ndarray") { 6 } else { usize::MAX }
 }
 
+/// Whether integers wrap. On ndarray a sum that leaves the range panics where overflow is checked.
+pub fn integers_wrap() -> bool {
+    std::env::var("BURN_DEVICE").as_deref() != Ok("ndarray")
+}
+
 /// Whether the device computes in IEEE arithmetic with subnormal numbers, infinities and NaN. Shading languages do not promise it.
 pub fn is_ieee() -> bool {
     matches!(std::env::var("BURN_DEVICE").as_deref(), Err(_) | Ok("flex" | "ndarray" | "tch"))

@@ -10,7 +10,7 @@ use rand::{
 
 use super::view::View;
 use crate::{
-    device::{float_dtypes, int_dtypes, is_ieee, max_rank},
+    device::{float_dtypes, int_dtypes, integers_wrap, is_ieee, max_rank},
     oracle::{self, Array},
     run::{product, rounded},
 };
@@ -161,11 +161,11 @@ impl Case {
 
     fn of_integers(rng: &mut StdRng) -> Self {
         let mut case = Case::of(Extent::Small, DType::F64, rng);
-        case.dtype = *int_dtypes().choose(rng).unwrap();
+        case.dtype = if integers_wrap() { *int_dtypes().choose(rng).unwrap() } else { DType::I64 };
         case.config = DotConfig { normalize: false, output_dtype: None, ..case.config };
         case.tracked = [false; 2];
         let (least, most) = whole_range(case.dtype);
-        let factor = 2f64.powi(*[0, 0, 4, 30].choose(rng).unwrap());
+        let factor = if integers_wrap() { 2f64.powi(*[0, 0, 4, 30].choose(rng).unwrap()) } else { 1.0 };
         let mut whole = |x: &Numbers| {
             Array::new(
                 &x.memory.shape,
