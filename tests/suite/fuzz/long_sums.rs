@@ -9,8 +9,8 @@ use crate::{
     run::has_kernels,
 };
 
-/// What is wrong with a case on so many threads. They are those of the kernels: elsewhere one is enough. On a GPU's backend sums are
-/// Burn's, and how it adds a million terms there is not judged.
+/// What is wrong with a case on so many threads. They are those of the kernels: elsewhere one is enough. Not judged on a GPU's
+/// backend: there the sums are Burn's, and it loses terms of very long ones (README, Limits).
 fn faults(name: &str, case: &Case, threads: &[usize]) -> Vec<String> {
     if !is_ieee() {
         return Vec::new();
