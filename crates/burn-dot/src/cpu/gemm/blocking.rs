@@ -47,8 +47,8 @@ const BROADCAST_BLOCK: usize = 1024;
 const WORKSPACE: usize = 1 << 15;
 /// Blocks of terms that are added without their rounding errors: up to 4096 terms.
 pub(super) const PLAIN_BLOCKS: usize = 16;
-/// Multiplications of a task, at least: some 20 µs, several times what waking a thread takes.
-const TASK: usize = 1 << 20;
+/// Multiplications of a task, at least: some 90 µs, beside which waking a thread and reading the other side again are little.
+const TASK: usize = 1 << 22;
 /// Lanes of a part, at least: two vectors of 16 f32.
 const PART_LANES: usize = 32;
 /// Broadcast vectors of a part, at least.
@@ -132,7 +132,7 @@ mod tests {
             (sizes(32, 128, 128, 64), Whole::Nothing, 2, [1, 1, 1]),
             (sizes(1, 512, 512, 512), Whole::Nothing, 2, [8, 1, 1]),
             (sizes(1, 512, 512, 512), Whole::Lanes, 2, [1, 8, 1]),
-            (sizes(1, 24, 512, 512), Whole::Nothing, 2, [1, 6, 1]),
+            (sizes(1, 24, 512, 512), Whole::Nothing, 2, [1, 2, 1]),
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 2, [1, 1, 2]),
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 8]),
             (sizes(3, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 3]),
