@@ -17,12 +17,13 @@
 //! `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
 
 use alloc::{vec, vec::Vec};
+use core::ops::Range;
 
 use burn_core::backend::{
     Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{BoolTensor, FloatTensor, IntTensor},
 };
-use burn_core::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
+use burn_core::tensor::{DType, FloatDType, IntDType, Shape, Slice, TensorData};
 
 use crate::{
     error::Operand,
@@ -58,7 +59,7 @@ pub(crate) fn float_dot<B: Backend>(
         };
         row_dot::<B>(row(lhs), row(rhs), plan.k)
     } else {
-        B::float_matmul(lhs, B::float_swap_dims(rhs, 1, 2))
+        matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2))
     };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
     B::float_reshape(cast::<B>(out, output), plan.output.clone().into())
@@ -91,7 +92,7 @@ pub(crate) fn float_dot_grad<B: Backend>(
     let product = |other: FloatTensor<B>| {
         let other = other_side.repeat_batch::<B>(other);
         // A matrix product over one term is slow.
-        let product = if other_side.free == 1 { B::float_mul(grad, other) } else { B::float_matmul(grad, other) };
+        let product = if other_side.free == 1 { B::float_mul(grad, other) } else { matmul::<B>(grad, other) };
         side.collect_batch::<B>(product)
     };
     let Some(floor) = options.normalize else {
@@ -251,6 +252,34 @@ pub(crate) fn cast_finite<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> F
     B::float_cast(B::float_clamp(x, (-largest).into(), largest.into()), dtype)
 }
 
+/// Terms of a matrix product that Burn multiplies at once. Its own products of more lose digits on flex, where the `gemm` crate adds the
+/// blocks of a sum one after the other, or every term where a side has a single row; and lose whole terms on wgpu (seen at 277,137 and more).
+const LONGEST_PRODUCT: usize = 8192;
+
+/// `(batch, m, k)` times `(batch, k, n)`. Products over parts of K are added in pairs.
+fn matmul<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>) -> FloatTensor<B> {
+    let k = rhs.shape()[1];
+    matmul_over::<B>(&lhs, &rhs, 0..k)
+}
+
+fn matmul_over<B: Backend>(lhs: &FloatTensor<B>, rhs: &FloatTensor<B>, terms: Range<usize>) -> FloatTensor<B> {
+    let Range { start, end } = terms;
+    if end - start > LONGEST_PRODUCT {
+        let middle = start + ((end - start) / 2).next_multiple_of(LONGEST_PRODUCT);
+        return B::float_add(matmul_over::<B>(lhs, rhs, start..middle), matmul_over::<B>(lhs, rhs, middle..end));
+    }
+    let all = rhs.shape()[1] == end - start;
+    let part = |x: &FloatTensor<B>, axis: usize| {
+        if all {
+            return x.clone();
+        }
+        let mut slices = [Slice::full(); 3];
+        slices[axis] = Slice::new(start as isize, Some(end as isize), 1);
+        B::float_slice(x.clone(), &slices)
+    };
+    B::float_matmul(part(lhs, 2), part(rhs, 1))
+}
+
 /// Rows longer than this are multiplied as matrices: a long sum term by term loses digits (50 ε at 65,536 terms of f32 in
 /// flex), a matrix product sums in blocks (0.5 ε). Short rows are 20 to 40 times faster in one pass (pytorch#32591).
 const LONGEST_ROW_SUM: usize = 512;
@@ -265,7 +294,7 @@ fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> Fl
         let batch = x.shape()[0];
         B::float_reshape(x, Shape::new([batch, m, n]))
     };
-    B::float_reshape(B::float_matmul(matrix(lhs, [1, k]), matrix(rhs, [k, 1])), Shape::new([rows, 1]))
+    B::float_reshape(matmul::<B>(matrix(lhs, [1, k]), matrix(rhs, [k, 1])), Shape::new([rows, 1]))
 }
 
 /// Rows divided by `max(‖x‖, floor)`; see the module's page.

@@ -4,17 +4,10 @@ use burn::tensor::{DType, FloatDType};
 use burn_dot::DotConfig;
 
 use super::{THREADS, case::Case, judge::Exact, pool, run};
-use crate::{
-    device::{float_dtypes, is_ieee},
-    run::has_kernels,
-};
+use crate::{device::float_dtypes, run::has_kernels};
 
-/// What is wrong with a case on so many threads. They are those of the kernels: elsewhere one is enough. Not judged on a GPU's
-/// backend: there the sums are Burn's, and it loses terms of very long ones (README, Limits).
+/// What is wrong with a case on so many threads. They are those of the kernels: elsewhere one is enough.
 fn faults(name: &str, case: &Case, threads: &[usize]) -> Vec<String> {
-    if !is_ieee() {
-        return Vec::new();
-    }
     let exact = Exact::of(case);
     let threads = if has_kernels() { threads } else { &THREADS[..1] };
     let on = |&threads: &usize| {
