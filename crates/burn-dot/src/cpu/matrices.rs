@@ -2,10 +2,12 @@
 //!
 //! Norms are applied to the output and to gradients, never to a copy of a whole input.
 
+use alloc::{vec, vec::Vec};
+
 use super::{
     gemm::{Epilogue, Input, Output, Product},
-    kernel::Element,
-    space::{DX, OUT, Space, X, Y},
+    kernel::{Compensated, Element},
+    space::{DX, NOUT, NX, OUT, Space, X, Y, sum},
 };
 
 /// The tensors of a product, each by its first element.
@@ -27,15 +29,20 @@ where
     T: Element,
     O: Element<Real = T::Real>,
 {
+    // SAFETY: the caller's promise.
+    unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, norms) };
+}
+
+unsafe fn product<T: Element>(x: *const T, y: *const T, c: Output<T::Real>, space: &Space, norms: Option<[&[T::Real]; 2]>) {
     let product = Product {
         batch: &space.batch,
         rows: &space.i,
         columns: &space.j,
         sum: &space.k,
-        a: Input::new(tensors.x, X),
-        b: Input::new(tensors.y, Y),
+        a: Input::new(x, X),
+        b: Input::new(y, Y),
         b_factors: None,
-        c: Output::new(tensors.out, OUT),
+        c,
         epilogue: norms.map_or(Epilogue::None, |[rows, columns]| Epilogue::Scale { rows, columns }),
     };
     // SAFETY: the caller's promise.
@@ -56,23 +63,76 @@ pub(super) unsafe fn backward<T, O>(
     T: Element,
     O: Element<Real = T::Real>,
 {
+    // SAFETY: the caller's promise, here and below.
+    let cosines = norms.filter(|_| recomputes_cosines(&space)).map(|norms| unsafe { cosines(tensors, &space, norms) });
+    let cosines = cosines.as_deref();
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
-        // SAFETY: the caller's promise.
-        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.map(|[x, y]| [y, x])) };
+        // SAFETY: as above.
+        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.map(|[x, y]| [y, x]), cosines) };
     }
     if let Some(dx) = dx {
         // SAFETY: as above.
-        unsafe { gradient(tensors, dx, &space, norms) };
+        unsafe { gradient(tensors, dx, &space, norms, cosines) };
     }
 }
 
-/// The gradient of `x`.
-unsafe fn gradient<T, O>(tensors: Matrices<T, O>, dx: *mut T, space: &Space, norms: Option<[&[T::Real]; 2]>)
+/// Vectors longer than this do not stay in a cache until their gradient is complete.
+const LONG: usize = 1 << 15;
+/// For so few vectors the product costs less than one more pass over the gradients.
+const FEW: usize = 32;
+
+/// Whether the projections come from the cosines, multiplied once more: `x·p / ‖x‖ = Σⱼ g[j] cos(x, yⱼ)`. Else each row of the gradient is
+/// multiplied by its vector.
+fn recomputes_cosines(space: &Space) -> bool {
+    let (m, n) = (space.i.len(), space.j.len());
+    space.k.len() > LONG || m * n <= FEW * (m + n)
+}
+
+/// The product, normalized, in the compute dtype and in the order of [`NOUT`].
+unsafe fn cosines<T, O>(tensors: Matrices<T, O>, space: &Space, norms: [&[T::Real]; 2]) -> Vec<T::Real>
 where
     T: Element,
     O: Element<Real = T::Real>,
 {
+    let mut cosines = vec![T::Real::default(); space.batch.len() * space.i.len() * space.j.len()];
+    // SAFETY: the caller's promise; there is a cosine for each element of the output.
+    unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), NOUT), space, Some(norms)) };
+    cosines
+}
+
+/// `Σⱼ g[j] cos(x, yⱼ)` of each vector `x`.
+unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Real], space: &Space) -> Vec<f64> {
+    let (own, repeated) = space.batch.split_by(DX);
+    let (vectors, partners) = (own.followed_by(&space.i), repeated.followed_by(&space.j));
+    let mut dots = vec![0.0; vectors.len()];
+    for vector in vectors.walk(0..vectors.len()) {
+        let mut dot = Compensated::default();
+        for partner in partners.walk(0..partners.len()) {
+            let at = sum(vector, partner);
+            // SAFETY: the caller's promise.
+            let g = unsafe { *grad.offset(at[OUT]) };
+            dot.add(g.to_f64() * cosines[at[NOUT] as usize].to_f64());
+        }
+        dots[vector[NX] as usize] = dot.total();
+    }
+    dots
+}
+
+/// The gradient of `x`.
+unsafe fn gradient<T, O>(
+    tensors: Matrices<T, O>,
+    dx: *mut T,
+    space: &Space,
+    norms: Option<[&[T::Real]; 2]>,
+    cosines: Option<&[T::Real]>,
+) where
+    T: Element,
+    O: Element<Real = T::Real>,
+{
+    // SAFETY: the caller's promise.
+    let dots = cosines.map(|cosines| unsafe { dots(tensors.out.cast_const(), cosines, space) });
+    let dots = dots.as_deref();
     // Where x is repeated along the batch, its gradient collects the sum.
     let (own, repeated) = space.batch.split_by(DX);
     let sum = repeated.followed_by(&space.j);
@@ -85,7 +145,7 @@ where
         b: Input::new(tensors.y, Y),
         b_factors: norms.map(|[_, y]| y),
         c: Output::new(dx, DX),
-        epilogue: norms.map_or(Epilogue::None, |[norms, _]| Epilogue::Project { x: Input::new(tensors.x, X), norms }),
+        epilogue: norms.map_or(Epilogue::None, |[norms, _]| Epilogue::Project { x: Input::new(tensors.x, X), norms, dots }),
     };
     // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
     unsafe { product.run() };

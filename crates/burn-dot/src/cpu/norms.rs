@@ -7,7 +7,7 @@ use core::{
 };
 
 use super::{
-    kernel::{self, Element, LINES, Real},
+    kernel::{self, Compensated, Element, LINES, Real},
     level::{self, Level, Task},
     runs::{CHUNK, Run},
     space::{Axes, NX, NY, Space, X, Y, advance},
@@ -159,48 +159,79 @@ impl<T: Element> Task for Squares<'_, T> {
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
-        let Squares { x, step, k, terms, tensor, to } = self;
-        let k_step = k.inner().1.step[tensor];
-        let (mut squares, mut lost, mut buffer) = ([0.0; CHUNK], [0.0; CHUNK], [T::default(); CHUNK]);
-        let (squares, lost) = (&mut squares[..to.len()], &mut lost[..to.len()]);
-        for (_, len, from) in k.runs(terms) {
-            // SAFETY: the promise made to `of_both`, here and below.
-            let x = unsafe { x.offset(from[tensor]) };
-            if step == 1 && k_step != 1 {
-                for first in (0..len).step_by(PARTIAL) {
-                    to.fill(0.0);
-                    for term in (first..len.min(first + PARTIAL)).step_by(LINES) {
-                        let mut lines: [&[T]; LINES] = [&[]; LINES];
-                        let lines = &mut lines[..LINES.min(len - term)];
-                        for (i, line) in lines.iter_mut().enumerate() {
-                            // SAFETY: as above: each term has a row of contiguous elements.
-                            *line = unsafe { core::slice::from_raw_parts(x.offset((term + i) as isize * k_step), to.len()) };
-                        }
-                        T::add_squares(level, to, lines);
-                    }
-                    kernel::add_compensated(squares, lost, to);
-                }
-                continue;
+        // Vectors that lie across memory are read line by line, those that lie along it one after the other.
+        // SAFETY: the promise made to `of_both`.
+        unsafe {
+            match self.step == 1 && self.k.inner().1.step[self.tensor] != 1 {
+                true => self.across(level),
+                false => self.along(level),
             }
-            for (i, (square, lost)) in squares.iter_mut().zip(&mut *lost).enumerate() {
-                for term in (0..len).step_by(CHUNK) {
-                    let len = CHUNK.min(len - term);
-                    // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
-                    // SAFETY: as above.
-                    unsafe {
-                        let run = Run { at: x.offset(i as isize * step + term as isize * k_step), step: k_step, len };
-                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        kernel::add_compensated(
-                            core::slice::from_mut(square),
-                            core::slice::from_mut(lost),
-                            &[T::dot(level, run, run)],
-                        );
+        }
+    }
+}
+
+impl<T: Element> Squares<'_, T> {
+    /// Lines of memory, each with an element of every vector. Short ones that follow one another are read as one.
+    #[inline(always)]
+    unsafe fn across<S: Level>(self, level: S) {
+        let Squares { x, k, terms, tensor, to, .. } = self;
+        let (vectors, k_step) = (to.len(), k.inner().1.step[tensor]);
+        let group = if k_step == vectors as isize { CHUNK / vectors } else { 1 };
+        let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
+        for (_, len, from) in k.runs(terms) {
+            // SAFETY: the caller's promise.
+            let x = unsafe { x.offset(from[tensor]) };
+            let mut rest = 0..len;
+            // First by groups, then what is left of them, line by line.
+            for group in [group, 1] {
+                let width = vectors * group;
+                let (partial, squares, lost) = (&mut partial[..width], &mut squares[..width], &mut lost[..width]);
+                while rest.len() >= group {
+                    let terms = rest.start..rest.end.min(rest.start + PARTIAL * group);
+                    partial.fill(0.0);
+                    while terms.end - rest.start >= group {
+                        let mut lines: [&[T]; LINES] = [&[]; LINES];
+                        let lines = &mut lines[..LINES.min((terms.end - rest.start) / group)];
+                        for line in lines.iter_mut() {
+                            // SAFETY: as above: each term has a line of contiguous elements, and those of a group are contiguous.
+                            *line = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_step), width) };
+                            rest.start += group;
+                        }
+                        T::add_squares(level, partial, lines);
                     }
+                    kernel::add_compensated(squares, lost, partial);
                 }
             }
         }
-        for (to, (&square, &lost)) in to.iter_mut().zip(squares.iter().zip(&*lost)) {
-            *to = kernel::with_lost(square, lost);
+        for (vector, to) in to.iter_mut().enumerate() {
+            let mut square = Compensated::default();
+            for i in (vector..vectors * group).step_by(vectors) {
+                square.add(kernel::with_lost(squares[i], lost[i]));
+            }
+            *to = square.total();
+        }
+    }
+
+    /// Vector by vector, contiguous or gathered.
+    #[inline(always)]
+    unsafe fn along<S: Level>(self, level: S) {
+        let Squares { x, step, k, terms, tensor, to } = self;
+        let (k_step, mut buffer) = (k.inner().1.step[tensor], [T::default(); CHUNK]);
+        for (vector, to) in to.iter_mut().enumerate() {
+            let mut square = Compensated::default();
+            for (_, len, from) in k.runs(terms.clone()) {
+                for term in (0..len).step_by(CHUNK) {
+                    let at = from[tensor] + vector as isize * step + term as isize * k_step;
+                    // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let run = Run { at: x.offset(at), step: k_step, len: CHUNK.min(len - term) };
+                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
+                        square.add(T::dot(level, run, run));
+                    }
+                }
+            }
+            *to = square.total();
         }
     }
 }

@@ -25,6 +25,8 @@ pub(in super::super) enum Epilogue<'a, R> {
     Project {
         x: Input<R>,
         norms: &'a [R],
+        /// `x·p / ‖x‖` of each row `p`, where that is known: else rows are completed in one piece.
+        dots: Option<&'a [f64]>,
     },
 }
 
@@ -184,17 +186,8 @@ pub(super) struct Project<'a, R> {
     pub columns: &'a [Steps],
     pub x: Input<R>,
     pub norms: &'a [R],
-}
-
-impl<R: Real> Project<'_, R> {
-    fn norm(&self, at: Steps) -> norms::Scale {
-        norms::Scale(self.norms[at[NX] as usize].to_f64())
-    }
-}
-
-/// Column of the projection, and scale, of a row.
-fn factors(norm: norms::Scale) -> (f64, f64) {
-    (norm.inverse() * norm.projected(), norm.inverse())
+    /// `s (x·p)` of each row, where it is known; else the block holds whole rows.
+    pub dots: Option<&'a [f64]>,
 }
 
 impl<R: Real> Task for Project<'_, R> {
@@ -207,7 +200,28 @@ impl<R: Real> Task for Project<'_, R> {
     }
 }
 
+/// Rows that lie across the columns of a block: some of its lanes.
+struct Across {
+    /// The first lane, and where its row lies.
+    lane: usize,
+    at: Steps,
+    rows: usize,
+    /// Columns that follow one another in memory, both of the block and of `x`, and can be taken as one.
+    group: usize,
+}
+
 impl<R: Real> Project<'_, R> {
+    fn norm(&self, at: Steps) -> norms::Scale {
+        norms::Scale(self.norms[at[NX] as usize].to_f64())
+    }
+
+    /// What `x` and `p` of a row are multiplied by; `dot` is `x·p`, for a row whose dot product is not known.
+    fn coefficients(&self, at: Steps, dot: f64) -> (f64, f64) {
+        let norm = self.norm(at);
+        let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[at[NX] as usize]);
+        (dot * norm.projected(), norm.inverse())
+    }
+
     /// Reads elements of `x` along the lanes.
     #[inline(always)]
     unsafe fn read<'b>(&self, at: Steps, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
@@ -229,9 +243,12 @@ impl<R: Real> Project<'_, R> {
         let mut buffer = [R::default(); CHUNK];
         let step = self.lanes.0.inner().1.step;
         for (row, &at) in self.columns.iter().enumerate() {
-            let (projection, scale) = factors(self.norm(at));
-            let mut along = Compensated::default();
+            let mut dot = Compensated::default();
             for write in [false, true] {
+                if !write && self.dots.is_some() {
+                    continue;
+                }
+                let (projection, scale) = self.coefficients(at, dot.total());
                 for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
                     for part in (0..len).step_by(CHUNK) {
                         let len = CHUNK.min(len - part);
@@ -242,8 +259,8 @@ impl<R: Real> Project<'_, R> {
                             let x = self.read(x_at, len, &mut buffer);
                             let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
                             match write {
-                                false => along.add(kernel::dot(level, x, p)),
-                                true => kernel::combine_in_place(level, p, scale, along.total() * projection, x),
+                                false => dot.add(kernel::dot(level, x, p)),
+                                true => kernel::combine_in_place(level, p, scale, projection, x),
                             }
                         }
                     }
@@ -255,46 +272,88 @@ impl<R: Real> Project<'_, R> {
     /// Rows that lie across the columns, many at a time.
     #[inline(always)]
     unsafe fn across_columns<S: Level>(&self, level: S) {
-        let mut buffer = [R::default(); CHUNK];
-        let (mut sums, mut scales) = ([[0.0; CHUNK]; 3], [0.0; CHUNK]);
         let step = self.lanes.0.inner().1.step;
+        let (mut projections, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
         for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
             for part in (0..len).step_by(CHUNK) {
-                let height = CHUNK.min(len - part);
-                let mut rows_at = from;
-                rows_at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
-                let [partial, along, lost] = &mut sums;
-                let (partial, along, lost) = (&mut partial[..height], &mut along[..height], &mut lost[..height]);
-                let scales = &mut scales[..height];
-                [&mut *partial, &mut *along, &mut *lost].into_iter().for_each(|sums| sums.fill(0.0));
-                for write in [false, true] {
-                    for (column, &at) in self.columns.iter().enumerate() {
-                        // SAFETY: as above.
-                        unsafe {
-                            let x = self.read(sum(at, rows_at), height, &mut buffer);
-                            let p = core::slice::from_raw_parts_mut(self.block.column(column).add(first + part), height);
-                            if write {
-                                kernel::combine_each(level, p, scales, along, x);
-                                continue;
-                            }
-                            kernel::accumulate_products(level, partial, x, p);
-                        }
-                        if column % PARTIAL == PARTIAL - 1 || column == self.columns.len() - 1 {
-                            kernel::add_compensated(along, lost, partial);
-                            partial.fill(0.0);
-                        }
+                let rows = CHUNK.min(len - part);
+                let mut at = from;
+                at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
+                let across = Across { lane: first + part, at, rows, group: self.group(rows) };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    if self.dots.is_none() {
+                        self.dots_across(level, &across, &mut projections);
                     }
-                    if !write {
-                        for i in 0..height {
-                            let mut at = sum(self.columns[0], rows_at);
-                            at[NX] += i as isize * step[NX];
-                            let (projection, scale) = factors(self.norm(at));
-                            along[i] = kernel::with_lost(along[i], lost[i]) * projection;
-                            scales[i] = scale;
-                        }
+                    for i in 0..rows {
+                        let mut at = sum(self.columns[0], at);
+                        at[NX] += i as isize * step[NX];
+                        (projections[i], scales[i]) = self.coefficients(at, projections[i]);
                     }
+                    for i in rows..rows * across.group {
+                        (projections[i], scales[i]) = (projections[i - rows], scales[i - rows]);
+                    }
+                    self.for_each_group(
+                        &across,
+                        #[inline(always)]
+                        |_, x, p| kernel::combine_each(level, p, &scales[..p.len()], &projections[..p.len()], x),
+                    );
                 }
             }
+        }
+    }
+
+    /// How many columns of so many rows are one, as far as memory goes.
+    fn group(&self, rows: usize) -> usize {
+        let dense = self.x.is_compute
+            && self.x.stride(&self.lanes.0.inner().1) == 1
+            && self.block.step == rows as isize
+            && self.columns.windows(2).all(|pair| pair[1][self.x.tensor] - pair[0][self.x.tensor] == rows as isize);
+        if dense { CHUNK / rows } else { 1 }
+    }
+
+    /// Calls `f` with the number of the first column of each group, with its elements of `x`, and with those of the block.
+    #[inline(always)]
+    unsafe fn for_each_group(&self, across: &Across, mut f: impl FnMut(usize, &[R], &mut [R])) {
+        let Across { lane, at, rows, group } = *across;
+        let mut buffer = [R::default(); CHUNK];
+        for (number, columns) in self.columns.chunks(group).enumerate() {
+            let (first, len) = (number * group, rows * columns.len());
+            // SAFETY: the caller's promise; columns of a group are contiguous. These rows of the block belong to this task.
+            unsafe {
+                let x = self.read(sum(columns[0], at), len, &mut buffer);
+                f(first, x, core::slice::from_raw_parts_mut(self.block.column(first).add(lane), len));
+            }
+        }
+    }
+
+    /// `x·p` of rows that lie across the columns.
+    #[inline(always)]
+    unsafe fn dots_across<S: Level>(&self, level: S, across: &Across, dots: &mut [f64; CHUNK]) {
+        let Across { rows, group, .. } = *across;
+        let (mut partial, mut lost) = ([0.0; CHUNK], [0.0; CHUNK]);
+        let (partial, lost, dots) = (&mut partial[..rows * group], &mut lost[..rows * group], &mut dots[..rows * group]);
+        dots.fill(0.0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.for_each_group(
+                across,
+                #[inline(always)]
+                |first, x, p| {
+                    kernel::accumulate_products(level, &mut partial[..p.len()], x, p);
+                    if (first / group) % PARTIAL == PARTIAL - 1 || first + group >= self.columns.len() {
+                        kernel::add_compensated(dots, lost, partial);
+                        partial.fill(0.0);
+                    }
+                },
+            );
+        }
+        for row in 0..rows {
+            let mut total = Compensated::default();
+            for i in (row..rows * group).step_by(rows) {
+                total.add(kernel::with_lost(dots[i], lost[i]));
+            }
+            dots[row] = total.total();
         }
     }
 }

@@ -63,8 +63,8 @@ impl<R: Real> Product<'_, R> {
         let b = Side { free: self.columns, terms: self.sum, input: self.b, factors };
         let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
         let whole = match (&self.epilogue, lanes_are_rows) {
-            (Epilogue::Project { .. }, true) => Whole::Broadcast,
-            (Epilogue::Project { .. }, false) => Whole::Lanes,
+            (Epilogue::Project { dots: None, .. }, true) => Whole::Broadcast,
+            (Epilogue::Project { dots: None, .. }, false) => Whole::Lanes,
             _ => Whole::Nothing,
         };
         let regular = unit(lanes.free) == Some(1) && unit(broadcast.free).is_some();
@@ -383,7 +383,7 @@ impl<'a, R: Real> Worker<'a, R> {
                 let [lanes, broadcast] = &self.factors;
                 level::vectorized(Scale { block, lanes, broadcast });
             }
-            Epilogue::Project { x, norms } => {
+            Epilogue::Project { x, norms, dots } => {
                 level::vectorized(Project {
                     block,
                     rows_are_columns: !self.tasks.lanes_are_rows,
@@ -391,6 +391,7 @@ impl<'a, R: Real> Worker<'a, R> {
                     columns: self.broadcast.places(),
                     x: *x,
                     norms,
+                    dots: *dots,
                 });
             }
             _ => {}

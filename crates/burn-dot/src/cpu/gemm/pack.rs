@@ -17,7 +17,7 @@ pub(in super::super) struct Input<R> {
     /// Bytes of an element.
     size: usize,
     /// Its place in [`Steps`].
-    tensor: usize,
+    pub tensor: usize,
     load: Load<R>,
     /// Whether its elements are of the compute dtype.
     pub is_compute: bool,
@@ -334,16 +334,26 @@ impl<'a, R: Real> Vectors<'a, R> {
     /// Reads vector by vector, each contiguous in the buffer.
     unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &Terms<'_, R>, to: &mut [R]) {
         let input = self.side.input;
-        let stride = input.stride(&terms.last);
-        for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
-            for &(first, len, from) in &terms.runs {
-                let from = input.offset(sum(self.at[vector], from));
-                // SAFETY: the caller's promise; the terms of a block fit a chunk.
-                unsafe { input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len) };
+        let to = &mut to[..vectors.len() * terms.len];
+        // SAFETY: the caller's promise; the buffer has room for so many vectors of so many terms.
+        unsafe {
+            match self.strides(vectors.clone(), terms) {
+                Some((from, stride, term)) => {
+                    input.load(from, (vectors.len(), stride), (terms.len, term), to.as_mut_ptr(), terms.len);
+                }
+                None => {
+                    let stride = input.stride(&terms.last);
+                    for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
+                        for &(first, len, from) in &terms.runs {
+                            let from = input.offset(sum(self.at[vector], from));
+                            input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len);
+                        }
+                    }
+                }
             }
-            if self.side.factors.is_some() {
-                to.iter_mut().zip(&terms.factors).for_each(|(to, &factor)| *to = *to * factor);
-            }
+        }
+        if self.side.factors.is_some() {
+            level::vectorized(ScaleTerms { vectors: to, factors: &terms.factors });
         }
     }
 
@@ -375,6 +385,35 @@ impl<'a, R: Real> Vectors<'a, R> {
                         *to = *to * factor;
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Multiplies the terms of each vector by their factors.
+struct ScaleTerms<'a, R> {
+    vectors: &'a mut [R],
+    factors: &'a [R],
+}
+
+impl<R: Real> Task for ScaleTerms<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, level: S) {
+        let lanes = R::lanes::<S>();
+        for vector in self.vectors.chunks_exact_mut(self.factors.len()) {
+            let (mut to, mut factors) = (vector.chunks_exact_mut(lanes), self.factors.chunks_exact(lanes));
+            for (to, factors) in (&mut to).zip(&mut factors) {
+                // SAFETY: both have the elements of a register.
+                unsafe {
+                    let scaled =
+                        R::mul_vectors(level, R::load_vector(level, to.as_ptr()), R::load_vector(level, factors.as_ptr()));
+                    R::store_vector(level, scaled, to.as_mut_ptr());
+                }
+            }
+            for (to, &factor) in to.into_remainder().iter_mut().zip(factors.remainder()) {
+                *to = *to * factor;
             }
         }
     }

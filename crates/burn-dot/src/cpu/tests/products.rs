@@ -170,6 +170,9 @@ fn long_rows_and_wide_blocks_agree_with_plain_loops() {
                 [1, 2, 600, 2],
                 [2, 140, 130, 9],
                 [2, 35, 65, 68],
+                // So many vectors that their gradients' projections are not taken from the cosines.
+                [1, 600, 40, 2],
+                [1, 66, 64, CHUNK + 3],
             ] {
                 for k_last in [[true, true], [false, false], [true, false], [false, true]] {
                     Case { batch, m, n, k, k_last, dtype, floor }.check();
