@@ -205,9 +205,7 @@ struct Worker<'a, R> {
     broadcast: Vectors<'a, R>,
     lane_terms: Terms<'a, R>,
     broadcast_terms: Terms<'a, R>,
-    panels: Vec<R>,
-    /// Whether the panels hold the lanes of the block already.
-    packed: bool,
+    panels: Panels<R>,
     sums: Sums<R>,
     /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
     factors: [Vec<R>; 2],
@@ -222,8 +220,7 @@ impl<'a, R: Real> Worker<'a, R> {
             broadcast: Vectors::new(tasks.broadcast),
             lane_terms: Terms::new(tasks.product.sum),
             broadcast_terms: Terms::new(tasks.product.sum),
-            panels: Vec::new(),
-            packed: false,
+            panels: Panels { elements: Vec::new(), first: None },
             sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
             bf16: bfloat::Packed::default(),
@@ -242,9 +239,11 @@ impl<'a, R: Real> Worker<'a, R> {
         // SAFETY: the promise made to `Product::run`, here and below.
         unsafe {
             for broadcast in blocks(broadcast, broadcast_block) {
-                self.packed = once && broadcast.start > first;
                 for lanes in blocks(lanes.clone(), lane_block) {
                     self.set(unit_at, lanes.clone(), broadcast.clone());
+                    if !once || broadcast.start == first {
+                        self.panels.first = None;
+                    }
                     if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
                         continue;
                     }
@@ -277,6 +276,9 @@ impl<'a, R: Real> Worker<'a, R> {
         let block = self.block();
         let count = terms.len().div_ceil(term_block);
         for (i, terms) in blocks(terms, term_block).enumerate() {
+            if count > 1 {
+                self.panels.first = None;
+            }
             let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
             let last = i + 1 == count;
             self.lane_terms.set(&self.tasks.lanes, unit_at, terms.clone());
@@ -333,7 +335,6 @@ impl<'a, R: Real> Worker<'a, R> {
             lane_terms: &self.lane_terms,
             broadcast_terms: &self.broadcast_terms,
             panels: &mut self.panels,
-            packed: self.packed,
             factors: scale.then_some([lane_factors, broadcast_factors]),
             block,
             add,
@@ -409,15 +410,20 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
 }
 
+/// Packed lanes of a block. Those before the first are read in place.
+struct Panels<R> {
+    elements: Vec<R>,
+    /// `None` until the block's lanes are packed.
+    first: Option<usize>,
+}
+
 /// One block of lanes, of broadcast vectors and of terms, at the best level of instructions.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
     lane_terms: &'w Terms<'a, R>,
     broadcast_terms: &'w Terms<'a, R>,
-    panels: &'w mut Vec<R>,
-    /// Whether the panels hold these lanes already.
-    packed: bool,
+    panels: &'w mut Panels<R>,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
     block: Block<R>,
@@ -432,34 +438,32 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
 
     #[inline(always)]
     fn run<S: Level>(self, level: S) {
-        let MultiplyBlock { lanes, broadcast, lane_terms, broadcast_terms, panels, packed, factors, block, add } = self;
+        let MultiplyBlock { lanes, broadcast, lane_terms, broadcast_terms, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_terms.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
             let rows = width.min(lane_count - lane);
-            match broadcast_count <= FEW && rows.is_multiple_of(R::lanes::<S>()) {
-                true => lanes.panel_in_place(lane..lane + rows, lane_terms),
-                false => None,
-            }
+            rows.is_multiple_of(R::lanes::<S>()).then(|| lanes.panel_in_place(lane..lane + rows, lane_terms)).flatten()
         };
-        // Panels in place come first; what is left is packed.
-        let first_packed = (0..lane_count).step_by(width).find(|&lane| in_place(lanes, lane).is_none()).unwrap_or(lane_count);
-        if !packed {
+        let first_packed = panels.first.unwrap_or_else(|| {
+            let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
+            let first = first.unwrap_or(lane_count);
             // SAFETY: the promise made to `Product::run`.
-            unsafe { lanes.pack(first_packed..lane_count, lane_terms, R::lanes::<S>(), width, panels) };
-        }
+            unsafe { lanes.pack(first..lane_count, lane_terms, R::lanes::<S>(), width, &mut panels.elements) };
+            panels.first = Some(first);
+            first
+        });
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
             // SAFETY: as above.
             let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_terms, lane_count <= width) };
             for lane in (0..lane_count).step_by(width) {
-                let a = match in_place(lanes, lane) {
-                    Some(panel) if lane < first_packed => panel,
-                    _ => {
-                        let term = panel_width(lane_count - lane, R::lanes::<S>(), width) as isize;
-                        Panel { at: panels[(lane - first_packed) * terms..].as_ptr(), term }
-                    }
+                let a = if lane < first_packed {
+                    in_place(lanes, lane).expect("lanes in place when the first were packed")
+                } else {
+                    let term = panel_width(lane_count - lane, R::lanes::<S>(), width);
+                    Panel { at: panels.elements[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.step);

@@ -3,7 +3,7 @@
 use alloc::{vec, vec::Vec};
 
 use burn_core::backend::flex::{FlexTensor, Layout};
-use burn_core::tensor::{Bytes, DType, TensorData, bf16, f16};
+use burn_core::tensor::{Bytes, DType, FloatDType, TensorData, bf16, f16};
 
 use super::{
     super::{Saved, Wanted, float_dot, float_dot_grads, runs::CHUNK, space},
@@ -179,6 +179,45 @@ fn long_rows_and_wide_blocks_agree_with_plain_loops() {
                 }
             }
         }
+    }
+}
+
+/// Lanes that are packed once serve several blocks of broadcast vectors; the last block may be so short that lanes alone would be read in
+/// place, or the only one that the instruction for bf16 cannot take.
+#[test]
+fn packed_lanes_serve_every_block_of_broadcast_vectors() {
+    let check = |m: usize, n: usize, dtype: DType, tiny: bool| {
+        let k = 20;
+        let wave = |count: usize, phase: f64| (0..count * k).map(|i| (1.7 * i as f64 + phase).sin()).collect::<Vec<_>>();
+        let (mut x, y) = (wave(m, 0.1), wave(n, 0.5));
+        if tiny {
+            x[(m - 1) * k] = 1e-20;
+        }
+        let (lhs, rhs) = (tensor(&x, &[1, m, k], dtype), tensor(&y, &[1, n, k], dtype));
+        for transposed in [false, true] {
+            let (x, y) = (numbers(lhs.clone()), numbers(rhs.clone()));
+            let at = |x: &FlexTensor| if transposed { x.permute(&[0, 2, 1]) } else { x.clone() };
+            let contiguous = |x: FlexTensor| if transposed { x.to_contiguous() } else { x };
+            let (lhs, rhs) = (contiguous(at(&lhs)), contiguous(at(&rhs)));
+            let axis = if transposed { 1 } else { 2 };
+            let shapes = [lhs.layout().shape().to_vec(), rhs.layout().shape().to_vec()];
+            let plan = Plan::new(&Axes::Pair(axis, axis), 1, false, &shapes[0], &shapes[1]).unwrap();
+            let options = FloatOptions { normalize: None, output: Some(FloatDType::F32).filter(|_| dtype != DType::F64) };
+            let given = numbers(float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out);
+            for (at, given) in given.into_iter().enumerate() {
+                let terms = || x[at / n * k..][..k].iter().zip(&y[at % n * k..][..k]).map(|(x, y)| x * y);
+                let place = alloc::format!("{dtype:?} {m}·{n}, transposed {transposed}: {at}");
+                assert_near(&place, given, terms().sum(), terms().map(f64::abs).sum(), f32::EPSILON.into());
+            }
+        }
+    };
+    for more in 1..=9 {
+        for n in [42, 100] {
+            check(1024 + more, n, DType::F32, false);
+        }
+    }
+    for (m, n, dtype) in [(1027, 40, DType::F64), (1025, 100, DType::F16), (1025, 100, DType::BF16), (200, 256, DType::BF16)] {
+        check(m, n, dtype, true);
     }
 }
 
