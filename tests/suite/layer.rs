@@ -57,6 +57,19 @@ fn a_parent_module_is_saved_and_loaded_with_its_dot() {
 }
 
 #[test]
+fn a_record_holds_weights_and_leaves_the_configuration_of_a_dot_alone() {
+    let _turn = turn_to_draw();
+    let device = device();
+    let folder = std::env::temp_dir().join(format!("burn-dot-record-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("model.bpk");
+    TwoTower::new(&device).save_file(&file).unwrap();
+    let plain = TwoTower { dot: DotConfig::new(1).init(), ..TwoTower::new(&device) };
+    assert!(plain.load_file(&file).to_string().contains("dot: Dot {axes: 1, normalize: false}"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn a_dot_has_no_parameters_and_shows_its_configuration() {
     let dot = DotConfig::new((1, -1)).init();
     assert_eq!(dot.num_params(), 0);

@@ -117,7 +117,9 @@ fn norms_neither_overflow_nor_underflow() {
     }
     let f32 = |x: &[f64]| forward(&cosine(), DType::F32, &row(x), &row(x))[0];
     assert!((f32(&[3e20, 4e20]) - 1.0).abs() < 1e-6);
-    assert!((0.0..=1.0).contains(&f32(&[1e-25])), "below the default floor: small, never above 1");
+    // Below the default floor. GPUs may take so small a number for zero.
+    let tiny = f32(&[1e-15]);
+    assert!((tiny / 1e-18 - 1.0).abs() < 1e-5 || !is_ieee() && tiny == 0.0, "{tiny}");
 }
 
 #[test]

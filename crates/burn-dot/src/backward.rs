@@ -104,7 +104,7 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
     }
 }
 
-/// Has the shape of an input and takes no memory, where the numbers of the input are not needed: one zero, repeated.
+/// A placeholder of stride 0 for an input that is not saved: it has its shape and takes no memory.
 fn stand_in<B: Backend>(shape: &[usize], dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
     let zero = B::float_zeros(alloc::vec![1; shape.len()].into(), device, dtype);
     B::float_expand(zero, shape.to_vec().into())

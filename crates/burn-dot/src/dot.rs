@@ -193,8 +193,9 @@ impl DotConfig {
 /// normalize:     lhs and rhs are first divided by max(‖·‖ over k, epsilon)
 /// ```
 ///
-/// It has no parameters, works on any device and any rank, and is saved and loaded with the module it is part of. The whole is
-/// one operation with a backward pass of its own. On flex it runs in kernels, without normalized or permuted copies of its inputs.
+/// It has no parameters, and works on any device and any rank. A module that holds one is saved and loaded as ever; the record has
+/// nothing of it, so build the module by the same configuration. The whole is one operation with a backward pass of its own. On flex
+/// it runs in kernels, without normalized or permuted copies of its inputs.
 ///
 /// # Shapes
 ///
@@ -226,7 +227,9 @@ impl DotConfig {
 /// # Differences from Keras
 ///
 /// Keras' Dot has neither `batch_dims`, nor several axis pairs, nor a choice of the floor, which is 1e-6 in tf.keras and 1e-7
-/// in Keras 3. It overflows for large entries, and gives NaN for zero vectors in f16.
+/// in Keras 3. It overflows for large entries, and gives NaN for zero vectors in f16. It does not clamp cosines to [-1, 1], and adds
+/// f16 and bf16 as TensorFlow does. Its batch of 1 meets any other where its shape is unknown; here that takes
+/// [`with_broadcast_batch`](DotConfig::with_broadcast_batch).
 ///
 /// # Source
 ///

@@ -175,7 +175,7 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// An input has more elements than `isize` can count. Sizes of 0 are left out of the count.
+    /// An input has more elements than `isize` can count. Axes of size 0 are left out.
     InputTooLarge {
         /// The input.
         operand: Operand,
@@ -184,7 +184,7 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// The output would have more elements than memory can address. Sizes of 0 are left out of the count.
+    /// The output would have more elements than memory can address. Axes of size 0 are left out.
     OutputTooLarge {
         /// The shape of the output.
         output: Vec<usize>,

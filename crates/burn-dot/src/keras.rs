@@ -36,6 +36,10 @@ use crate::{DotConfig, plan::Axes};
 /// The options that Keras does not have (`epsilon`, `batch_dims`, `broadcast_batch`, `output_dtype`, several pairs in `axes`)
 /// are further keys, left out where they hold their defaults, so Keras reads a configuration that uses only its own. A
 /// configuration of Keras 3 says nothing of its floor of 1e-7: call [`with_epsilon(1e-7)`](DotConfig::with_epsilon) to match it.
+/// Written again, that configuration has a key `epsilon`, which Keras refuses.
+///
+/// Keras casts the inputs of a layer to its `dtype`. Here they keep theirs: cast them, or choose the output's by
+/// [`with_output_dtype`](DotConfig::with_output_dtype).
 ///
 /// # Source
 ///
@@ -75,7 +79,7 @@ impl<'de> Deserialize<'de> for KerasLayer {
     }
 }
 
-/// What Keras and tf_keras write, or take back, for any layer. It does not change a dot product.
+/// What Keras and tf_keras write, or take back, for any layer.
 const DROPPED_FROM_CONFIG: [&str; 13] = [
     "name",
     "trainable",
@@ -165,6 +169,7 @@ fn read(value: Value) -> Result<DotConfig, String> {
         return Err(format!("this is a Keras layer {class}, not a \"Dot\""));
     }
     refuse_unknown(&entries, &["class_name", "config"], &DROPPED_FROM_LAYER)?;
+    refuse_foreign(&entries)?;
     match (entries.remove("class_name"), entries.remove("config")) {
         (None, _) => Err("this layer has no class_name; write \"class_name\": \"Dot\"".into()),
         (_, None) => Err("this layer has no config; write \"config\": {\"axes\": 1}".into()),
@@ -209,6 +214,17 @@ fn without_tuples(value: Value) -> Value {
             without_tuples(entries["items"].take())
         }
         other => other,
+    }
+}
+
+/// Refuses a layer that somebody registered under the name of Keras' own.
+fn refuse_foreign(entries: &Map<String, Value>) -> Result<(), String> {
+    let keras = ["keras", "tf_keras", "tensorflow"];
+    let is_foreign = |module: &str| !keras.contains(&module.split('.').next().unwrap_or(module));
+    match (entries.get("module").and_then(Value::as_str), entries.get("registered_name").and_then(Value::as_str)) {
+        (Some(module), _) if is_foreign(module) => Err(format!("this is a Dot of the module \"{module}\", not Keras'")),
+        (_, Some(name)) if name.contains('>') => Err(format!("this is a layer registered as \"{name}\", not Keras' Dot")),
+        _ => Ok(()),
     }
 }
 

@@ -44,12 +44,12 @@ pub use plan::{Axes, AxisIndex};
 /// Gives memory that is kept for results on flex back to the allocator: at most 96 MiB of results that were freed.
 ///
 /// They are kept because new memory costs more than many products: the next result of the same size takes a freed one. Without the
-/// feature `std` nothing is kept.
+/// features `flex` and `std` nothing is kept.
 ///
 /// ```
 /// burn_dot::release_memory();
 /// ```
-#[cfg(feature = "flex")]
 pub fn release_memory() {
+    #[cfg(feature = "flex")]
     cpu::release_memory();
 }

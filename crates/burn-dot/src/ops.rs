@@ -110,7 +110,7 @@ pub trait DotOps: Backend {
         reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options)
     }
 
-    /// The same numbers, and the same gradient, as Burn's reductions need them to lie in memory.
+    /// A contiguous copy, where Burn's reductions need one; the gradient passes.
     ///
     /// Inputs and gradients may be permuted views, and Burn's own operations come next: the sum over an axis that was expanded, say.
     fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -363,7 +363,7 @@ impl Ladder {
     /// An estimate with its error bar, if it can be believed, and how many bars make an accusation.
     ///
     /// Either its bar is small beside it. Or it is a slope of about zero, whose bar rounding alone explains, or shrank with the step;
-    /// but zero is also what differences give across a symmetric hole, so those at steps wider than the element say nothing.
+    /// but a step wider than the element can straddle a symmetric dip and give zero: such zeros are ignored.
     fn settled(&self, i: usize, size: f64) -> Option<(Estimate, f64)> {
         let mut here = self.estimates[i];
         here.slope.error_bar = here.slope.error_bar.max(self.rounding(&here) / here.step);

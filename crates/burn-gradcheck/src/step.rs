@@ -29,7 +29,7 @@ pub enum Step {
     /// wide to narrow. The default.
     #[default]
     Automatic,
-    /// So far.
+    /// An absolute step.
     Absolute(f64),
     /// So many times the element's size; for an element of zero, times the smallest size in its tensor that is not zero (1 where all
     /// are).

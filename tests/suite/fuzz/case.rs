@@ -70,6 +70,8 @@ enum Extent {
     Large,
     /// One axis of up to 2²⁰, contracted or not.
     Long,
+    /// Free axes that take several blocks of a matrix product, the last of them short.
+    Blocks,
 }
 
 /// Magnitudes that the numbers may have.
@@ -86,7 +88,8 @@ impl Case {
         let rng = &mut rng(seed, index);
         let extent = match rng.random_range(0..500) {
             0 => Extent::Long,
-            1..12 => Extent::Large,
+            1 => Extent::Blocks,
+            2..13 => Extent::Large,
             _ => Extent::Small,
         };
         if rng.random_bool(0.08) { Case::of_integers(rng) } else { Case::of(extent, float_dtype(rng), rng) }
@@ -162,7 +165,9 @@ impl Case {
     fn of_integers(rng: &mut StdRng) -> Self {
         let mut case = Case::of(Extent::Small, DType::F64, rng);
         case.dtype = if integers_wrap() { *int_dtypes().choose(rng).unwrap() } else { DType::I64 };
-        case.config = DotConfig { normalize: false, output_dtype: None, ..case.config };
+        let wider: Vec<DType> = int_dtypes().into_iter().filter(|wider| holds(*wider, case.dtype)).collect();
+        let output_dtype = if integers_wrap() && rng.random_bool(0.4) { wider.choose(rng).copied() } else { None };
+        case.config = DotConfig { normalize: false, output_dtype, ..case.config };
         case.tracked = [false; 2];
         let (least, most) = whole_range(case.dtype);
         let factor = if integers_wrap() { 2f64.powi(*[0, 0, 4, 30].choose(rng).unwrap()) } else { 1.0 };
@@ -212,6 +217,11 @@ fn float_dtype(rng: &mut StdRng) -> DType {
     let often = [DType::F32, DType::F32, DType::F64, DType::F16, DType::BF16];
     let usable: Vec<DType> = often.into_iter().filter(|dtype| held.contains(dtype)).collect();
     *usable.choose(rng).unwrap()
+}
+
+/// Whether a dtype of integers has every value of another.
+fn holds(wider: DType, dtype: DType) -> bool {
+    wider == dtype || wider.size() > dtype.size() && (wider.is_int() || dtype.is_uint())
 }
 
 /// The least and the largest whole number to use: of the dtype where f64 has them.
@@ -321,6 +331,18 @@ impl Sizes {
                     *size = 2 * *size + rng.random_range(0..2);
                 }
                 self.shrink(1 << 18, 1 << 18, rng);
+            }
+            Extent::Blocks => {
+                for (role, size) in &mut self.axes {
+                    *size = match role {
+                        Role::LhsFree(0) | Role::RhsFree(0) => {
+                            *[40, 100, 129, 257, 1024].choose(rng).unwrap() + rng.random_range(0..9)
+                        }
+                        Role::Pair(0) => *[3, 9, 20, 40].choose(rng).unwrap(),
+                        _ => 1,
+                    };
+                }
+                self.shrink(1 << 20, 1 << 23, rng);
             }
             Extent::Long => {
                 // Long sums forward, or in a gradient.

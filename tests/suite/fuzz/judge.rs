@@ -47,7 +47,7 @@ impl Exact {
         let meaning = product(&case.config, lhs.shape.len(), rhs.shape.len());
         let answer = oracle::answer(&meaning, &lhs, &rhs, |_| case.cotangent.array());
         let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
-        let out = bounds(case, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 1.0)]);
+        let out = bounds(case, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
 
         // How many elements of the output each element of an input meets.
         let terms = |own: &Array| {
@@ -93,15 +93,21 @@ impl Exact {
 pub fn integers(case: &Case, given: &TensorData) -> Result<(), String> {
     let (lhs, rhs) = (case.lhs.array(), case.rhs.array());
     let exact = oracle::integers(&product(&case.config, lhs.shape.len(), rhs.shape.len()), &lhs, &rhs);
-    if (given.dtype(), &given.shape()[..]) != (case.dtype, &case.cotangent.shape[..]) {
-        return Err(format!("out: {:?} {:?}, not {:?} {:?}", given.dtype(), given.shape(), case.dtype, case.cotangent.shape));
+    if (given.dtype(), &given.shape()[..]) != (case.out_dtype(), &case.cotangent.shape[..]) {
+        return Err(format!(
+            "out: {:?} {:?}, not {:?} {:?}",
+            given.dtype(),
+            given.shape(),
+            case.out_dtype(),
+            case.cotangent.shape
+        ));
     }
-    let given: Vec<i64> = match case.dtype {
+    let given: Vec<i64> = match case.out_dtype() {
         DType::U64 => given.iter::<u64>().map(|x| x as i64).collect(),
         _ => given.iter::<i64>().collect(),
     };
     for (i, (given, exact)) in given.into_iter().zip(exact).enumerate() {
-        let exact = wrapped(case.dtype, exact);
+        let exact = wrapped(case.out_dtype(), exact);
         if given != exact {
             return Err(format!("out: element {i} is {given}, not {exact}"));
         }
@@ -142,7 +148,7 @@ impl Precision {
     }
 }
 
-/// Bounds of sums of so many terms. Where inputs are normalized, what is below ε² of its reach may be lost to underflow.
+/// Bounds of sums of so many terms. Where inputs are normalized, what of a gradient is below ε² of its reach may be lost to underflow.
 fn bounds(case: &Case, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
     let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
     let epsilons = allowed_epsilons(terms) * accumulator.epsilon;
@@ -205,7 +211,7 @@ fn is_right(given: f64, bounds: &Bounds, accumulator: Precision, stored: Precisi
     if exact.is_infinite() {
         return given == exact;
     }
-    // What may overflow on its way may be anything.
+    // A partial sum may overflow.
     if scale >= accumulator.max / 4.0 || error.is_infinite() || (given - exact).abs() <= error {
         return true;
     }

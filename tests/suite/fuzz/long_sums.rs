@@ -32,6 +32,7 @@ fn long_sums_of_equal_terms_lose_no_digits() {
         (DType::F32, first.clone(), &[1, 4096, 8], &[1, 4096, 8]),
         (DType::F32, first.clone(), &[1, 131_072, 2], &[1, 131_072, 2]),
         (DType::F32, first.clone(), &[1, 1_048_576, 2], &[1, 1_048_576, 2]),
+        (DType::F32, first.clone(), &[1, 4_194_304, 2], &[1, 4_194_304, 1]),
         (DType::F32, cosine(first.clone()), &[1, 1_048_576, 4], &[1, 1_048_576, 4]),
         (DType::F32, matrices, &[1, 8, 65_536], &[1, 65_536, 8]),
         // The gradient of weights.

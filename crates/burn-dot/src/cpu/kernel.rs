@@ -80,7 +80,7 @@ pub(super) trait Real:
     + core::ops::Sub<Output = Self>
     + core::ops::Mul<Output = Self>
 {
-    /// Norms whose squares neither overflow nor lose digits in f64, and neither do products of two such numbers and their inverses.
+    /// Norms whose squares, inverses and products of two inverses f64 holds, with room for the gradient.
     const NORMS: core::ops::RangeInclusive<f64>;
     /// Norms of vectors whose products, and the products of their inverses, stay well within this dtype.
     const MATRIX_NORMS: core::ops::RangeInclusive<f64>;
@@ -178,7 +178,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    const NORMS: core::ops::RangeInclusive<f64> = 1e-120..=1e120;
+    const NORMS: core::ops::RangeInclusive<f64> = 1e-60..=1e60;
     const MATRIX_NORMS: core::ops::RangeInclusive<f64> = 1e-60..=1e60;
     const SMALLEST: f64 = f64::MIN_POSITIVE;
     const BLOCK: usize = 4;
@@ -366,8 +366,11 @@ fn finite_from_f64<T: Element>(x: f64) -> T {
 const SUMS: usize = 4;
 
 /// Sums of squares that f32 holds with all their digits: what overflows makes them infinite, and a square too small for f32 is nothing
-/// beside them. A product of the two vectors that is lost so is below 1e-45, and the cosine to which it belongs below 1e-21.
+/// beside them.
 const SQUARES: core::ops::Range<f64> = 1e-24..f64::INFINITY;
+
+/// Sums of products beside which a product too small for f32 is nothing.
+const LEAST_PRODUCT: f64 = 1e-30;
 
 /// Lines of memory whose squares are added in f32 before the sums go on in f64.
 pub(super) const LINES: usize = 16;
@@ -513,7 +516,7 @@ fn dot_and_squares_in_f32<S: Level, T: Single>(level: S, x: &[T], y: &[T]) -> [f
                 total = [total[0] + x * x, total[1] + x * y, total[2] + y * y];
             }
         }
-        if SQUARES.contains(&total[0]) && SQUARES.contains(&total[2]) {
+        if SQUARES.contains(&total[0]) && SQUARES.contains(&total[2]) && total[1].abs() >= LEAST_PRODUCT {
             return total;
         }
     }

@@ -8,6 +8,7 @@ use super::{
     gemm::{Epilogue, Input, Output, Product},
     kernel::{Compensated, Element},
     space::{DX, NOUT, NX, OUT, Space, X, Y, sum},
+    threads::{self, SharedPtr},
 };
 
 /// The tensors of a product, each by its first element.
@@ -106,16 +107,20 @@ unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Real], space: &Space) -
     let (own, repeated) = space.batch.split_by(DX);
     let (vectors, partners) = (own.followed_by(&space.i), repeated.followed_by(&space.j));
     let mut dots = vec![0.0; vectors.len()];
-    for vector in vectors.walk(0..vectors.len()) {
-        let mut dot = Compensated::default();
-        for partner in partners.walk(0..partners.len()) {
-            let at = sum(vector, partner);
-            // SAFETY: the caller's promise.
-            let g = unsafe { *grad.offset(at[OUT]) };
-            dot.add(g.to_f64() * cosines[at[NOUT] as usize].to_f64());
+    let (grad, to) = (SharedPtr::new(grad), SharedPtr::new(dots.as_mut_ptr()));
+    threads::for_each_range(vectors.len(), partners.len(), |range| {
+        for vector in vectors.walk(range) {
+            let mut dot = Compensated::default();
+            for partner in partners.walk(0..partners.len()) {
+                let at = sum(vector, partner);
+                // SAFETY: the caller's promise.
+                let g = unsafe { *grad.get().offset(at[OUT]) };
+                dot.add(g.to_f64() * cosines[at[NOUT] as usize].to_f64());
+            }
+            // SAFETY: `NX` numbers the vectors, so each has a place of its own in `dots`.
+            unsafe { *to.get().offset(vector[NX]) = dot.total() };
         }
-        dots[vector[NX] as usize] = dot.total();
-    }
+    });
     dots
 }
 

@@ -28,20 +28,21 @@ pub(super) fn base_ptr<T: Stored>(x: &FlexTensor) -> *const T {
         "a tensor of {} numbers whose layout reaches from {least} to {most}: {layout:?}",
         storage.len()
     );
-    storage[layout.start_offset()..].as_ptr()
+    // From the first element, not from a slice: strides may be negative.
+    storage.as_ptr().wrapping_add(layout.start_offset())
 }
 
 /// How many elements a shape has.
 ///
 /// # Panics
 ///
-/// If there are more than an address space holds: a product of sizes that wraps would be taken for a small buffer.
+/// If there are more than an address space holds: a wrapped count would allocate too little.
 fn count(shape: &[usize]) -> usize {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
     count.expect("the plan refuses tensors with more elements than an address space holds")
 }
 
-/// Memory of its own for a tensor. Until a kernel has written them, its elements are any.
+/// Memory of its own for a tensor. Its elements are initialized, to values that mean nothing until a kernel has written them.
 pub(super) struct Fresh<T> {
     memory: Loan,
     layout: Layout,

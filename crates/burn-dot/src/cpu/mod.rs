@@ -292,10 +292,9 @@ fn matrices_backward<T: Stored, O: Stored + Element<Real = T::Real>>(
     true
 }
 
-/// The input that has a single vector for each batch index, if it can meet its partners one by one: not so where the partners lie across
-/// memory, neighbours being numbers of different partners. They are taken as a matrix then. One whose partners are repeated along the
-/// batch is chosen last, and only if that is allowed. How the inputs lie decides whether one is chosen, never which: what the forward pass
-/// kept of `x` and `y` is so what the gradients take it for.
+/// The operand with a single vector for each batch index, if the product runs as rows: not so where neighbours in memory belong to
+/// different vectors of the other operand, which is a matrix then. One whose partners are broadcast along the batch is chosen last, and
+/// only if that is allowed. Strides decide whether an operand is chosen, never which: backward must agree with what forward saved.
 fn choose_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated_partners: bool) -> Option<Operand> {
     let across = |x: &FlexTensor, order: &[usize]| {
         let layout = x.layout();

@@ -27,7 +27,7 @@ impl Scale {
         Scale(sign / norm.max(floor))
     }
 
-    /// Whether the larger of norm and floor is one of these numbers, which are the inverses of each other: so the inverse is looked at.
+    /// Whether the larger of norm and floor is in a range. The range is symmetric under `1/x`, so the inverse is tested.
     #[inline(always)]
     pub fn is_within(self, trusted: RangeInclusive<f64>) -> bool {
         trusted.contains(&self.inverse())
@@ -44,8 +44,7 @@ impl Scale {
         if self.0.is_sign_positive() { self.0 * self.0 } else { 0.0 }
     }
 
-    /// The factor of the part along the vector that its gradient is without, and a number that no term of the gradient is
-    /// larger than, but for rounding, which is less than half a step of a half.
+    /// The projection coefficient, and an upper bound on each term of the gradient.
     #[inline(always)]
     pub fn part_along(self, g: f64, cosine: f64) -> (f64, f64) {
         (g * cosine * self.projected(), g.abs() * self.inverse())
@@ -135,7 +134,9 @@ fn scales<R: Real>(squares: &[f64], to: &mut [R], floor: f64) -> bool {
     let mut trusted = true;
     for (to, &square) in to.iter_mut().zip(squares) {
         let scale = Scale::new::<R>(square, floor);
-        trusted &= scale.is_within(R::MATRIX_NORMS);
+        // Also below the floor: products of tiny vectors would be subnormal.
+        let tiny = square > 0.0 && kernel::sqrt(square) < *R::MATRIX_NORMS.start();
+        trusted &= scale.is_within(R::MATRIX_NORMS) && !tiny;
         *to = R::from_f64(scale.0);
     }
     trusted
@@ -154,17 +155,29 @@ struct Squares<'a, T: Element> {
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * LINES;
 
+/// Sums of squares below this may have lost some that f32 does not hold.
+const LOST: f64 = 1e-18;
+
 impl<T: Element> Task for Squares<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Level>(mut self, level: S) {
         // Vectors that lie across memory are read line by line, those that lie along it one after the other.
         // SAFETY: the promise made to `of_both`.
         unsafe {
-            match self.step == 1 && self.k.inner().1.step[self.tensor] != 1 {
-                true => self.across(level),
-                false => self.along(level),
+            let across = self.step == 1 && self.k.inner().1.step[self.tensor] != 1;
+            if across {
+                self.across(level);
+            }
+            for vector in 0..self.to.len() {
+                if !across {
+                    self.to[vector] = self.along::<S, false>(level, vector);
+                }
+                // Zeros, or squares that f32 lost.
+                if self.to[vector] < LOST {
+                    self.to[vector] = self.along::<S, true>(level, vector);
+                }
             }
         }
     }
@@ -173,12 +186,12 @@ impl<T: Element> Task for Squares<'_, T> {
 impl<T: Element> Squares<'_, T> {
     /// Lines of memory, each with an element of every vector. Short ones that follow one another are read as one.
     #[inline(always)]
-    unsafe fn across<S: Level>(self, level: S) {
-        let Squares { x, k, terms, tensor, to, .. } = self;
+    unsafe fn across<S: Level>(&mut self, level: S) {
+        let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
         let (vectors, k_step) = (to.len(), k.inner().1.step[tensor]);
         let group = if k_step == vectors as isize { CHUNK / vectors } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
-        for (_, len, from) in k.runs(terms) {
+        for (_, len, from) in k.runs(terms.clone()) {
             // SAFETY: the caller's promise.
             let x = unsafe { x.offset(from[tensor]) };
             let mut rest = 0..len;
@@ -212,26 +225,23 @@ impl<T: Element> Squares<'_, T> {
         }
     }
 
-    /// Vector by vector, contiguous or gathered.
+    /// The square of one vector, contiguous or gathered; all in f64, if `EXACT`.
     #[inline(always)]
-    unsafe fn along<S: Level>(self, level: S) {
-        let Squares { x, step, k, terms, tensor, to } = self;
-        let (k_step, mut buffer) = (k.inner().1.step[tensor], [T::default(); CHUNK]);
-        for (vector, to) in to.iter_mut().enumerate() {
-            let mut square = Compensated::default();
-            for (_, len, from) in k.runs(terms.clone()) {
-                for term in (0..len).step_by(CHUNK) {
-                    let at = from[tensor] + vector as isize * step + term as isize * k_step;
-                    // A square that f32 does not hold is nothing beside those of a norm that is trusted, or infinite.
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let run = Run { at: x.offset(at), step: k_step, len: CHUNK.min(len - term) };
-                        let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                        square.add(T::dot(level, run, run));
-                    }
+    unsafe fn along<S: Level, const EXACT: bool>(&self, level: S, vector: usize) -> f64 {
+        let k_step = self.k.inner().1.step[self.tensor];
+        let mut buffer = [T::default(); CHUNK];
+        let mut square = Compensated::default();
+        for (_, len, from) in self.k.runs(self.terms.clone()) {
+            for term in (0..len).step_by(CHUNK) {
+                let at = from[self.tensor] + vector as isize * self.step + term as isize * k_step;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let run = Run { at: self.x.offset(at), step: k_step, len: CHUNK.min(len - term) };
+                    let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
+                    square.add(if EXACT { kernel::dot(level, run, run) } else { T::dot(level, run, run) });
                 }
             }
-            *to = square.total();
         }
+        square.total()
     }
 }

@@ -97,7 +97,7 @@ fn advise_huge_pages(at: NonNull<u8>, len: usize) {
 pub(super) struct Loan(Option<Block>);
 
 impl Loan {
-    /// Memory for so many elements: kept, or new. It holds any elements at all.
+    /// Memory for so many elements: kept, or new. It is initialized, to values that mean nothing.
     ///
     /// # Panics
     ///

@@ -41,7 +41,7 @@ pub(super) struct Rows<T, O> {
     /// The gradients, where wanted.
     pub dx: Option<*mut T>,
     pub dy: Option<*mut T>,
-    /// For each number of the output, what [`forward`] writes, where it is wanted, and [`backward`] reads, where it was.
+    /// For each element of the output: written by [`forward`] if saving, read by [`backward`] if saved.
     pub kept: Option<*mut KeptRow>,
 }
 

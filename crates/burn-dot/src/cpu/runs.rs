@@ -53,7 +53,7 @@ pub(super) struct RunMut<T> {
 }
 
 impl<T: Copy> RunMut<T> {
-    /// The places as they are, where they lie side by side, else the buffer.
+    /// The target itself where it is contiguous, else the buffer.
     ///
     /// # Safety
     ///

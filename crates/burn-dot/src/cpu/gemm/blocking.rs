@@ -57,7 +57,7 @@ const PART_BROADCAST: usize = 16;
 const TASKS_PER_THREAD: usize = 4;
 
 impl Blocking {
-    /// For a product that may be accumulated in its output, unless it is `indirect`.
+    /// Accumulates in the output, or, where that is `indirect`, in a workspace.
     pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
         let Sizes { units, lanes, broadcast, terms, element } = sizes;
         let [lane_parts, broadcast_parts, term_parts] = parts(sizes, whole, threads);
@@ -104,8 +104,9 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
     }
     let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(terms);
     let wanted = (work / TASK).clamp(threads, TASKS_PER_THREAD * threads).div_ceil(units);
-    // Few outputs and many terms: each part reads terms of its own, and its partial sums are small beside them.
-    if terms >= PLAIN_BLOCKS * TERM_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
+    // Few outputs and many terms: each part reads terms of its own, and its partial sums fit a workspace.
+    let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
+    if few && terms >= PLAIN_BLOCKS * TERM_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
         return [1, 1, threads.div_ceil(units).min(terms.div_ceil(TERM_BLOCK))];
     }
     // As many as share out evenly.
@@ -136,6 +137,7 @@ mod tests {
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 2, [1, 1, 2]),
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 8]),
             (sizes(3, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 3]),
+            (sizes(1, 1024, 1024, 1 << 20), Whole::Nothing, 2, [8, 1, 1]),
         ] {
             assert_eq!(parts(sizes, whole, threads), expected, "{sizes:?}, {whole:?}, {threads} threads");
         }

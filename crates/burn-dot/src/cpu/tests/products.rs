@@ -221,11 +221,21 @@ fn packed_lanes_serve_every_block_of_broadcast_vectors() {
     }
 }
 
-/// What threads do to many rows, to a vector that several tasks share, and to matrices cut into blocks.
+/// What threads do to many rows, to a vector that several tasks share, to matrices cut into blocks, and to long sums cut into parts.
+#[cfg(feature = "rayon")]
 #[test]
 fn work_over_threads_agrees_with_plain_loops() {
+    for threads in [2, 3, 8] {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work_over_threads);
+    }
+}
+
+#[cfg(feature = "rayon")]
+fn work_over_threads() {
     for floor in [None, Some(1e-6)] {
-        for [batch, m, n, k] in [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30]] {
+        for [batch, m, n, k] in
+            [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30], [1, 2, 3, 16_500]]
+        {
             Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
         }
         // More than one block of vectors, whose norms are made by several threads.

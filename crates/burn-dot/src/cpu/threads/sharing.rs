@@ -34,7 +34,7 @@ struct Shared {
     tasks: usize,
     /// How many are taken at once: neighbours, which read the same memory.
     at_once: usize,
-    /// To be called only for a task that is not done.
+    /// Valid only until the last task is done.
     f: TaskPtr,
     /// The first panic of a task.
     panic: Mutex<Option<Panic>>,
