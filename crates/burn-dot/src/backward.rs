@@ -50,7 +50,7 @@ use burn_core::backend::{
     },
     tensor::FloatTensor,
 };
-use burn_core::tensor::FloatDType;
+use burn_core::tensor::{FloatDType, Shape};
 
 use crate::{
     error::Operand,
@@ -79,7 +79,7 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
     fn backward(self, ops: Ops<State<B>, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let State { lhs, rhs, kept, dtype, plan, options } = ops.state;
         let grad = grads.consume::<B>(&ops.node);
-        let mut input = |kept: Option<NodeId>, shape: &[usize]| -> FloatTensor<B> {
+        let mut input = |kept: Option<NodeId>, shape: &Shape| -> FloatTensor<B> {
             match kept {
                 Some(node) => checkpointer.retrieve_node_output(node),
                 None => stand_in::<B>(shape, dtype, &grad.device()),
@@ -105,9 +105,9 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
 }
 
 /// A placeholder of stride 0 for an input that is not saved: it has its shape and takes no memory.
-fn stand_in<B: Backend>(shape: &[usize], dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
-    let zero = B::float_zeros(alloc::vec![1; shape.len()].into(), device, dtype);
-    B::float_expand(zero, shape.to_vec().into())
+fn stand_in<B: Backend>(shape: &Shape, dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
+    let zero = B::float_zeros(shape.iter().map(|_| 1usize).collect(), device, dtype);
+    B::float_expand(zero, shape.clone())
 }
 
 #[derive(Debug)]

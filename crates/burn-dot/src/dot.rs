@@ -174,7 +174,7 @@ impl DotConfig {
     pub fn output_shape(&self, lhs: &[Option<usize>], rhs: &[Option<usize>]) -> Result<Vec<Option<usize>>, DotError> {
         self.check()?;
         let pairing = Pairing::new(&self.axes, self.batch_dims, self.broadcast_batch, lhs, rhs)?;
-        Ok(pairing.output_shape())
+        Ok(pairing.output_shape().collect())
     }
 
     fn check(&self) -> Result<(), DotError> {
@@ -368,7 +368,7 @@ impl Dot {
         rhs: &Tensor<D2, K>,
     ) -> Result<Plan, DotError> {
         let DotConfig { axes, normalize, batch_dims, broadcast_batch, output_dtype, .. } = &self.config;
-        let (dtype, device) = (lhs.dtype(), lhs.device());
+        let (dtype, device, rhs_device) = (lhs.dtype(), lhs.device(), rhs.device());
         let shapes = || Shapes::known(&lhs.dims(), &rhs.dims());
         for (operand, dtype) in [(Operand::Lhs, dtype), (Operand::Rhs, rhs.dtype())] {
             if matches!(dtype, DType::QFloat(_)) {
@@ -393,18 +393,17 @@ impl Dot {
                 return Err(DotError::UnsupportedOutputDType { dtype: output, device, shapes: shapes() });
             }
         }
-        if device != rhs.device() {
-            let (lhs, rhs) = (format!("{device:?}"), format!("{:?}", rhs.device()));
+        if device != rhs_device {
+            let (lhs, rhs) = (format!("{device:?}"), format!("{rhs_device:?}"));
             return Err(DotError::DeviceMismatch { lhs, rhs, shapes: shapes() });
         }
-        for device in [&device, &rhs.device()] {
+        for device in [&device, &rhs_device] {
             if let Some(feature) = ops::missing_feature(device) {
                 return Err(DotError::MissingFeature { device: format!("{device:?}"), feature, shapes: shapes() });
             }
         }
         #[cfg(feature = "autodiff")]
-        if let (Some(lhs), Some(rhs)) =
-            (device.gradient_checkpointing_strategy(), rhs.device().gradient_checkpointing_strategy())
+        if let (Some(lhs), Some(rhs)) = (device.gradient_checkpointing_strategy(), rhs_device.gradient_checkpointing_strategy())
             && lhs != rhs
         {
             return Err(DotError::CheckpointingMismatch { shapes: shapes() });
@@ -412,7 +411,7 @@ impl Dot {
 
         let plan = Plan::new(axes, *batch_dims, *broadcast_batch, &lhs.dims(), &rhs.dims())?;
         if plan.output.len() != DO {
-            return Err(DotError::OutputRank { expected: DO, output: plan.output, shapes: shapes() });
+            return Err(DotError::OutputRank { expected: DO, output: plan.output.to_vec(), shapes: shapes() });
         }
         Ok(plan)
     }

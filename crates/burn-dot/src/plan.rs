@@ -9,11 +9,12 @@
 //! rhs  batch… · free… · contracted…   →   (batch, n, k)  ┘
 //! ```
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::fmt;
 
-use burn_core::tensor::FloatDType;
+use burn_core::tensor::{FloatDType, Shape};
 use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Axis, DotError, Operand, Shapes};
 
@@ -41,11 +42,11 @@ pub enum Axes {
 }
 
 impl Axes {
-    fn pairs(&self) -> Vec<(isize, isize)> {
+    fn pairs(&self) -> SmallVec<[(isize, isize); 4]> {
         match self {
-            Axes::Both(axis) => vec![(*axis, *axis)],
-            Axes::Pair(lhs, rhs) => vec![(*lhs, *rhs)],
-            Axes::Pairs(pairs) => pairs.clone(),
+            Axes::Both(axis) => smallvec![(*axis, *axis)],
+            Axes::Pair(lhs, rhs) => smallvec![(*lhs, *rhs)],
+            Axes::Pairs(pairs) => pairs.as_slice().into(),
         }
     }
 }
@@ -115,77 +116,79 @@ impl<A: AxisIndex, B: AxisIndex, const N: usize> From<[(A, B); N]> for Axes {
     }
 }
 
+/// Indices of axes. As many as most tensors have are kept inline: a call on short rows takes less time than an allocation.
+pub(crate) type AxisList = SmallVec<[usize; 8]>;
+
+/// Sizes that may be unknown.
+type Sizes = SmallVec<[Option<usize>; 8]>;
+
 /// Which axes meet: the axes resolved against two shapes whose sizes may be unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pairing {
+pub(crate) struct Pairing<'a> {
     /// Sizes of the shared leading axes in the output.
-    batch: Vec<Option<usize>>,
-    lhs: Roles,
-    rhs: Roles,
-    shapes: Shapes,
+    batch: Sizes,
+    lhs: Roles<'a>,
+    rhs: Roles<'a>,
 }
 
 /// What each axis of one input is for. The batch axes are the leading ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Roles {
-    contracted: Vec<usize>,
-    free: Vec<usize>,
+struct Roles<'a> {
+    sizes: &'a [Option<usize>],
+    contracted: AxisList,
+    free: AxisList,
 }
 
-impl Pairing {
+impl<'a> Pairing<'a> {
     /// Resolves `axes` and checks every size that is known.
     pub(crate) fn new(
         axes: &Axes,
         batch_dims: usize,
         broadcast_batch: bool,
-        lhs: &[Option<usize>],
-        rhs: &[Option<usize>],
+        lhs: &'a [Option<usize>],
+        rhs: &'a [Option<usize>],
     ) -> Result<Self, DotError> {
-        let shapes = Shapes { lhs: lhs.to_vec(), rhs: rhs.to_vec() };
+        // Only for an error.
+        let shapes = || Shapes { lhs: lhs.to_vec(), rhs: rhs.to_vec() };
         let pairs = axes.pairs();
-        let lhs_axes = resolve(Operand::Lhs, pairs.iter().map(|pair| pair.0), batch_dims, &shapes)?;
-        let rhs_axes = resolve(Operand::Rhs, pairs.iter().map(|pair| pair.1), batch_dims, &shapes)?;
+        let lhs_axes = resolve(Operand::Lhs, pairs.iter().map(|pair| pair.0), batch_dims, lhs.len(), shapes)?;
+        let rhs_axes = resolve(Operand::Rhs, pairs.iter().map(|pair| pair.1), batch_dims, rhs.len(), shapes)?;
 
         for (&lhs_axis, &rhs_axis) in lhs_axes.iter().zip(&rhs_axes) {
             if let (Some(lhs_size), Some(rhs_size)) = (lhs[lhs_axis.index], rhs[rhs_axis.index])
                 && lhs_size != rhs_size
             {
                 let candidate = if pairs.len() == 1 { only_agreeing_pair(batch_dims, lhs, rhs) } else { None };
-                return Err(DotError::SizeMismatch { lhs_axis, lhs_size, rhs_axis, rhs_size, candidate, shapes });
+                return Err(DotError::SizeMismatch { lhs_axis, lhs_size, rhs_axis, rhs_size, candidate, shapes: shapes() });
             }
         }
 
-        let mut batch = Vec::with_capacity(batch_dims);
+        let mut batch = Sizes::new();
         for axis in 0..batch_dims {
             batch.push(match (lhs[axis], rhs[axis]) {
                 (Some(l), Some(r)) if l == r => Some(l),
                 (Some(1), other) | (other, Some(1)) if broadcast_batch => other,
                 (Some(lhs_size), Some(rhs_size)) => {
-                    return Err(DotError::BatchMismatch { axis, lhs_size, rhs_size, shapes });
+                    return Err(DotError::BatchMismatch { axis, lhs_size, rhs_size, shapes: shapes() });
                 }
                 (known, None) | (None, known) => known,
             });
         }
 
-        let roles = |axes: &[Axis], rank: usize| {
-            let contracted: Vec<usize> = axes.iter().map(|axis| axis.index).collect();
-            let free = (batch_dims..rank).filter(|axis| !contracted.contains(axis)).collect();
-            Roles { contracted, free }
+        let roles = |axes: &[Axis], sizes: &'a [Option<usize>]| {
+            let contracted: AxisList = axes.iter().map(|axis| axis.index).collect();
+            let free = (batch_dims..sizes.len()).filter(|axis| !contracted.contains(axis)).collect();
+            Roles { sizes, contracted, free }
         };
-        Ok(Pairing { batch, lhs: roles(&lhs_axes, lhs.len()), rhs: roles(&rhs_axes, rhs.len()), shapes })
+        Ok(Pairing { batch, lhs: roles(&lhs_axes, lhs), rhs: roles(&rhs_axes, rhs) })
     }
 
     /// Batch, then the free axes of lhs, then those of rhs; `None` where a size is unknown.
-    pub(crate) fn output_shape(&self) -> Vec<Option<usize>> {
-        let free = |roles: &Roles, sizes: &[Option<usize>]| roles.free.iter().map(|&i| sizes[i]).collect::<Vec<_>>();
-        let mut shape = self.batch.clone();
-        shape.extend(free(&self.lhs, &self.shapes.lhs));
-        shape.extend(free(&self.rhs, &self.shapes.rhs));
+    pub(crate) fn output_shape(&self) -> impl Iterator<Item = Option<usize>> {
         // Nothing free: Keras keeps (batch, 1). Without a batch the result is a number, which Burn holds as [1].
-        if self.lhs.free.is_empty() && self.rhs.free.is_empty() && self.batch.len() <= 1 {
-            shape.push(Some(1));
-        }
-        shape
+        let alone = self.lhs.free.is_empty() && self.rhs.free.is_empty() && self.batch.len() <= 1;
+        let free = [&self.lhs, &self.rhs].into_iter().flat_map(|roles| roles.free.iter().map(|&axis| roles.sizes[axis]));
+        self.batch.iter().copied().chain(free).chain(alone.then_some(Some(1)))
     }
 }
 
@@ -194,27 +197,24 @@ fn resolve(
     operand: Operand,
     axes: impl Iterator<Item = isize>,
     batch_dims: usize,
-    shapes: &Shapes,
-) -> Result<Vec<Axis>, DotError> {
-    let rank = match operand {
-        Operand::Lhs => shapes.lhs.len(),
-        Operand::Rhs => shapes.rhs.len(),
-    };
+    rank: usize,
+    shapes: impl Fn() -> Shapes,
+) -> Result<SmallVec<[Axis; 4]>, DotError> {
     if rank <= batch_dims {
-        return Err(DotError::RankTooSmall { operand, batch_dims, shapes: shapes.clone() });
+        return Err(DotError::RankTooSmall { operand, batch_dims, shapes: shapes() });
     }
-    let mut resolved: Vec<Axis> = Vec::new();
+    let mut resolved: SmallVec<[Axis; 4]> = SmallVec::new();
     for written in axes {
         let from_front = if written < 0 { written.saturating_add_unsigned(rank) } else { written };
         let Some(index) = usize::try_from(from_front).ok().filter(|&index| index < rank) else {
-            return Err(DotError::AxisOutOfRange { operand, axis: written, shapes: shapes.clone() });
+            return Err(DotError::AxisOutOfRange { operand, axis: written, shapes: shapes() });
         };
         let axis = Axis { written, index };
         if index < batch_dims {
-            return Err(DotError::BatchAxis { operand, axis, batch_dims, shapes: shapes.clone() });
+            return Err(DotError::BatchAxis { operand, axis, batch_dims, shapes: shapes() });
         }
         if let Some(&first) = resolved.iter().find(|earlier| earlier.index == index) {
-            return Err(DotError::DuplicateAxis { operand, first, again: axis, shapes: shapes.clone() });
+            return Err(DotError::DuplicateAxis { operand, first, again: axis, shapes: shapes() });
         }
         resolved.push(axis);
     }
@@ -251,7 +251,7 @@ impl FloatOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Sizes of the batch axes in the output.
-    pub batch_shape: Vec<usize>,
+    pub batch_shape: Shape,
     /// Product of `batch_shape`.
     pub batch: usize,
     /// Product of lhs's free sizes.
@@ -263,15 +263,15 @@ pub struct Plan {
     /// How many axes of each input are contracted.
     pub contracted: usize,
     /// Axes of lhs in the order batch, free, contracted.
-    pub lhs_order: Vec<usize>,
+    pub lhs_order: AxisList,
     /// Axes of rhs in the order batch, free, contracted.
-    pub rhs_order: Vec<usize>,
+    pub rhs_order: AxisList,
     /// Shape of lhs.
-    pub lhs_shape: Vec<usize>,
+    pub lhs_shape: Shape,
     /// Shape of rhs.
-    pub rhs_shape: Vec<usize>,
+    pub rhs_shape: Shape,
     /// Shape of the output.
-    pub output: Vec<usize>,
+    pub output: Shape,
 }
 
 /// Which kernel saved something for the backward pass: only the same one can read it.
@@ -293,24 +293,25 @@ impl Plan {
         lhs: &[usize],
         rhs: &[usize],
     ) -> Result<Self, DotError> {
-        let shapes = Shapes::known(lhs, rhs);
-        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &shapes.lhs, &shapes.rhs)?;
-        let all_known = |sizes: Vec<Option<usize>>| sizes.into_iter().flatten().collect::<Vec<usize>>();
-        let output = all_known(pairing.output_shape());
-        let batch_shape = all_known(pairing.batch);
+        let known = |sizes: &[usize]| sizes.iter().copied().map(Some).collect::<Sizes>();
+        let (lhs_sizes, rhs_sizes) = (known(lhs), known(rhs));
+        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &lhs_sizes, &rhs_sizes)?;
+        let output: Shape = pairing.output_shape().flatten().collect();
+        let batch_shape: Shape = pairing.batch.iter().copied().flatten().collect();
         // A broadcast input takes no memory, so an input may be larger than memory, but not larger than can be counted. The output has
         // to be stored. No product below can overflow then.
         for (operand, sizes) in [(Operand::Lhs, lhs), (Operand::Rhs, rhs)] {
-            let shape = [&batch_shape, &sizes[batch_dims..]].concat();
-            if !is_countable(&shape, isize::MAX as usize) {
-                return Err(DotError::InputTooLarge { operand, shape, shapes });
+            let shape = batch_shape.iter().chain(&sizes[batch_dims..]);
+            if !is_countable(shape.clone(), isize::MAX as usize) {
+                let shape = shape.copied().collect();
+                return Err(DotError::InputTooLarge { operand, shape, shapes: Shapes::known(lhs, rhs) });
             }
         }
-        if !is_countable(&output, isize::MAX as usize / size_of::<f64>()) {
-            return Err(DotError::OutputTooLarge { output, shapes });
+        if !is_countable(output.iter(), isize::MAX as usize / size_of::<f64>()) {
+            return Err(DotError::OutputTooLarge { output: output.to_vec(), shapes: Shapes::known(lhs, rhs) });
         }
         let product = |axes: &[usize], sizes: &[usize]| axes.iter().map(|&axis| sizes[axis]).product();
-        let order = |roles: &Roles| [(0..batch_dims).collect(), roles.free.clone(), roles.contracted.clone()].concat();
+        let order = |roles: &Roles<'_>| (0..batch_dims).chain(roles.free.iter().chain(&roles.contracted).copied()).collect();
 
         Ok(Plan {
             batch: batch_shape.iter().product(),
@@ -321,8 +322,8 @@ impl Plan {
             lhs_order: order(&pairing.lhs),
             rhs_order: order(&pairing.rhs),
             batch_shape,
-            lhs_shape: lhs.to_vec(),
-            rhs_shape: rhs.to_vec(),
+            lhs_shape: lhs.into(),
+            rhs_shape: rhs.into(),
             output,
         })
     }
@@ -334,8 +335,8 @@ impl Plan {
 }
 
 /// Whether the sizes multiply to at most `most`, in any order and number: sizes of 0 are left out, so that no partial product is larger.
-fn is_countable(shape: &[usize], most: usize) -> bool {
-    let count = shape.iter().filter(|&&size| size != 0).try_fold(1usize, |count, &size| count.checked_mul(size));
+fn is_countable<'a>(shape: impl Iterator<Item = &'a usize>, most: usize) -> bool {
+    let count = shape.filter(|&&size| size != 0).try_fold(1usize, |count, &size| count.checked_mul(size));
     count.is_some_and(|count| count <= most)
 }
 

@@ -62,7 +62,7 @@ pub(crate) fn float_dot<B: Backend>(
         matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2))
     };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
-    B::float_reshape(cast::<B>(out, output), plan.output.clone().into())
+    B::float_reshape(cast::<B>(out, output), plan.output.clone())
 }
 
 /// The gradient of the product with respect to one input; the derivation is on the page of `backward.rs`.
@@ -202,7 +202,7 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
     let dtype = output.unwrap_or(lhs.dtype().into());
     if plan.k == 0 || plan.output.contains(&0) {
         // From the host: in Burn 0.22.1 integer zeros made on wgpu with fusion hold what was in memory.
-        let zeros = TensorData::full_dtype(plan.output.clone(), 0, dtype.into());
+        let zeros = TensorData::full_dtype(plan.output.to_vec(), 0, dtype.into());
         return B::int_from_data(zeros, &lhs.device());
     }
     // Backends multiply matrices of i32 and i64 only. The low bits of a product are the same in a wider integer.
@@ -212,8 +212,8 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
         _ => IntDType::I32,
     };
     let rows = |x: IntTensor<B>, order: &[usize], free: usize| {
-        let rest = x.shape().iter().skip(plan.batch_shape.len()).copied().collect::<Vec<_>>();
-        let x = B::int_expand(x, Shape::from([plan.batch_shape.clone(), rest].concat()));
+        let shape = plan.batch_shape.iter().chain(&x.shape()[plan.batch_shape.len()..]).copied().collect();
+        let x = B::int_expand(x, shape);
         let x = B::int_reshape(B::int_permute(x, order), Shape::new([plan.batch, free, plan.k]));
         if x.dtype() == DType::from(compute) { x } else { B::int_cast(x, compute) }
     };
@@ -221,7 +221,7 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
     let rhs = rows(rhs, &plan.rhs_order, plan.n);
     let out = B::int_matmul(lhs, B::int_swap_dims(rhs, 1, 2));
     let out = if dtype == compute { out } else { B::int_cast(low_bits::<B>(out, dtype), dtype) };
-    B::int_reshape(out, plan.output.clone().into())
+    B::int_reshape(out, plan.output.clone())
 }
 
 /// Wraps to the range of a narrower dtype, so that no backend's cast has to refuse or saturate.

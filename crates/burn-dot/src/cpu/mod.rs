@@ -154,7 +154,7 @@ fn forward<T: Stored, O: Stored + Element<Real = T::Real>>(
     floor: Option<f64>,
     save: bool,
 ) -> Option<Forward> {
-    let mut out = Fresh::<O>::new(Layout::contiguous(Shape::from(plan.output.clone())));
+    let mut out = Fresh::<O>::new(Layout::contiguous(plan.output.clone()));
     let space = Space::new(
         plan,
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.strides(), ..Default::default() },
@@ -308,7 +308,7 @@ fn choose_vectors(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, repeated_part
             Operand::Lhs => (plan.m == 1, rhs, &plan.rhs_shape, &plan.rhs_order),
             Operand::Rhs => (plan.n == 1, lhs, &plan.lhs_shape, &plan.lhs_order),
         };
-        let whole = shape.iter().zip(&plan.batch_shape).all(|(own, joint)| own == joint);
+        let whole = shape.iter().zip(plan.batch_shape.iter()).all(|(own, joint)| own == joint);
         alone && (whole || repeated_too) && !across(others, order)
     };
     let find = |repeated_too| [Operand::Lhs, Operand::Rhs].into_iter().find(|&x| meets(x, repeated_too));

@@ -1,7 +1,8 @@
 //! The index space of a product: its axes, and how far a step along each goes in every tensor that takes part.
 
-use alloc::vec::Vec;
 use core::ops::Range;
+
+use smallvec::SmallVec;
 
 use crate::plan::Plan;
 
@@ -32,7 +33,7 @@ pub(super) struct Axis {
 
 /// Axes that run together, the last one fastest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Axes(Vec<Axis>);
+pub(super) struct Axes(SmallVec<[Axis; 3]>);
 
 /// `out[b, i, j] = Σₖ x[b, i, k] y[b, j, k]`.
 #[derive(Clone, Debug)]
@@ -117,7 +118,7 @@ impl Space {
             step[NOUT] = nout(batch_dims + i_dims + place);
             Axis { size: plan.rhs_shape[axis], step }
         });
-        let mut k: Vec<Axis> = (0..plan.contracted)
+        let mut k: SmallVec<[Axis; 3]> = (0..plan.contracted)
             .map(|place| {
                 let lhs = plan.lhs_order[batch_dims + i_dims + place];
                 let rhs = plan.rhs_order[batch_dims + j_dims + place];
@@ -160,7 +161,7 @@ impl Space {
 impl Axes {
     /// Axes without those of size 1, and with each two that step as one made one.
     pub fn new(axes: impl IntoIterator<Item = Axis>) -> Self {
-        let mut merged: Vec<Axis> = Vec::new();
+        let mut merged: SmallVec<[Axis; 3]> = SmallVec::new();
         for axis in axes {
             match merged.last_mut() {
                 _ if axis.size == 1 => {}
@@ -192,7 +193,7 @@ impl Axes {
 
     /// Those axes along which a tensor is walked, and the others.
     pub fn split_by(&self, tensor: usize) -> (Axes, Axes) {
-        let (with, without) = self.0.iter().partition(|axis| axis.step[tensor] != 0);
+        let (with, without) = self.0.iter().copied().partition(|axis: &Axis| axis.step[tensor] != 0);
         (Axes(with), Axes(without))
     }
 
@@ -217,8 +218,8 @@ impl Axes {
     /// All but the last axis, and the last; a size of 1 where there is none.
     pub fn inner(&self) -> (Axes, Axis) {
         match self.0.split_last() {
-            Some((last, rest)) => (Axes(rest.to_vec()), *last),
-            None => (Axes(Vec::new()), Axis { size: 1, step: [0; TENSORS] }),
+            Some((last, rest)) => (Axes(rest.into()), *last),
+            None => (Axes(SmallVec::new()), Axis { size: 1, step: [0; TENSORS] }),
         }
     }
 

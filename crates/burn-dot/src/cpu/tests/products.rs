@@ -620,9 +620,9 @@ fn sizes_whose_product_wraps_are_not_taken_for_small_buffers() {
     let small = Plan::new(&Axes::Both(2), 1, false, &[1, 2, 4], &[1, 2, 4]).unwrap();
     let half = (usize::MAX >> (usize::BITS / 2)) + 1;
     assert_eq!(half.wrapping_mul(half), 0);
-    let plan = Plan { m: half, k: half, lhs_shape: vec![1, half, half], rhs_shape: vec![1, 2, half], ..small.clone() };
+    let plan = Plan { m: half, k: half, lhs_shape: [1, half, half].into(), rhs_shape: [1, 2, half].into(), ..small.clone() };
     assert!(space::is_countable(&small) && !space::is_countable(&plan));
-    let broadcast = |k| Plan { batch: half, batch_shape: vec![half], k, ..small.clone() };
+    let broadcast = |k| Plan { batch: half, batch_shape: [half].into(), k, ..small.clone() };
     assert!(space::is_countable(&broadcast(half / 8)) && !space::is_countable(&broadcast(half)));
     // Refused before anything is made or read.
     let x = waves([1, 2, 4], 0.1, DType::F32);
