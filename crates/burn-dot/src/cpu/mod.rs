@@ -1,7 +1,7 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
 //! A tensor passes `mod` (dtype, layout) → `memory` (who may read and write what) → `rows` or `matrices` (which loops) → `kernel` (the
-//! loops) → `level` (instructions), on the way described by `space` (axes and strides), packed by `runs` and cut into tasks by `threads`.
+//! loops) → `simd` (instruction sets), on the way described by `space` (axes and strides), packed by `runs` and cut into tasks by `threads`.
 //! `pool` has the memory of results, `norms` the factors of normalized vectors. Matrices are copied by `blocks`, where they must be, and
 //! multiplied by the `gemm` crate; those of bf16 by `bfloat`, where the processor has an instruction for them.
 //!
@@ -28,13 +28,13 @@ use crate::{
 mod bfloat;
 mod gemm;
 mod kernel;
-mod level;
 mod matrices;
 mod memory;
 mod norms;
 mod pool;
 mod rows;
 mod runs;
+mod simd;
 mod space;
 #[cfg(test)]
 mod tests;

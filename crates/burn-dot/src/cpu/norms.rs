@@ -8,8 +8,8 @@ use core::{
 
 use super::{
     kernel::{self, Compensated, Element, LINES, Real},
-    level::{self, Level, Task},
     runs::{CHUNK, Run},
+    simd::{self, Isa, Task},
     space::{Axes, NX, NY, Space, X, Y, advance},
     threads::{self, SharedPtr},
 };
@@ -111,7 +111,7 @@ unsafe fn of_one<T: Element>(
                     _ => core::slice::from_raw_parts_mut(squares.add(part * all + index), vectors),
                 };
                 let x = x.offset(at[tensor]);
-                level::vectorized(Squares { x, step: inner.step[tensor], k: &space.k, terms, tensor, to });
+                simd::dispatch(Squares { x, step: inner.step[tensor], k: &space.k, terms, tensor, to });
                 if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), floor) {
                     trusted.store(false, Ordering::Relaxed);
                 }
@@ -162,21 +162,21 @@ impl<T: Element> Task for Squares<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(mut self, level: S) {
+    fn run<S: Isa>(mut self, isa: S) {
         // Vectors that lie across memory are read line by line, those that lie along it one after the other.
         // SAFETY: the promise made to `of_both`.
         unsafe {
             let across = self.step == 1 && self.k.inner().1.step[self.tensor] != 1;
             if across {
-                self.across(level);
+                self.across(isa);
             }
             for vector in 0..self.to.len() {
                 if !across {
-                    self.to[vector] = self.along::<S, false>(level, vector);
+                    self.to[vector] = self.along::<S, false>(isa, vector);
                 }
                 // Zeros, or squares that f32 lost.
                 if self.to[vector] < LOST {
-                    self.to[vector] = self.along::<S, true>(level, vector);
+                    self.to[vector] = self.along::<S, true>(isa, vector);
                 }
             }
         }
@@ -186,7 +186,7 @@ impl<T: Element> Task for Squares<'_, T> {
 impl<T: Element> Squares<'_, T> {
     /// Lines of memory, each with an element of every vector. Short ones that follow one another are read as one.
     #[inline(always)]
-    unsafe fn across<S: Level>(&mut self, level: S) {
+    unsafe fn across<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
         let (vectors, k_step) = (to.len(), k.inner().1.step[tensor]);
         let group = if k_step == vectors as isize { CHUNK / vectors } else { 1 };
@@ -210,7 +210,7 @@ impl<T: Element> Squares<'_, T> {
                             *line = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_step), width) };
                             rest.start += group;
                         }
-                        T::add_squares(level, partial, lines);
+                        T::add_squares(isa, partial, lines);
                     }
                     kernel::add_compensated(squares, lost, partial);
                 }
@@ -227,7 +227,7 @@ impl<T: Element> Squares<'_, T> {
 
     /// The square of one vector, contiguous or gathered; all in f64, if `EXACT`.
     #[inline(always)]
-    unsafe fn along<S: Level, const EXACT: bool>(&self, level: S, vector: usize) -> f64 {
+    unsafe fn along<S: Isa, const EXACT: bool>(&self, isa: S, vector: usize) -> f64 {
         let k_step = self.k.inner().1.step[self.tensor];
         let mut buffer = [T::default(); CHUNK];
         let mut square = Compensated::default();
@@ -238,7 +238,7 @@ impl<T: Element> Squares<'_, T> {
                 unsafe {
                     let run = Run { at: self.x.offset(at), step: k_step, len: CHUNK.min(len - term) };
                     let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                    square.add(if EXACT { kernel::dot(level, run, run) } else { T::dot(level, run, run) });
+                    square.add(if EXACT { kernel::dot(isa, run, run) } else { T::dot(isa, run, run) });
                 }
             }
         }

@@ -11,9 +11,9 @@ use core::{
 
 use super::{
     kernel::{self, Compensated, Element, Real},
-    level::{self, Level, Task},
     norms::Scale,
     runs::{CHUNK, Run, RunMut},
+    simd::{self, Isa, Task},
     space::{self, Axes, Axis, DX, DY, NOUT, OUT, Space, Steps, X, Y, advance},
     threads::{self, SharedPtr},
 };
@@ -106,9 +106,9 @@ where
     let trusted = AtomicBool::new(true);
     let share = |vector: usize, share: usize, sum: Vec<f64>| {
         let partners = threads::part(n, shares, share);
-        level::vectorized(Partners { work, start: own.offset(vector), many, partners, sum })
+        simd::dispatch(Partners { work, start: own.offset(vector), many, partners, sum })
     };
-    let collect = |vector: usize, gathered: &Gathered| level::vectorized(Collected { work, at: own.offset(vector), gathered });
+    let collect = |vector: usize, gathered: &Gathered| simd::dispatch(Collected { work, at: own.offset(vector), gathered });
     if shares == 1 {
         threads::for_each_range(vectors, n * k, |range| {
             let mut sum = vec![0.0; width];
@@ -148,7 +148,7 @@ where
 fn all_ranges<T: Task<Output = bool>>(count: usize, cost: usize, task: impl Fn(Range<usize>) -> T + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        if !level::vectorized(task(range)) {
+        if !simd::dispatch(task(range)) {
             all.store(false, Ordering::Relaxed);
         }
     });
@@ -191,27 +191,27 @@ struct Work<'a, T, O> {
 }
 
 /// Where a task brings numbers that do not lie side by side: inputs, and a gradient on its way out.
-struct Buffers<S: Level, T> {
-    level: S,
+struct Buffers<S: Isa, T> {
+    isa: S,
     past_caches: bool,
     x: [T; CHUNK],
     y: [T; CHUNK],
     out: [T; CHUNK],
 }
 
-impl<S: Level, T: Element> Buffers<S, T> {
+impl<S: Isa, T: Element> Buffers<S, T> {
     #[inline(always)]
-    fn new(level: S, past_caches: bool) -> Self {
-        Buffers { level, past_caches, x: [T::default(); CHUNK], y: [T::default(); CHUNK], out: [T::default(); CHUNK] }
+    fn new(isa: S, past_caches: bool) -> Self {
+        Buffers { isa, past_caches, x: [T::default(); CHUNK], y: [T::default(); CHUNK], out: [T::default(); CHUNK] }
     }
 }
 
-impl<S: Level, T> Drop for Buffers<S, T> {
+impl<S: Isa, T> Drop for Buffers<S, T> {
     /// Before another thread hears that the task is done.
     #[inline(always)]
     fn drop(&mut self) {
         if self.past_caches {
-            self.level.fence();
+            self.isa.fence();
         }
     }
 }
@@ -234,7 +234,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `row` is where a row lies, by the space that [`forward`] or [`backward`] was called with; nobody writes to the slices while `f` has them.
     #[inline(always)]
-    unsafe fn for_each_piece<S: Level>(
+    unsafe fn for_each_piece<S: Isa>(
         &self,
         pieces: &Pieces,
         buffers: &mut Buffers<S, T>,
@@ -290,7 +290,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
-    unsafe fn sums<S: Level, const N: usize>(
+    unsafe fn sums<S: Isa, const N: usize>(
         &self,
         buffers: &mut Buffers<S, T>,
         at: Steps,
@@ -324,8 +324,8 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
-    unsafe fn output<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<f64> {
-        let level = buffers.level;
+    unsafe fn output<S: Isa>(&self, buffers: &mut Buffers<S, T>, at: Steps) -> Option<f64> {
+        let isa = buffers.isa;
         match self.floor {
             None => {
                 // SAFETY: `at` is where a row lies, as the caller says.
@@ -334,7 +334,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
                         buffers,
                         at,
                         #[inline(always)]
-                        |x, y| [T::dot(level, x, y)],
+                        |x, y| [T::dot(isa, x, y)],
                     )
                 };
                 Some(xy)
@@ -357,15 +357,15 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
-    unsafe fn normalized<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
-        let level = buffers.level;
+    unsafe fn normalized<S: Isa>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
+        let isa = buffers.isa;
         // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
         let [xx, xy, yy] = unsafe {
             self.sums(
                 buffers,
                 at,
                 #[inline(always)]
-                |x, y| T::dot_and_squares(level, x, y),
+                |x, y| T::dot_and_squares(isa, x, y),
             )
         };
         let (x, y) = (Scale::new::<T::Real>(xx, floor), Scale::new::<T::Real>(yy, floor));
@@ -379,7 +379,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a row lies, by the space that [`forward`] or [`backward`] was called with.
     #[inline(always)]
-    unsafe fn scaled<S: Level>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
+    unsafe fn scaled<S: Isa>(&self, buffers: &mut Buffers<S, T>, at: Steps, floor: f64) -> Option<Scaled> {
         match self.rows.kept {
             // SAFETY: something was kept for each row, and nobody writes to it any more.
             Some(kept) => Some(Scaled::kept(unsafe { *kept.offset(at[NOUT]) })),
@@ -406,9 +406,9 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a piece lies, by the space that [`backward`] was called with, and the piece of the gradient is this task's own.
     #[inline(always)]
-    unsafe fn write<S: Level>(
+    unsafe fn write<S: Isa>(
         &self,
-        level: S,
+        isa: S,
         gradient: (Option<*mut T>, usize),
         at: Steps,
         buffer: &mut [T],
@@ -418,15 +418,15 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
         // SAFETY: `at` is where a row lies, or a piece of one, as the caller says.
         unsafe {
             self.fill(
-                level,
+                isa,
                 gradient,
                 at,
                 x.len(),
                 buffer,
                 #[inline(always)]
                 |to| match p {
-                    None => T::scale(level, to, a, y),
-                    Some((p, most)) => T::combine(level, to, (a, y), (-p, x), most),
+                    None => T::scale(isa, to, a, y),
+                    Some((p, most)) => T::combine(isa, to, (a, y), (-p, x), most),
                 },
             )
         }
@@ -438,9 +438,9 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
     ///
     /// `at` is where a piece lies, by the space that [`backward`] was called with, and the piece of the gradient is this task's own.
     #[inline(always)]
-    unsafe fn fill<S: Level>(
+    unsafe fn fill<S: Isa>(
         &self,
-        level: S,
+        isa: S,
         (gradient, tensor): (Option<*mut T>, usize),
         at: Steps,
         len: usize,
@@ -457,7 +457,7 @@ impl<T: Element, O: Element<Real = T::Real>> Work<'_, T, O> {
             unsafe {
                 let to = if past_caches { &mut buffer[..len] } else { run.target(buffer) };
                 write(to);
-                if past_caches { level::write_past_caches(level, to, at) } else { run.deliver(to) }
+                if past_caches { simd::stream(isa, to, at) } else { run.deliver(to) }
             }
         }
     }
@@ -474,7 +474,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
     type Output = bool;
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) -> bool {
+    fn run<S: Isa>(self, isa: S) -> bool {
         let Forward { work, space, rows } = self;
         let n = space.j.len();
         // SAFETY: the promise made to `forward`; no two rows share a place in the output.
@@ -492,7 +492,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Forward<'_, T, O> {
             }
             return true;
         }
-        let buffers = &mut Buffers::new(level, work.past_caches);
+        let buffers = &mut Buffers::new(isa, work.past_caches);
         if n == 1 {
             for at in space.batch.walk(rows) {
                 // SAFETY: as above.
@@ -527,7 +527,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
     type Output = bool;
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) -> bool {
+    fn run<S: Isa>(self, isa: S) -> bool {
         let Pairs { work, own, rows } = self;
         let (dx, dy) = ((work.rows.dx, DX), (work.rows.dy, DY));
         if let Some(len) = work.short() {
@@ -549,7 +549,7 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
             }
             return true;
         }
-        let buffers = &mut Buffers::new(level, work.past_caches);
+        let buffers = &mut Buffers::new(isa, work.past_caches);
         let both_along = !work.past_caches && [DX, DY].iter().all(|&t| work.write.inner.step[t] == 1);
         for at in own.walk(rows) {
             // SAFETY: `at` is where a row lies, by the space that `backward` was called with.
@@ -574,11 +574,11 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Pairs<'_, T, O> {
                         (Some(dx), Some(dy), Some((px, x_most)), Some((py, y_most))) if both_along => {
                             let to = [dx.offset(at[DX]), dy.offset(at[DY])];
                             let to = to.map(|to| core::slice::from_raw_parts_mut(to, x.len()));
-                            T::combine_both(level, to, w, [x, y], [(-px, x_most), (-py, y_most)]);
+                            T::combine_both(isa, to, w, [x, y], [(-px, x_most), (-py, y_most)]);
                         }
                         _ => {
-                            work.write(level, dx, at, buffer, (w, y), (px, x));
-                            work.write(level, dy, at, buffer, (w, x), (py, y));
+                            work.write(isa, dx, at, buffer, (w, y), (px, x));
+                            work.write(isa, dy, at, buffer, (w, x), (py, y));
                         }
                     },
                 )
@@ -604,9 +604,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
     type Output = Option<Gathered>;
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) -> Self::Output {
+    fn run<S: Isa>(self, isa: S) -> Self::Output {
         let Partners { work, start, many, partners, mut sum } = self;
-        let buffers = &mut Buffers::new(level, work.past_caches);
+        let buffers = &mut Buffers::new(isa, work.past_caches);
         let (mut along, mut x) = (Compensated::default(), None);
         // f64 has the digits for the sum of any number of partners of the smaller dtypes.
         let compensated = size_of::<T::Real>() == size_of::<f64>() && partners.len() > PARTIAL;
@@ -642,9 +642,9 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Partners<'_, T, O> {
                     #[inline(always)]
                     |Piece { x, y, at, range, buffer }| {
                         if !sum.is_empty() {
-                            kernel::accumulate(level, &mut sum[range], to_x, y);
+                            kernel::accumulate(isa, &mut sum[range], to_x, y);
                         }
-                        work.write(level, (work.rows.dy, DY), at, buffer, (to_y, x), (from_y, y));
+                        work.write(isa, (work.rows.dy, DY), at, buffer, (to_y, x), (from_y, y));
                     },
                 )
             };
@@ -680,12 +680,12 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let Collected { work, at, gathered: Gathered { along, x, sum } } = self;
         if work.rows.dx.is_none() {
             return;
         }
-        let buffers = &mut Buffers::new(level, work.past_caches);
+        let buffers = &mut Buffers::new(isa, work.past_caches);
         let (factor, projected) = match x {
             None => (1.0, None),
             Some(x) => (x.inverse(), Some(along * x.projected())),
@@ -699,15 +699,15 @@ impl<T: Element, O: Element<Real = T::Real>> Task for Collected<'_, T, O> {
                 #[inline(always)]
                 |Piece { x, at, range, buffer, .. }| {
                     work.fill(
-                        level,
+                        isa,
                         (work.rows.dx, DX),
                         at,
                         x.len(),
                         buffer,
                         #[inline(always)]
                         |to| match projected {
-                            None => kernel::scale(level, to, factor, &sum[range]),
-                            Some(px) => kernel::combine(level, to, (factor, &sum[range]), (-px, x)),
+                            None => kernel::scale(isa, to, factor, &sum[range]),
+                            Some(px) => kernel::combine(isa, to, (factor, &sum[range]), (-px, x)),
                         },
                     );
                 },

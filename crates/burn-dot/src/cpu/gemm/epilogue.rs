@@ -5,9 +5,9 @@ use core::ops::Range;
 use super::{
     super::{
         kernel::{self, Compensated, Element, Real},
-        level::{self, Level, Task},
         norms,
         runs::{CHUNK, RunMut},
+        simd::{self, Isa, Task},
         space::{Axes, NX, Steps, sum},
     },
     pack::Input,
@@ -111,7 +111,7 @@ impl<R: Real> Output<R> {
 unsafe fn store<C: Element>(from: *const C::Real, len: usize, to: *mut u8, stride: isize, finite: bool) {
     // SAFETY: the promise made to `Store`.
     let from = unsafe { core::slice::from_raw_parts(from, len) };
-    level::vectorized(StoreRun::<C> { from, to: to.cast(), stride, finite });
+    simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
 }
 
 struct StoreRun<'a, C: Element> {
@@ -125,12 +125,12 @@ impl<C: Element> Task for StoreRun<'_, C> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let mut buffer = [C::default(); CHUNK];
         let mut at = self.to;
         for from in self.from.chunks(CHUNK) {
             let rounded = &mut buffer[..from.len()];
-            C::narrow(level, from, rounded, self.finite);
+            C::narrow(isa, from, rounded, self.finite);
             // SAFETY: the promise made to `Store`. From a buffer, since the output may not be initialized yet.
             unsafe {
                 if self.stride == 1 {
@@ -155,7 +155,7 @@ impl<R: Real> Task for Scale<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         for (column, &factor) in self.broadcast.iter().enumerate() {
             // SAFETY: the block belongs to this task, and is initialized.
             let column = unsafe { core::slice::from_raw_parts_mut(self.block.column(column), self.lanes.len()) };
@@ -164,9 +164,9 @@ impl<R: Real> Task for Scale<'_, R> {
             for (x, factors) in (&mut x).zip(&mut factors) {
                 // SAFETY: both have the lanes of a vector.
                 unsafe {
-                    let scale = R::mul_vectors(level, R::load_vector(level, factors.as_ptr()), R::splat(level, factor));
-                    let scaled = R::mul_vectors(level, R::load_vector(level, x.as_ptr()), scale);
-                    R::store_vector(level, R::into_range(level, scaled), x.as_mut_ptr());
+                    let scale = R::mul_vectors(isa, R::load_vector(isa, factors.as_ptr()), R::splat(isa, factor));
+                    let scaled = R::mul_vectors(isa, R::load_vector(isa, x.as_ptr()), scale);
+                    R::store_vector(isa, R::into_range(isa, scaled), x.as_mut_ptr());
                 }
             }
             for (x, &other) in x.into_remainder().iter_mut().zip(factors.remainder()) {
@@ -194,9 +194,9 @@ impl<R: Real> Task for Project<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         // SAFETY: the promise made to `Product::run`: `x` has a vector for each row, which lies where its gradient does.
-        unsafe { if self.rows_are_columns { self.along_lanes(level) } else { self.across_columns(level) } }
+        unsafe { if self.rows_are_columns { self.along_lanes(isa) } else { self.across_columns(isa) } }
     }
 }
 
@@ -239,7 +239,7 @@ impl<R: Real> Project<'_, R> {
 
     /// Rows that are contiguous, one after the other.
     #[inline(always)]
-    unsafe fn along_lanes<S: Level>(&self, level: S) {
+    unsafe fn along_lanes<S: Isa>(&self, isa: S) {
         let mut buffer = [R::default(); CHUNK];
         let step = self.lanes.0.inner().1.step;
         for (row, &at) in self.columns.iter().enumerate() {
@@ -259,8 +259,8 @@ impl<R: Real> Project<'_, R> {
                             let x = self.read(x_at, len, &mut buffer);
                             let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
                             match write {
-                                false => dot.add(kernel::dot(level, x, p)),
-                                true => kernel::combine_in_place(level, p, scale, projection, x),
+                                false => dot.add(kernel::dot(isa, x, p)),
+                                true => kernel::combine_in_place(isa, p, scale, projection, x),
                             }
                         }
                     }
@@ -271,7 +271,7 @@ impl<R: Real> Project<'_, R> {
 
     /// Rows that lie across the columns, many at a time.
     #[inline(always)]
-    unsafe fn across_columns<S: Level>(&self, level: S) {
+    unsafe fn across_columns<S: Isa>(&self, isa: S) {
         let step = self.lanes.0.inner().1.step;
         let (mut projections, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
         for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
@@ -283,7 +283,7 @@ impl<R: Real> Project<'_, R> {
                 // SAFETY: the caller's promise.
                 unsafe {
                     if self.dots.is_none() {
-                        self.dots_across(level, &across, &mut projections);
+                        self.dots_across(isa, &across, &mut projections);
                     }
                     for i in 0..rows {
                         let mut at = sum(self.columns[0], at);
@@ -296,7 +296,7 @@ impl<R: Real> Project<'_, R> {
                     self.for_each_group(
                         &across,
                         #[inline(always)]
-                        |_, x, p| kernel::combine_each(level, p, &scales[..p.len()], &projections[..p.len()], x),
+                        |_, x, p| kernel::combine_each(isa, p, &scales[..p.len()], &projections[..p.len()], x),
                     );
                 }
             }
@@ -329,7 +329,7 @@ impl<R: Real> Project<'_, R> {
 
     /// `x·p` of rows that lie across the columns.
     #[inline(always)]
-    unsafe fn dots_across<S: Level>(&self, level: S, across: &Across, dots: &mut [f64; CHUNK]) {
+    unsafe fn dots_across<S: Isa>(&self, isa: S, across: &Across, dots: &mut [f64; CHUNK]) {
         let Across { rows, group, .. } = *across;
         let (mut partial, mut lost) = ([0.0; CHUNK], [0.0; CHUNK]);
         let (partial, lost, dots) = (&mut partial[..rows * group], &mut lost[..rows * group], &mut dots[..rows * group]);
@@ -340,7 +340,7 @@ impl<R: Real> Project<'_, R> {
                 across,
                 #[inline(always)]
                 |first, x, p| {
-                    kernel::accumulate_products(level, &mut partial[..p.len()], x, p);
+                    kernel::accumulate_products(isa, &mut partial[..p.len()], x, p);
                     if (first / group) % PARTIAL == PARTIAL - 1 || first + group >= self.columns.len() {
                         kernel::add_compensated(dots, lost, partial);
                         partial.fill(0.0);

@@ -17,7 +17,7 @@ use burn_core::tensor::bf16;
 use super::{
     bfloat,
     kernel::{self, Real},
-    level::{self, Level, Task},
+    simd::{self, Isa, Task},
     space::{Axes, NX, NY, Steps},
     threads::{self, SharedPtr},
 };
@@ -329,7 +329,7 @@ impl<'a, R: Real> Worker<'a, R> {
         }
         let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
-        level::vectorized(MultiplyBlock {
+        simd::dispatch(MultiplyBlock {
             lanes: &mut self.lanes,
             broadcast: &mut self.broadcast,
             lane_terms: &self.lane_terms,
@@ -382,10 +382,10 @@ impl<'a, R: Real> Worker<'a, R> {
             Epilogue::Scale { .. } if self.tasks.scale_later => {
                 self.set_factors();
                 let [lanes, broadcast] = &self.factors;
-                level::vectorized(Scale { block, lanes, broadcast });
+                simd::dispatch(Scale { block, lanes, broadcast });
             }
             Epilogue::Project { x, norms, dots } => {
-                level::vectorized(Project {
+                simd::dispatch(Project {
                     block,
                     rows_are_columns: !self.tasks.lanes_are_rows,
                     lanes: (self.tasks.lanes.free, lanes.clone()),
@@ -417,7 +417,7 @@ struct Panels<R> {
     first: Option<usize>,
 }
 
-/// One block of lanes, of broadcast vectors and of terms, at the best level of instructions.
+/// One block of lanes, of broadcast vectors and of terms, compiled for each instruction set.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -437,7 +437,7 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let MultiplyBlock { lanes, broadcast, lane_terms, broadcast_terms, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_terms.len);
@@ -469,7 +469,7 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
                 let to = (block.column(first).wrapping_add(lane), block.step);
                 let size = (width.min(lane_count - lane), columns);
                 // SAFETY: as above: the tile lies in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(level, terms, a, b, to, size, Write { add, scale }) };
+                unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
             }
         }
     }

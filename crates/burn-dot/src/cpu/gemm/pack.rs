@@ -6,7 +6,7 @@ use core::ops::Range;
 use super::super::{
     bfloat,
     kernel::{Element, Real},
-    level::{self, Level, Task},
+    simd::{self, Isa, Task},
     space::{Axes, Axis, Steps, sum},
 };
 use super::tile;
@@ -77,7 +77,7 @@ impl<R: Real> Input<R> {
 }
 
 unsafe fn load<T: Element>(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut T::Real, to_step: usize) {
-    level::vectorized(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_step });
+    simd::dispatch(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_step });
 }
 
 struct LoadRuns<T: Element> {
@@ -92,7 +92,7 @@ impl<T: Element> Task for LoadRuns<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let LoadRuns { from, outer, inner: (len, stride), to, to_step } = self;
         for i in 0..outer.0 {
             // SAFETY: the promise made to `Load`.
@@ -100,7 +100,7 @@ impl<T: Element> Task for LoadRuns<T> {
                 let from = from.offset(i as isize * outer.1);
                 let to = core::slice::from_raw_parts_mut(to.add(i * to_step), len);
                 if stride == 1 {
-                    T::widen(level, core::slice::from_raw_parts(from, len), to);
+                    T::widen(isa, core::slice::from_raw_parts(from, len), to);
                 } else {
                     for (j, to) in to.iter_mut().enumerate() {
                         *to = <T::Real>::from_f64((*from.offset(j as isize * stride)).to_f64());
@@ -328,7 +328,7 @@ impl<'a, R: Real> Vectors<'a, R> {
                 (self.buffer.as_ptr(), terms.len as isize)
             }
         };
-        level::vectorized(Transpose { rows, step, count, len: terms.len, to, width });
+        simd::dispatch(Transpose { rows, step, count, len: terms.len, to, width });
     }
 
     /// Reads vector by vector, each contiguous in the buffer.
@@ -353,7 +353,7 @@ impl<'a, R: Real> Vectors<'a, R> {
             }
         }
         if self.side.factors.is_some() {
-            level::vectorized(ScaleTerms { vectors: to, factors: &terms.factors });
+            simd::dispatch(ScaleTerms { vectors: to, factors: &terms.factors });
         }
     }
 
@@ -400,16 +400,15 @@ impl<R: Real> Task for ScaleTerms<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let lanes = R::lanes::<S>();
         for vector in self.vectors.chunks_exact_mut(self.factors.len()) {
             let (mut to, mut factors) = (vector.chunks_exact_mut(lanes), self.factors.chunks_exact(lanes));
             for (to, factors) in (&mut to).zip(&mut factors) {
                 // SAFETY: both have the elements of a register.
                 unsafe {
-                    let scaled =
-                        R::mul_vectors(level, R::load_vector(level, to.as_ptr()), R::load_vector(level, factors.as_ptr()));
-                    R::store_vector(level, scaled, to.as_mut_ptr());
+                    let scaled = R::mul_vectors(isa, R::load_vector(isa, to.as_ptr()), R::load_vector(isa, factors.as_ptr()));
+                    R::store_vector(isa, scaled, to.as_mut_ptr());
                 }
             }
             for (to, &factor) in to.into_remainder().iter_mut().zip(factors.remainder()) {
@@ -433,30 +432,31 @@ impl<R: Real> Task for Transpose<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Level>(self, level: S) {
+    fn run<S: Isa>(self, isa: S) {
         let Transpose { rows, step, count, len, to, width } = self;
         assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} terms");
+        let block = R::block::<S>();
         let mut i = 0;
         while i < count {
-            let whole = i + R::BLOCK <= count;
+            let whole = i + block <= count;
             let mut j = 0;
             // SAFETY: the rows were just read, or lie in the input; the panel's size was checked above.
             unsafe {
-                while whole && j + R::BLOCK <= len {
+                while whole && j + block <= len {
                     let mut from = [rows; 8];
-                    for (r, from) in from.iter_mut().enumerate().take(R::BLOCK) {
+                    for (r, from) in from.iter_mut().enumerate().take(block) {
                         *from = rows.offset((i + r) as isize * step).add(j);
                     }
-                    R::transpose(level, &from[..R::BLOCK], to.as_mut_ptr().add(j * width + i), width);
-                    j += R::BLOCK;
+                    R::transpose(isa, &from[..block], to.as_mut_ptr().add(j * width + i), width);
+                    j += block;
                 }
-                for r in i..count.min(i + R::BLOCK) {
+                for r in i..count.min(i + block) {
                     for j in j..len {
                         to[j * width + r] = *rows.offset(r as isize * step).add(j);
                     }
                 }
             }
-            i += R::BLOCK;
+            i += block;
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::{
     kernel::{Real, into_range},
-    level::Level,
+    simd::Isa,
 };
 
 /// Vectors of a micro-panel: a tile is so many vectors wide.
@@ -38,7 +38,7 @@ pub(super) struct Write<R> {
     pub scale: Option<[*const R; 2]>,
 }
 
-/// The product of a panel and up to [`Level::COLUMNS`] columns, written to `to`, column by column, `step` elements apart.
+/// The product of a panel and up to [`Isa::COLUMNS`] columns, written to `to`, column by column, `step` elements apart.
 ///
 /// # Safety
 ///
@@ -46,8 +46,8 @@ pub(super) struct Write<R> {
 /// `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to.
 /// There is a factor for each row and column.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Level, R: Real>(
-    level: S,
+pub(super) unsafe fn multiply<S: Isa, R: Real>(
+    isa: S,
     terms: usize,
     a: Panel<R>,
     b: Strided<R>,
@@ -60,7 +60,7 @@ pub(super) unsafe fn multiply<S: Level, R: Real>(
     unsafe {
         macro_rules! columns {
             ($vectors:expr, $most:expr; $($n:literal)*) => {$(
-                // Known when this is compiled: tiles too wide for the level are not.
+                // Known when this is compiled: tiles too wide for the instruction set are not.
                 if const { $n <= $most } {
                     while columns - done >= $n {
                         let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
@@ -69,7 +69,7 @@ pub(super) unsafe fn multiply<S: Level, R: Real>(
                             Some([row, column]) => Some([row, column.add(done)]),
                             None => None,
                         };
-                        tile::<S, R, { $vectors }, $n>(level, terms, a, b, to, rows, Write { scale, ..write });
+                        tile::<S, R, { $vectors }, $n>(isa, terms, a, b, to, rows, Write { scale, ..write });
                         done += $n;
                     }
                 }
@@ -85,8 +85,8 @@ pub(super) unsafe fn multiply<S: Level, R: Real>(
 }
 
 #[inline(always)]
-unsafe fn tile<S: Level, R: Real, const V: usize, const N: usize>(
-    level: S,
+unsafe fn tile<S: Isa, R: Real, const V: usize, const N: usize>(
+    isa: S,
     terms: usize,
     a: Panel<R>,
     b: Strided<R>,
@@ -96,16 +96,16 @@ unsafe fn tile<S: Level, R: Real, const V: usize, const N: usize>(
 ) {
     // SAFETY: the promise made to `multiply`.
     unsafe {
-        let sums = accumulate::<S, R, V, N>(level, terms, a, b);
+        let sums = accumulate::<S, R, V, N>(isa, terms, a, b);
         for (column, sums) in sums.into_iter().enumerate() {
             let to = to.offset(column as isize * step);
             let scale = write.scale.map(|[row, factors]| (row, *factors.add(column)));
             if rows == V * R::lanes::<S>() {
-                write_column(level, sums, to, write.add, scale);
+                write_column(isa, sums, to, write.add, scale);
             } else {
                 let mut buffer = [R::default(); MOST_ROWS];
                 for (v, sum) in sums.into_iter().enumerate() {
-                    R::store_vector(level, sum, buffer[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
+                    R::store_vector(isa, sum, buffer[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
                 }
                 write_part(&buffer[..rows], to, write.add, scale);
             }
@@ -115,13 +115,13 @@ unsafe fn tile<S: Level, R: Real, const V: usize, const N: usize>(
 
 /// The sums of a tile, by chains of [`CHAIN`] terms.
 #[inline(always)]
-unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
-    level: S,
+unsafe fn accumulate<S: Isa, R: Real, const V: usize, const N: usize>(
+    isa: S,
     terms: usize,
     a: Panel<R>,
     b: Strided<R>,
 ) -> [[R::Vector<S>; V]; N] {
-    let zero = R::splat(level, R::default());
+    let zero = R::splat(isa, R::default());
     let mut totals = [[zero; V]; N];
     let (mut a_at, mut b_at) = (a.at, b.at);
     let mut left = terms;
@@ -133,12 +133,12 @@ unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
             unsafe {
                 let mut vectors = [zero; V];
                 for (v, vector) in vectors.iter_mut().enumerate() {
-                    *vector = R::load_vector(level, a_at.add(v * R::lanes::<S>()));
+                    *vector = R::load_vector(isa, a_at.add(v * R::lanes::<S>()));
                 }
                 for (n, sums) in sums.iter_mut().enumerate() {
-                    let element = R::splat(level, *b_at.offset(n as isize * b.column));
+                    let element = R::splat(isa, *b_at.offset(n as isize * b.column));
                     for v in 0..V {
-                        sums[v] = R::mul_add(level, vectors[v], element, sums[v]);
+                        sums[v] = R::mul_add(isa, vectors[v], element, sums[v]);
                     }
                 }
             }
@@ -147,7 +147,7 @@ unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
         }
         for n in 0..N {
             for v in 0..V {
-                totals[n][v] = R::add_vectors(level, totals[n][v], sums[n][v]);
+                totals[n][v] = R::add_vectors(isa, totals[n][v], sums[n][v]);
             }
         }
         left -= chain;
@@ -157,8 +157,8 @@ unsafe fn accumulate<S: Level, R: Real, const V: usize, const N: usize>(
 
 /// Writes whole vectors of a column.
 #[inline(always)]
-unsafe fn write_column<S: Level, R: Real, const V: usize>(
-    level: S,
+unsafe fn write_column<S: Isa, R: Real, const V: usize>(
+    isa: S,
     sums: [R::Vector<S>; V],
     to: *mut R,
     add: bool,
@@ -169,18 +169,18 @@ unsafe fn write_column<S: Level, R: Real, const V: usize>(
         // SAFETY: the promise made to `multiply`: so many rows and factors.
         unsafe {
             if add {
-                x = R::add_vectors(level, x, R::load_vector(level, to.add(at).cast_const()));
+                x = R::add_vectors(isa, x, R::load_vector(isa, to.add(at).cast_const()));
             }
             if let Some((rows, column)) = scale {
-                let factor = R::mul_vectors(level, R::load_vector(level, rows.add(at)), R::splat(level, column));
-                x = R::into_range(level, R::mul_vectors(level, x, factor));
+                let factor = R::mul_vectors(isa, R::load_vector(isa, rows.add(at)), R::splat(isa, column));
+                x = R::into_range(isa, R::mul_vectors(isa, x, factor));
             }
-            R::store_vector(level, x, to.add(at));
+            R::store_vector(isa, x, to.add(at));
         }
     }
 }
 
-/// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, and for no level.
+/// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
 #[inline(never)]
 unsafe fn write_part<R: Real>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
     for (row, &sum) in sums.iter().enumerate() {

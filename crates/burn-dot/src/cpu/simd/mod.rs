@@ -1,0 +1,118 @@
+//! SIMD: the instruction sets for which the kernels are compiled, and [`dispatch`], which runs a task by the best that the machine has.
+//!
+//! Each file is the instruction sets of one architecture, [`scalar`] the fallback of all. A new architecture is a file and a line below.
+
+use burn_core::tensor::{bf16, f16};
+
+mod scalar;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod x86;
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+use scalar as native;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+use x86 as native;
+
+pub(super) use native::dispatch;
+#[cfg(test)]
+pub(super) use native::for_each_isa;
+
+/// An instruction set (ISA): pulp's registers and arithmetic, and what pulp has for single instruction sets or not at all.
+///
+/// A value of the type shows that the machine has the instructions.
+pub(super) trait Isa: pulp::Simd {
+    /// Columns of a tile of a matrix product whose accumulators, two vectors to a column, leave registers for its inputs.
+    const COLUMNS: usize;
+    /// Rows, and elements of each, that [`Isa::transpose_f32`] takes at once: at most 8.
+    const F32_BLOCK: usize;
+    /// Rows, and elements of each, that [`Isa::transpose_f64`] takes at once: at most 8.
+    const F64_BLOCK: usize;
+
+    // Load-convert and convert-store, from and to the front of a slice. Conversions to f16 and bf16 round by way of f32.
+
+    fn load_f64(self, from: &[f64]) -> Self::f64s;
+    fn load_f32_as_f64(self, from: &[f32]) -> Self::f64s;
+    fn load_f16_as_f64(self, from: &[f16]) -> Self::f64s;
+    fn load_bf16_as_f64(self, from: &[bf16]) -> Self::f64s;
+    fn load_f16_as_f32(self, from: &[f16]) -> Self::f32s;
+    fn load_bf16_as_f32(self, from: &[bf16]) -> Self::f32s;
+
+    fn store_f64(self, x: Self::f64s, to: &mut [f64]);
+    fn store_f64_as_f32(self, x: Self::f64s, to: &mut [f32]);
+    fn store_f64_as_f16(self, x: Self::f64s, to: &mut [f16]);
+    fn store_f64_as_bf16(self, x: Self::f64s, to: &mut [bf16]);
+    fn store_f32_as_f16(self, x: Self::f32s, to: &mut [f16]);
+    fn store_f32_as_bf16(self, x: Self::f32s, to: &mut [bf16]);
+
+    /// NaN stays NaN.
+    fn clamp_f64s(self, x: Self::f64s, min: f64, max: f64) -> Self::f64s;
+    /// NaN stays NaN.
+    fn clamp_f32s(self, x: Self::f32s, min: f32, max: f32) -> Self::f32s;
+
+    /// Transposes a block: `to[j * stride + i] = from[i][j]`.
+    ///
+    /// # Safety
+    ///
+    /// `from` holds [`Isa::F32_BLOCK`] pointers, each to as many elements that can be read; as many can be written at each multiple of
+    /// `stride` from `to`.
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize);
+    /// Transposes a block: `to[j * stride + i] = from[i][j]`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Isa::transpose_f32`], with [`Isa::F64_BLOCK`].
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize);
+
+    /// Copies a register by a non-temporal (streaming) store, where there is an instruction for it.
+    ///
+    /// # Safety
+    ///
+    /// `from` can be read, and `to` written and aligned as a register is. Nothing else reads or writes there before this thread's next
+    /// [`Isa::fence`].
+    unsafe fn stream(self, from: *const Self::f64s, to: *mut Self::f64s);
+    /// Orders streaming stores before what this thread writes next: other threads see them first.
+    fn fence(self);
+}
+
+/// Copies elements to where they will not be read soon, by non-temporal (streaming) stores.
+///
+/// # Safety
+///
+/// There is room for them, that nothing else reads or writes before this thread's next [`Isa::fence`].
+#[inline(always)]
+pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
+    let lanes = size_of::<S::f64s>() / size_of::<T>();
+    let mut at = to.align_offset(size_of::<S::f64s>()).min(from.len());
+    // SAFETY: the caller has room for `from.len()` elements, and `at` never passes that; from the first multiple of a register's size on,
+    // `to` is aligned.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from.as_ptr(), to, at);
+        while at + lanes <= from.len() {
+            isa.stream(from.as_ptr().add(at).cast(), to.add(at).cast());
+            at += lanes;
+        }
+        core::ptr::copy_nonoverlapping(from.as_ptr().add(at), to.add(at), from.len() - at);
+    }
+}
+
+/// Work that is compiled once for each instruction set.
+///
+/// A type, not a closure: everything down to the loops must be inlined for the instruction set to be used in them, and only functions that
+/// say `inline(always)` surely are. For the same reason closures on the way say it too.
+pub(super) trait Task {
+    type Output;
+    fn run<S: Isa>(self, isa: S) -> Self::Output;
+}
+
+/// A task and the instruction set to run it by, as pulp calls it.
+#[cfg_attr(not(any(target_arch = "x86", target_arch = "x86_64")), allow(dead_code, reason = "scalar alone"))]
+struct By<S, T>(S, T);
+
+impl<S: Isa, T: Task> pulp::NullaryFnOnce for By<S, T> {
+    type Output = T::Output;
+
+    #[inline(always)]
+    fn call(self) -> T::Output {
+        self.1.run(self.0)
+    }
+}

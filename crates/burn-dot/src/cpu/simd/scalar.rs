@@ -1,0 +1,113 @@
+//! The scalar fallback: a register is one element.
+
+use burn_core::tensor::{bf16, f16};
+use pulp::Scalar;
+
+use super::{Isa, Task};
+
+#[cfg_attr(any(target_arch = "x86", target_arch = "x86_64"), allow(dead_code))]
+pub fn dispatch<T: Task>(task: T) -> T::Output {
+    task.run(Scalar)
+}
+
+#[cfg(test)]
+pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    dispatch(task());
+}
+
+/// # Safety
+///
+/// As for [`Isa::transpose_f32`], with a block of as many rows as there are pointers.
+#[inline(always)]
+unsafe fn transpose<T: Copy>(from: &[*const T], to: *mut T, stride: usize) {
+    for (i, row) in from.iter().enumerate() {
+        for j in 0..from.len() {
+            // SAFETY: `i` and `j` are less than the block.
+            unsafe { *to.add(j * stride + i) = *row.add(j) };
+        }
+    }
+}
+
+impl Isa for Scalar {
+    const COLUMNS: usize = 4;
+    const F32_BLOCK: usize = 8;
+    const F64_BLOCK: usize = 4;
+
+    #[inline(always)]
+    fn load_f64(self, from: &[f64]) -> f64 {
+        from[0]
+    }
+    #[inline(always)]
+    fn load_f32_as_f64(self, from: &[f32]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_f16_as_f64(self, from: &[f16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_bf16_as_f64(self, from: &[bf16]) -> f64 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_f16_as_f32(self, from: &[f16]) -> f32 {
+        from[0].into()
+    }
+    #[inline(always)]
+    fn load_bf16_as_f32(self, from: &[bf16]) -> f32 {
+        from[0].into()
+    }
+
+    #[inline(always)]
+    fn store_f64(self, x: f64, to: &mut [f64]) {
+        to[0] = x;
+    }
+    #[inline(always)]
+    fn store_f64_as_f32(self, x: f64, to: &mut [f32]) {
+        to[0] = x as f32;
+    }
+    #[inline(always)]
+    fn store_f64_as_f16(self, x: f64, to: &mut [f16]) {
+        to[0] = f16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn store_f64_as_bf16(self, x: f64, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x as f32);
+    }
+    #[inline(always)]
+    fn store_f32_as_f16(self, x: f32, to: &mut [f16]) {
+        to[0] = f16::from_f32(x);
+    }
+    #[inline(always)]
+    fn store_f32_as_bf16(self, x: f32, to: &mut [bf16]) {
+        to[0] = bf16::from_f32(x);
+    }
+
+    #[inline(always)]
+    fn clamp_f64s(self, x: f64, min: f64, max: f64) -> f64 {
+        x.clamp(min, max)
+    }
+    #[inline(always)]
+    fn clamp_f32s(self, x: f32, min: f32, max: f32) -> f32 {
+        x.clamp(min, max)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
+        // SAFETY: as this function's own.
+        unsafe { transpose(from, to, stride) }
+    }
+    #[inline(always)]
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
+        // SAFETY: as this function's own.
+        unsafe { transpose(from, to, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, from: *const f64, to: *mut f64) {
+        // SAFETY: a register can be read there, and written there. By bytes: the elements need not be f64.
+        unsafe { core::ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast(), size_of::<f64>()) }
+    }
+    #[inline(always)]
+    fn fence(self) {}
+}

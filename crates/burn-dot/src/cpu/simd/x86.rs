@@ -1,0 +1,320 @@
+//! AVX-512, and AVX2 with FMA and F16C.
+//!
+//! `core::arch` rather than pulp where memory is read or written: its instructions keep elements in registers, casts of arrays went by way
+//! of the stack.
+#![expect(clippy::undocumented_unsafe_blocks, reason = "one reason holds for all of a group, and stands before it")]
+
+#[cfg(target_arch = "x86")]
+use core::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::*;
+
+use burn_core::tensor::{bf16, f16};
+#[cfg(feature = "x86-v4")]
+use pulp::x86::V4;
+use pulp::{Simd, cast, x86::V3};
+
+use super::{By, Isa, Task, scalar};
+
+// The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
+pulp::simd_type!({
+    struct F16c {
+        avx: f!("avx"),
+        avx2: f!("avx2"),
+        fma: f!("fma"),
+        f16c: f!("f16c"),
+    }
+});
+
+pub fn dispatch<T: Task>(task: T) -> T::Output {
+    if let Some(f16c) = F16c::try_new() {
+        match pulp::Arch::new() {
+            #[cfg(feature = "x86-v4")]
+            pulp::Arch::V4(v4) => return Simd::vectorize(v4, By(v4, task)),
+            // Not by V3 itself, which would compile the task without F16C.
+            pulp::Arch::V3(v3) => return f16c.vectorize(By(v3, task)),
+            _ => {}
+        }
+    }
+    scalar::dispatch(task)
+}
+
+#[cfg(test)]
+pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    #[cfg(feature = "x86-v4")]
+    if let Some(v4) = V4::try_new() {
+        Simd::vectorize(v4, By(v4, task()));
+    }
+    if let (Some(v3), Some(f16c)) = (V3::try_new(), F16c::try_new()) {
+        f16c.vectorize(By(v3, task()));
+    }
+    scalar::for_each_isa(task);
+}
+
+// SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C; slices are as long as what is read or written, as indexing
+// them checks.
+#[cfg(feature = "x86-v4")]
+impl Isa for V4 {
+    // Of 32 registers, 16 are accumulators, and 3 are inputs.
+    const COLUMNS: usize = 8;
+    const F32_BLOCK: usize = 8;
+    const F64_BLOCK: usize = 4;
+
+    #[inline(always)]
+    fn load_f64(self, from: &[f64]) -> Self::f64s {
+        cast(unsafe { _mm512_loadu_pd(from[..8].as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f32_as_f64(self, from: &[f32]) -> Self::f64s {
+        cast(unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(from[..8].as_ptr())) })
+    }
+    #[inline(always)]
+    fn load_f16_as_f64(self, from: &[f16]) -> Self::f64s {
+        cast(unsafe { _mm512_cvtps_pd(f16_to_f32(_mm_loadu_si128(from[..8].as_ptr().cast()))) })
+    }
+    #[inline(always)]
+    fn load_bf16_as_f64(self, from: &[bf16]) -> Self::f64s {
+        cast(unsafe { _mm512_cvtps_pd(bf16_to_f32(_mm_loadu_si128(from[..8].as_ptr().cast()))) })
+    }
+    #[inline(always)]
+    fn load_f16_as_f32(self, from: &[f16]) -> Self::f32s {
+        cast(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from[..16].as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_bf16_as_f32(self, from: &[bf16]) -> Self::f32s {
+        cast(unsafe { bf16_to_f32_512(_mm256_loadu_si256(from[..16].as_ptr().cast())) })
+    }
+
+    #[inline(always)]
+    fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
+        unsafe { _mm512_storeu_pd(to[..8].as_mut_ptr(), cast(x)) }
+    }
+    #[inline(always)]
+    fn store_f64_as_f32(self, x: Self::f64s, to: &mut [f32]) {
+        unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), _mm512_cvtpd_ps(cast(x))) }
+    }
+    #[inline(always)]
+    fn store_f64_as_f16(self, x: Self::f64s, to: &mut [f16]) {
+        unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), f32_to_f16(_mm512_cvtpd_ps(cast(x)))) }
+    }
+    #[inline(always)]
+    fn store_f64_as_bf16(self, x: Self::f64s, to: &mut [bf16]) {
+        unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), f32_to_bf16(_mm512_cvtpd_ps(cast(x)))) }
+    }
+    #[inline(always)]
+    fn store_f32_as_f16(self, x: Self::f32s, to: &mut [f16]) {
+        unsafe { _mm256_storeu_si256(to[..16].as_mut_ptr().cast(), f32_to_f16_512(cast(x))) }
+    }
+    #[inline(always)]
+    fn store_f32_as_bf16(self, x: Self::f32s, to: &mut [bf16]) {
+        unsafe { _mm256_storeu_si256(to[..16].as_mut_ptr().cast(), f32_to_bf16_512(cast(x))) }
+    }
+
+    // These instructions give their second operand where one is NaN.
+    #[inline(always)]
+    fn clamp_f64s(self, x: Self::f64s, min: f64, max: f64) -> Self::f64s {
+        self.min_f64s(self.splat_f64s(max), self.max_f64s(self.splat_f64s(min), x))
+    }
+    #[inline(always)]
+    fn clamp_f32s(self, x: Self::f32s, min: f32, max: f32) -> Self::f32s {
+        self.min_f32s(self.splat_f32s(max), self.max_f32s(self.splat_f32s(min), x))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
+        unsafe { transpose_f32(from, to, stride) }
+    }
+    #[inline(always)]
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
+        unsafe { transpose_f64(from, to, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, from: *const Self::f64s, to: *mut Self::f64s) {
+        unsafe { _mm512_stream_pd(to.cast(), _mm512_loadu_pd(from.cast())) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        unsafe { _mm_sfence() }
+    }
+}
+
+// SAFETY of all: `self` shows that the processor has AVX2, and `dispatch` runs nothing by V3 where it has not F16C, too; slices as above.
+impl Isa for V3 {
+    // Of 16 registers, 8 are accumulators, and 3 are inputs.
+    const COLUMNS: usize = 4;
+    const F32_BLOCK: usize = 8;
+    const F64_BLOCK: usize = 4;
+
+    #[inline(always)]
+    fn load_f64(self, from: &[f64]) -> Self::f64s {
+        cast(unsafe { _mm256_loadu_pd(from[..4].as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_f32_as_f64(self, from: &[f32]) -> Self::f64s {
+        cast(unsafe { _mm256_cvtps_pd(_mm_loadu_ps(from[..4].as_ptr())) })
+    }
+    #[inline(always)]
+    fn load_f16_as_f64(self, from: &[f16]) -> Self::f64s {
+        cast(unsafe { _mm256_cvtps_pd(_mm256_castps256_ps128(f16_to_f32(_mm_loadl_epi64(from[..4].as_ptr().cast())))) })
+    }
+    #[inline(always)]
+    fn load_bf16_as_f64(self, from: &[bf16]) -> Self::f64s {
+        cast(unsafe { _mm256_cvtps_pd(_mm256_castps256_ps128(bf16_to_f32(_mm_loadl_epi64(from[..4].as_ptr().cast())))) })
+    }
+    #[inline(always)]
+    fn load_f16_as_f32(self, from: &[f16]) -> Self::f32s {
+        cast(unsafe { f16_to_f32(_mm_loadu_si128(from[..8].as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn load_bf16_as_f32(self, from: &[bf16]) -> Self::f32s {
+        cast(unsafe { bf16_to_f32(_mm_loadu_si128(from[..8].as_ptr().cast())) })
+    }
+
+    #[inline(always)]
+    fn store_f64(self, x: Self::f64s, to: &mut [f64]) {
+        unsafe { _mm256_storeu_pd(to[..4].as_mut_ptr(), cast(x)) }
+    }
+    #[inline(always)]
+    fn store_f64_as_f32(self, x: Self::f64s, to: &mut [f32]) {
+        unsafe { _mm_storeu_ps(to[..4].as_mut_ptr(), _mm256_cvtpd_ps(cast(x))) }
+    }
+    #[inline(always)]
+    fn store_f64_as_f16(self, x: Self::f64s, to: &mut [f16]) {
+        unsafe { _mm_storel_epi64(to[..4].as_mut_ptr().cast(), f32_to_f16(_mm256_castps128_ps256(_mm256_cvtpd_ps(cast(x))))) }
+    }
+    #[inline(always)]
+    fn store_f64_as_bf16(self, x: Self::f64s, to: &mut [bf16]) {
+        unsafe { _mm_storel_epi64(to[..4].as_mut_ptr().cast(), f32_to_bf16(_mm256_castps128_ps256(_mm256_cvtpd_ps(cast(x))))) }
+    }
+    #[inline(always)]
+    fn store_f32_as_f16(self, x: Self::f32s, to: &mut [f16]) {
+        unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), f32_to_f16(cast(x))) }
+    }
+    #[inline(always)]
+    fn store_f32_as_bf16(self, x: Self::f32s, to: &mut [bf16]) {
+        unsafe { _mm_storeu_si128(to[..8].as_mut_ptr().cast(), f32_to_bf16(cast(x))) }
+    }
+
+    // These instructions give their second operand where one is NaN.
+    #[inline(always)]
+    fn clamp_f64s(self, x: Self::f64s, min: f64, max: f64) -> Self::f64s {
+        self.min_f64s(self.splat_f64s(max), self.max_f64s(self.splat_f64s(min), x))
+    }
+    #[inline(always)]
+    fn clamp_f32s(self, x: Self::f32s, min: f32, max: f32) -> Self::f32s {
+        self.min_f32s(self.splat_f32s(max), self.max_f32s(self.splat_f32s(min), x))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
+        unsafe { transpose_f32(from, to, stride) }
+    }
+    #[inline(always)]
+    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
+        unsafe { transpose_f64(from, to, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, from: *const Self::f64s, to: *mut Self::f64s) {
+        unsafe { _mm256_stream_pd(to.cast(), _mm256_loadu_pd(from.cast())) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        unsafe { _mm_sfence() }
+    }
+}
+
+// SAFETY of all: the caller has AVX2 and F16C.
+#[inline(always)]
+unsafe fn f16_to_f32(x: __m128i) -> __m256 {
+    unsafe { _mm256_cvtph_ps(x) }
+}
+/// A bf16 is the upper half of an f32.
+#[inline(always)]
+unsafe fn bf16_to_f32(x: __m128i) -> __m256 {
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
+}
+#[inline(always)]
+unsafe fn f32_to_f16(x: __m256) -> __m128i {
+    unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
+}
+/// To the nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+unsafe fn f32_to_bf16(x: __m256) -> __m128i {
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let upper = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        let halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
+        // Each half of the register packs for itself; the two quarters wanted are its first and its third.
+        _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves)))
+    }
+}
+
+/// 8 × 8: by pairs of elements, then by fours, then by halves of the register.
+#[inline(always)]
+unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, stride: usize) {
+    // SAFETY: 8 elements can be read and written at each of 8 places.
+    unsafe {
+        let (mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
+        for i in (0..8).step_by(2) {
+            let (x, y) = (_mm256_loadu_ps(from[i]), _mm256_loadu_ps(from[i + 1]));
+            pairs[i] = _mm256_unpacklo_ps(x, y);
+            pairs[i + 1] = _mm256_unpackhi_ps(x, y);
+        }
+        for i in [0, 4] {
+            fours[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+            fours[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+            fours[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+            fours[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+        }
+        for i in 0..4 {
+            _mm256_storeu_ps(to.add(i * stride), _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]));
+            _mm256_storeu_ps(to.add((i + 4) * stride), _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]));
+        }
+    }
+}
+/// 4 × 4: by pairs of elements, then by halves of the register.
+#[inline(always)]
+unsafe fn transpose_f64(from: &[*const f64], to: *mut f64, stride: usize) {
+    // SAFETY: 4 elements can be read and written at each of 4 places.
+    unsafe {
+        let mut pairs = [_mm256_setzero_pd(); 4];
+        for i in [0, 2] {
+            let (x, y) = (_mm256_loadu_pd(from[i]), _mm256_loadu_pd(from[i + 1]));
+            pairs[i] = _mm256_unpacklo_pd(x, y);
+            pairs[i + 1] = _mm256_unpackhi_pd(x, y);
+        }
+        for i in 0..2 {
+            _mm256_storeu_pd(to.add(i * stride), _mm256_permute2f128_pd::<0x20>(pairs[i], pairs[2 + i]));
+            _mm256_storeu_pd(to.add((i + 2) * stride), _mm256_permute2f128_pd::<0x31>(pairs[i], pairs[2 + i]));
+        }
+    }
+}
+
+// SAFETY of all: the caller has AVX-512.
+#[cfg(feature = "x86-v4")]
+#[inline(always)]
+unsafe fn bf16_to_f32_512(x: __m256i) -> __m512 {
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+}
+#[cfg(feature = "x86-v4")]
+#[inline(always)]
+unsafe fn f32_to_f16_512(x: __m512) -> __m256i {
+    unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
+}
+#[cfg(feature = "x86-v4")]
+#[inline(always)]
+unsafe fn f32_to_bf16_512(x: __m512) -> __m256i {
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let upper = _mm512_srli_epi32::<16>(bits);
+        let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)))
+    }
+}
