@@ -4,11 +4,15 @@
 
 use burn_core::tensor::{bf16, f16};
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod aarch64;
 mod scalar;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86;
 
-#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use aarch64 as native;
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))))]
 use scalar as native;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use x86 as native;
@@ -105,7 +109,7 @@ pub(super) trait Task {
 }
 
 /// A task and the instruction set to run it by, as pulp calls it.
-#[cfg_attr(not(any(target_arch = "x86", target_arch = "x86_64")), allow(dead_code, reason = "scalar alone"))]
+#[allow(dead_code, reason = "not needed where there is the scalar fallback alone")]
 struct By<S, T>(S, T);
 
 impl<S: Isa, T: Task> pulp::NullaryFnOnce for By<S, T> {

@@ -5,7 +5,6 @@ use pulp::Scalar;
 
 use super::{Isa, Task};
 
-#[cfg_attr(any(target_arch = "x86", target_arch = "x86_64"), allow(dead_code))]
 pub fn dispatch<T: Task>(task: T) -> T::Output {
     task.run(Scalar)
 }

@@ -41,14 +41,15 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
 
 #[cfg(test)]
 pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    scalar::for_each_isa(&task);
+    let Some(f16c) = F16c::try_new() else { return };
+    if let Some(v3) = V3::try_new() {
+        f16c.vectorize(By(v3, task()));
+    }
     #[cfg(feature = "x86-v4")]
     if let Some(v4) = V4::try_new() {
         Simd::vectorize(v4, By(v4, task()));
     }
-    if let (Some(v3), Some(f16c)) = (V3::try_new(), F16c::try_new()) {
-        f16c.vectorize(By(v3, task()));
-    }
-    scalar::for_each_isa(task);
 }
 
 // SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C; slices are as long as what is read or written, as indexing

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 mod loops;
 mod products;
+mod simd;
 #[cfg(feature = "rayon")]
 mod threads;
 

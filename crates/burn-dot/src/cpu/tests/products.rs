@@ -27,6 +27,13 @@ fn numbers(x: FlexTensor) -> Vec<f64> {
     x.into_data().iter().collect()
 }
 
+/// The product of two constant matrices of so many rows, columns and terms.
+pub(super) fn constant_product([m, n, k]: [usize; 3], [x, y]: [f64; 2], dtype: DType) -> Vec<f64> {
+    let (lhs, rhs) = (tensor(&vec![x; m * k], &[1, m, k], dtype), tensor(&vec![y; n * k], &[1, n, k], dtype));
+    let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
+    numbers(float_dot(&lhs, &rhs, &plan, FloatOptions { normalize: None, output: None }, false).expect("a kernel").out)
+}
+
 /// Both gradients.
 fn gradients(
     [lhs, rhs]: [&FlexTensor; 2],
