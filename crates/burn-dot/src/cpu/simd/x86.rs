@@ -249,9 +249,9 @@ unsafe fn f32_to_bf16(x: __m256) -> __m128i {
         let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
         let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-        let halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
-        // Each half of the register packs for itself; the two quarters wanted are its first and its third.
-        _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves)))
+        let bf16s = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
+        // Each 128-bit lane packs by itself: the elements are in the first and the third quarter.
+        _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(bf16s, bf16s)))
     }
 }
 
