@@ -129,30 +129,34 @@ fn blocks_are_transposed_and_clamping_keeps_nan() {
     simd::for_each_isa(|| Registers::<f64>(core::marker::PhantomData));
 }
 
-/// Sums whose every accumulator would stop growing in a 16-bit float, at 2048 or 256, and end as infinity in f16.
-struct LongSums<T>(core::marker::PhantomData<T>);
+/// Sums whose every addition a 16-bit float would have to round, and whose total f16 cannot hold.
+struct LongSums<T> {
+    epsilon: f64,
+    _element: core::marker::PhantomData<T>,
+}
 
 impl<T: Element> Task for LongSums<T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let len = 4 * 2 * S::F32_LANES * 4096 + 1;
-        let (ones, name) = (vec![T::from_f64(1.0); len], format!("{len} ones by {} lanes", S::F32_LANES));
-        assert_eq!(T::dot(isa, &ones, &ones), len as f64, "{name}");
-        assert_eq!(T::dot_and_squares(isa, &ones, &ones), [len as f64; 3], "{name}");
+        let (len, x) = (70_001, 1.0 + self.epsilon);
+        let (ones, xs) = (vec![T::from_f64(1.0); len], vec![T::from_f64(x); len]);
+        let (sum, name) = (len as f64 * x, format!("{len} terms by {} lanes", S::F32_LANES));
+        assert_eq!(T::dot(isa, &ones, &xs), sum, "{name}");
+        assert_eq!(T::dot_and_squares(isa, &ones, &xs)[..2], [len as f64, sum], "{name}");
         let mut sums = vec![0.0; 17];
         for _ in 0..len / 16 {
-            T::add_squares(isa, &mut sums, &[&ones[..17]; 16]);
+            T::add_squares(isa, &mut sums, &[&xs[..17]; 16]);
         }
-        assert_eq!(sums, vec![(len / 16 * 16) as f64; 17], "{name}, each by itself");
+        assert_eq!(sums, vec![(len / 16 * 16) as f64 * x * x; 17], "{name}, each of 17 by itself");
     }
 }
 
 #[test]
 fn sums_of_16_bit_floats_accumulate_in_f32_and_f64() {
-    simd::for_each_isa(|| LongSums::<f16>(core::marker::PhantomData));
-    simd::for_each_isa(|| LongSums::<bf16>(core::marker::PhantomData));
+    simd::for_each_isa(|| LongSums::<f16> { epsilon: f16::EPSILON.into(), _element: core::marker::PhantomData });
+    simd::for_each_isa(|| LongSums::<bf16> { epsilon: bf16::EPSILON.into(), _element: core::marker::PhantomData });
     for dtype in [DType::F16, DType::BF16] {
         for [m, n] in [[1, 1], [1, 3], [9, 33]] {
             let out = constant_product([m, n, 8192], [1.0, 0.125], dtype);
