@@ -31,9 +31,13 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
         match pulp::Arch::new() {
             #[cfg(feature = "x86-v4")]
             pulp::Arch::V4(v4) => return Simd::vectorize(v4, By(v4, task)),
-            // Not by V3 itself, which would compile the task without F16C.
-            pulp::Arch::V3(v3) => return f16c.vectorize(By(v3, task)),
-            _ => {}
+            // Without the feature `x86-v4` pulp may know AVX-512 all the same, by another crate.
+            _ => {
+                if let Some(v3) = V3::try_new() {
+                    // Not by V3 itself, which would compile the task without F16C.
+                    return f16c.vectorize(By(v3, task));
+                }
+            }
         }
     }
     scalar::dispatch(task)
