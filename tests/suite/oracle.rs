@@ -272,3 +272,20 @@ fn add_scaled(sums: &mut [Sum], g: f64, x: &[f64]) {
         sum.add(term, term.abs());
     }
 }
+
+/// The norms of all vectors along some axes.
+pub fn norms(x: &Array, along: &[usize]) -> Vec<f64> {
+    let mut norms = std::collections::BTreeMap::new();
+    for (at, &element) in x.data.iter().enumerate() {
+        let (mut rest, mut vector) = (at, Vec::new());
+        for (axis, &size) in x.shape.iter().enumerate().rev() {
+            if !along.contains(&axis) {
+                vector.push(rest % size);
+            }
+            rest /= size;
+        }
+        let norm: &mut f64 = norms.entry(vector).or_default();
+        *norm = norm.hypot(element);
+    }
+    norms.into_values().collect()
+}

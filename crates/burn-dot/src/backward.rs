@@ -17,11 +17,11 @@
 //!
 //! A batch of 1 that is repeated for the other input's batch collects the sum over that batch.
 //!
-//! Normalized, `u = x/t` with `t = max(‖x‖, floor)`. Above the floor `∂t/∂x = u`, so for a vector `h = ∂L/∂u`
+//! Normalized, `u = x/t` with `t = max(‖x‖, epsilon)`. Above the epsilon `∂t/∂x = u`, so for a vector `h = ∂L/∂u`
 //!
 //! ```text
-//! ∂L/∂x = (h − u (u·h)) / t        ‖x‖ ≥ floor: the part of h along u cannot change a unit vector
-//! ∂L/∂x = h / floor                ‖x‖ < floor: t is constant
+//! ∂L/∂x = (h − u (u·h)) / t        ‖x‖ ≥ epsilon: the part of h along u cannot change a unit vector
+//! ∂L/∂x = h / epsilon                ‖x‖ < epsilon: t is constant
 //! ```
 //!
 //! The inputs are kept for the backward pass, not the normalized ones. A kernel may keep norms too, where these are much less than
@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! p_i  = Σⱼ g_ij (sⱼ y_j)                       plain product
-//! ∂L/∂x_i = sᵢ (p_i − x_i sᵢ² (x_i·p_i))        the second term only where ‖x_i‖ ≥ floor
+//! ∂L/∂x_i = sᵢ (p_i − x_i sᵢ² (x_i·p_i))        the second term only where ‖x_i‖ ≥ epsilon
 //! ```
 //!
 //! The guard that keeps outputs in [-1, 1] moves them by rounding errors only, and is left out of the gradient.

@@ -44,7 +44,7 @@ pub struct DotConfig {
     pub axes: Axes,
     /// Whether to divide each input by its norm along the contracted axes first. Default: `false`.
     pub normalize: bool,
-    /// The floor on the norm: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
+    /// The epsilon on the norm: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
     pub epsilon: f64,
     /// How many leading axes the inputs share. Default: 1.
     pub batch_dims: usize,
@@ -57,7 +57,7 @@ pub struct DotConfig {
 impl Config for DotConfig {}
 
 impl DotConfig {
-    /// The default floor on the norm: tf.keras' 1e-12 on the squared norm.
+    /// The default epsilon on the norm: tf.keras' 1e-12 on the squared norm.
     pub const DEFAULT_EPSILON: f64 = 1e-6;
 
     /// A plain dot product along `axes`: one axis for both inputs, a pair, or several pairs. See [`Axes`].
@@ -78,7 +78,7 @@ impl DotConfig {
         self
     }
 
-    /// Sets the floor on the norm; it has an effect with `normalize` only.
+    /// Sets the epsilon on the norm; it has an effect with `normalize` only.
     pub fn with_epsilon(mut self, epsilon: f64) -> Self {
         self.epsilon = epsilon;
         self
@@ -140,7 +140,7 @@ impl DotConfig {
     ///
     /// # Errors
     ///
-    /// [`DotError::NoAxes`] when there is nothing to contract, [`DotError::InvalidEpsilon`] when the floor is not a positive
+    /// [`DotError::NoAxes`] when there is nothing to contract, [`DotError::InvalidEpsilon`] when the epsilon is not a positive
     /// finite number. Everything else depends on the inputs.
     pub fn try_init(&self) -> Result<Dot, DotError> {
         self.check()?;
@@ -226,7 +226,7 @@ impl DotConfig {
 ///
 /// # Differences from Keras
 ///
-/// Keras' Dot has neither `batch_dims`, nor several axis pairs, nor a choice of the floor, which is 1e-6 in tf.keras and 1e-7
+/// Keras' Dot has neither `batch_dims`, nor several axis pairs, nor a choice of the epsilon, which is 1e-6 in tf.keras and 1e-7
 /// in Keras 3. It overflows for large entries, and gives NaN for zero vectors in f16. It does not clamp cosines to [-1, 1], and adds
 /// f16 and bf16 as TensorFlow does. Its batch of 1 meets any other where its shape is unknown; here that takes
 /// [`with_broadcast_batch`](DotConfig::with_broadcast_batch).
@@ -322,7 +322,7 @@ impl Dot {
         Ok(Tensor::from_dispatch(if float {
             Dispatch::float_dot(lhs, rhs, plan, self.float_options())
         } else {
-            reference::int_dot::<Dispatch>(lhs, rhs, &plan, self.config.output_dtype.map(Into::into))
+            Dispatch::int_dot(lhs, rhs, plan, self.config.output_dtype.map(Into::into))
         }))
     }
 

@@ -33,6 +33,8 @@ mod keras;
 // All that is unused then hangs on the trait in here.
 #[cfg_attr(not(feature = "autodiff"), allow(dead_code, reason = "only a backward pass asks for gradients"))]
 mod ops;
+#[cfg(feature = "flex")]
+mod path;
 mod plan;
 mod reference;
 

@@ -20,9 +20,10 @@
 
 use burn_core as burn; // The macro writes paths that begin with `burn`.
 use burn_core::backend::{
-    Backend, Device as _, Dispatch, DispatchDeviceId, ExtensionType, TensorMetadata, backend_extension, tensor::FloatTensor,
+    Backend, Device as _, Dispatch, DispatchDeviceId, ExtensionType, TensorMetadata, backend_extension,
+    tensor::{FloatTensor, IntTensor},
 };
-use burn_core::tensor::{Device, FloatDType};
+use burn_core::tensor::{Device, FloatDType, IntDType};
 
 #[cfg(feature = "flex")]
 use burn_core::backend::Flex;
@@ -110,6 +111,11 @@ pub trait DotOps: Backend {
         reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options)
     }
 
+    /// The product of integer tensors, in the dtype of the output if one is given.
+    fn int_dot(lhs: IntTensor<Self>, rhs: IntTensor<Self>, plan: Plan, output: Option<IntDType>) -> IntTensor<Self> {
+        reference::int_dot::<Self>(lhs, rhs, &plan, output)
+    }
+
     /// A contiguous copy, where Burn's reductions need one; the gradient passes.
     ///
     /// Inputs and gradients may be permuted views, and Burn's own operations come next: the sum over an axis that was expanded, say.
@@ -119,7 +125,7 @@ pub trait DotOps: Backend {
 
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
-    /// A norm at its floor of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
+    /// A norm at its epsilon of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
     /// them would give infinity. Only half precision comes here; f32 and f64 have the room.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)

@@ -233,7 +233,7 @@ fn only_agreeing_pair(batch_dims: usize, lhs: &[Option<usize>], rhs: &[Option<us
 /// How a float product is to be computed.
 #[derive(Clone, Copy, Debug)]
 pub struct FloatOptions {
-    /// The floor on the norm, where the inputs are to be normalized.
+    /// The epsilon on the norm, where the inputs are to be normalized.
     pub normalize: Option<f64>,
     /// Dtype of the output; that of the inputs where not given.
     pub output: Option<FloatDType>,

@@ -4,17 +4,17 @@
 //!
 //! # The norm that never overflows
 //!
-//! `x / max(‖x‖, floor)` overflows in `‖x‖²` long before `‖x‖` does, and `‖x‖` has no gradient at zero. So:
+//! `x / max(‖x‖, epsilon)` overflows in `‖x‖²` long before `‖x‖` does, and `‖x‖` has no gradient at zero. So:
 //!
 //! ```text
-//! c = max(max|x|, floor)          a scale, held constant by the gradient
+//! c = max(max|x|, epsilon)          a scale, held constant by the gradient
 //! y = x / c                       every |y| ≤ 1
-//! t = max(‖y‖, 1)                 ‖y‖ ≥ 1 exactly when ‖x‖ ≥ floor
-//! u = y / t                     = x / max(‖x‖, floor)
+//! t = max(‖y‖, 1)                 ‖y‖ ≥ 1 exactly when ‖x‖ ≥ epsilon
+//! u = y / t                     = x / max(‖x‖, epsilon)
 //! ```
 //!
-//! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / floor`. Elsewhere it is
-//! `(g − u (u·g)) / ‖x‖`, at `‖x‖ = floor` as well.
+//! Where `‖y‖ < 1` its square is replaced by 1, a constant, so the gradient of `u` is `g / epsilon`. Elsewhere it is
+//! `(g − u (u·g)) / ‖x‖`, at `‖x‖ = epsilon` as well.
 
 use alloc::{vec, vec::Vec};
 use core::ops::Range;
@@ -45,7 +45,7 @@ pub(crate) fn float_dot<B: Backend>(
     let matrices = |x: FloatTensor<B>, side: Side| {
         let x = side.rows::<B>(cast::<B>(x, compute));
         let x = match options.normalize {
-            Some(floor) => Normalized::<B>::new(x, floor, compute).unit,
+            Some(epsilon) => Normalized::<B>::new(x, epsilon, compute).unit,
             None => x,
         };
         side.repeat_batch::<B>(x)
@@ -95,11 +95,11 @@ pub(crate) fn float_dot_grad<B: Backend>(
         let product = if other_side.free == 1 { B::float_mul(grad, other) } else { matmul::<B>(grad, other) };
         side.collect_batch::<B>(product)
     };
-    let Some(floor) = options.normalize else {
+    let Some(epsilon) = options.normalize else {
         return cast::<B>(side.back_in_place::<B>(product(other)), dtype);
     };
-    let grad = product(Normalized::<B>::new(other, floor, compute).unit);
-    let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), floor, compute);
+    let grad = product(Normalized::<B>::new(other, epsilon, compute).unit);
+    let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), epsilon, compute);
     cast_finite::<B>(side.back_in_place::<B>(own.grad(grad)), dtype)
 }
 
@@ -297,45 +297,45 @@ fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> Fl
     B::float_reshape(matmul::<B>(matrix(lhs, [1, k]), matrix(rhs, [k, 1])), Shape::new([rows, 1]))
 }
 
-/// Rows divided by `max(‖x‖, floor)`; see the module's page.
+/// Rows divided by `max(‖x‖, epsilon)`; see the module's page.
 struct Normalized<B: Backend> {
     unit: FloatTensor<B>,
     /// The divisor in two factors, `c` and `t`, whose product may overflow.
     scale: FloatTensor<B>,
     norm: FloatTensor<B>,
-    below_floor: BoolTensor<B>,
+    below_epsilon: BoolTensor<B>,
 }
 
 impl<B: Backend> Normalized<B> {
-    fn new(rows: FloatTensor<B>, floor: f64, dtype: FloatDType) -> Self {
-        // A floor below the smallest normal number acts as that number, so no device divides by zero.
-        let floor = floor.max(dtype.finfo().min_positive);
+    fn new(rows: FloatTensor<B>, epsilon: f64, dtype: FloatDType) -> Self {
+        // A epsilon below the smallest normal number acts as that number, so no device divides by zero.
+        let epsilon = epsilon.max(dtype.finfo().min_positive);
         let bools = get_or_init_device_settings::<B>(&rows.device()).bool_dtype;
         let k = rows.shape()[1];
 
         let largest = B::float_max_dim(B::float_abs(B::float_detach(rows.clone())), 1);
-        let scale = B::float_clamp_min(largest.clone(), floor.into());
+        let scale = B::float_clamp_min(largest.clone(), epsilon.into());
         let y = B::float_div(rows, scale.clone());
 
         let square = row_dot::<B>(y.clone(), y.clone(), k);
         // Both conditions say the same in exact arithmetic; a GPU's division may put ‖x/x‖ a little below 1.
-        let below_floor = B::bool_and(
+        let below_epsilon = B::bool_and(
             B::float_lower_elem(B::float_detach(square.clone()), 1.0.into(), bools),
-            B::float_lower_elem(largest, floor.into(), bools),
+            B::float_lower_elem(largest, epsilon.into(), bools),
         );
-        let square = B::float_mask_fill(square, below_floor.clone(), 1.0.into());
+        let square = B::float_mask_fill(square, below_epsilon.clone(), 1.0.into());
         // A step of Heron's method from a constant root: its value is the root, its gradient 1/(2 root). Burn takes the gradient of
         // `sqrt` through `powf`, which shaders do not have in f64.
         let root = B::float_sqrt(B::float_detach(square.clone()));
         let norm = B::float_mul_scalar(B::float_add(B::float_div(square, root.clone()), root), 0.5.into());
-        Normalized { unit: B::float_div(y, norm.clone()), scale, norm, below_floor }
+        Normalized { unit: B::float_div(y, norm.clone()), scale, norm, below_epsilon }
     }
 
     /// The gradient of the rows, from that of the units.
     fn grad(self, grad: FloatTensor<B>) -> FloatTensor<B> {
         let k = grad.shape()[1];
         let along = row_dot::<B>(self.unit.clone(), grad.clone(), k);
-        let along = B::float_mask_fill(along, self.below_floor, 0.0.into());
+        let along = B::float_mask_fill(along, self.below_epsilon, 0.0.into());
         let across = B::float_sub(grad, B::float_mul(self.unit, along));
         B::float_div(B::float_div(across, self.norm), self.scale)
     }

@@ -36,8 +36,8 @@ pub(super) struct Side {
 /// Where the product goes: as f32, or rounded to bf16.
 pub(super) struct To<T> {
     pub at: *mut T,
-    pub row_step: isize,
-    pub column_step: isize,
+    pub row_stride: isize,
+    pub column_stride: isize,
     /// Whether to add to what is there.
     pub add: bool,
 }
@@ -165,7 +165,7 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
                         };
                     }
                     let sums = panels(rows_at, if in_place { 1 } else { ROWS }, b_panel);
-                    let at = to.at.offset((i * ROWS) as isize * to.row_step + (j * COLUMNS) as isize * to.column_step);
+                    let at = to.at.offset((i * ROWS) as isize * to.row_stride + (j * COLUMNS) as isize * to.column_stride);
                     to.write(at, rows, columns, sums);
                 }
             }
@@ -177,14 +177,14 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
 /// The product of a panel of rows and a panel of columns. The pairs of a row are so many numbers apart.
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
-unsafe fn panels(rows: [*const u32; ROWS], step: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
+unsafe fn panels(rows: [*const u32; ROWS], stride: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
     // SAFETY: `vectorize` runs this only where the instructions are; a chunk of b is two registers; each row has as many pairs.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (pair, b) in b.as_chunks::<COLUMNS>().0.iter().enumerate() {
             let b = [_mm512_loadu_si512(b.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().add(16).cast())];
             for row in 0..ROWS {
-                let a = _mm512_set1_epi32(rows[row].add(pair * step).read_unaligned() as i32);
+                let a = _mm512_set1_epi32(rows[row].add(pair * stride).read_unaligned() as i32);
                 for half in 0..2 {
                     sums[row][half] = _mm512_dpbf16_ps(
                         sums[row][half],
@@ -204,10 +204,10 @@ impl<T: Sum> To<T> {
     unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
         // SAFETY: the promise made to `multiply`.
         unsafe {
-            if self.column_step == 1 && columns == COLUMNS {
+            if self.column_stride == 1 && columns == COLUMNS {
                 for (row, sums) in sums.iter().enumerate().take(rows) {
                     for (half, &sum) in sums.iter().enumerate() {
-                        let at = at.offset(row as isize * self.row_step).add(16 * half);
+                        let at = at.offset(row as isize * self.row_stride).add(16 * half);
                         T::put(if self.add { _mm512_add_ps(sum, T::get(at)) } else { sum }, at);
                     }
                 }
@@ -216,7 +216,7 @@ impl<T: Sum> To<T> {
             let sums = core::mem::transmute::<[[__m512; 2]; ROWS], [[f32; COLUMNS]; ROWS]>(sums);
             for (row, sums) in sums.iter().enumerate().take(rows) {
                 for (column, sum) in sums.iter().enumerate().take(columns) {
-                    let at = at.offset(row as isize * self.row_step + column as isize * self.column_step);
+                    let at = at.offset(row as isize * self.row_stride + column as isize * self.column_stride);
                     *at = T::from_f32(if self.add { (*at).to_f32() + sum } else { *sum });
                 }
             }

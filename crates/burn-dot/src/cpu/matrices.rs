@@ -5,9 +5,10 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
+    compensated::Compensated,
+    element::Element,
     gemm::{Epilogue, Input, Output, Product},
-    kernel::{Compensated, Element},
-    space::{DX, NOUT, NX, OUT, Space, X, Y, sum},
+    space::{DX, OUT, OUT_INDEX, Space, X, X_INDEX, Y, sum},
     threads::{self, SharedPtr},
 };
 
@@ -25,16 +26,22 @@ pub(super) struct Matrices<T, O> {
 /// # Safety
 ///
 /// Every index of `space` lies within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
-pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Real]; 2]>)
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
 where
     T: Element,
-    O: Element<Real = T::Real>,
+    O: Element<Compute = T::Compute>,
 {
     // SAFETY: the caller's promise.
     unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, norms) };
 }
 
-unsafe fn product<T: Element>(x: *const T, y: *const T, c: Output<T::Real>, space: &Space, norms: Option<[&[T::Real]; 2]>) {
+unsafe fn product<T: Element>(
+    x: *const T,
+    y: *const T,
+    c: Output<T::Compute>,
+    space: &Space,
+    norms: Option<[&[T::Compute]; 2]>,
+) {
     let product = Product {
         batch: &space.batch,
         rows: &space.i,
@@ -59,10 +66,10 @@ pub(super) unsafe fn backward<T, O>(
     tensors: Matrices<T, O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
     space: Space,
-    norms: Option<[&[T::Real]; 2]>,
+    norms: Option<[&[T::Compute]; 2]>,
 ) where
     T: Element,
-    O: Element<Real = T::Real>,
+    O: Element<Compute = T::Compute>,
 {
     // SAFETY: the caller's promise, here and below.
     let cosines = norms.filter(|_| recomputes_cosines(&space)).map(|norms| unsafe { cosines(tensors, &space, norms) });
@@ -90,35 +97,35 @@ fn recomputes_cosines(space: &Space) -> bool {
     space.k.len() > LONG || m * n <= FEW * (m + n)
 }
 
-/// The product, normalized, in the compute dtype and in the order of [`NOUT`].
-unsafe fn cosines<T, O>(tensors: Matrices<T, O>, space: &Space, norms: [&[T::Real]; 2]) -> Vec<T::Real>
+/// The product, normalized, in the compute dtype and in the order of [`OUT_INDEX`].
+unsafe fn cosines<T, O>(tensors: Matrices<T, O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
 where
     T: Element,
-    O: Element<Real = T::Real>,
+    O: Element<Compute = T::Compute>,
 {
-    let mut cosines = vec![T::Real::default(); space.batch.len() * space.i.len() * space.j.len()];
+    let mut cosines = vec![T::Compute::default(); space.batch.len() * space.i.len() * space.j.len()];
     // SAFETY: the caller's promise; there is a cosine for each element of the output.
-    unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), NOUT), space, Some(norms)) };
+    unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), OUT_INDEX), space, Some(norms)) };
     cosines
 }
 
 /// `Σⱼ g[j] cos(x, yⱼ)` of each vector `x`.
-unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Real], space: &Space) -> Vec<f64> {
+unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Compute], space: &Space) -> Vec<f64> {
     let (own, repeated) = space.batch.split_by(DX);
     let (vectors, partners) = (own.followed_by(&space.i), repeated.followed_by(&space.j));
     let mut dots = vec![0.0; vectors.len()];
     let (grad, to) = (SharedPtr::new(grad), SharedPtr::new(dots.as_mut_ptr()));
     threads::for_each_range(vectors.len(), partners.len(), |range| {
-        for vector in vectors.walk(range) {
+        for vector in vectors.iter(range) {
             let mut dot = Compensated::default();
-            for partner in partners.walk(0..partners.len()) {
+            for partner in partners.iter(0..partners.len()) {
                 let at = sum(vector, partner);
                 // SAFETY: the caller's promise.
                 let g = unsafe { *grad.get().offset(at[OUT]) };
-                dot.add(g.to_f64() * cosines[at[NOUT] as usize].to_f64());
+                dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
             }
-            // SAFETY: `NX` numbers the vectors, so each has a place of its own in `dots`.
-            unsafe { *to.get().offset(vector[NX]) = dot.total() };
+            // SAFETY: `X_INDEX` numbers the vectors, so each has a place of its own in `dots`.
+            unsafe { *to.get().offset(vector[X_INDEX]) = dot.total() };
         }
     });
     dots
@@ -129,11 +136,11 @@ unsafe fn gradient<T, O>(
     tensors: Matrices<T, O>,
     dx: *mut T,
     space: &Space,
-    norms: Option<[&[T::Real]; 2]>,
-    cosines: Option<&[T::Real]>,
+    norms: Option<[&[T::Compute]; 2]>,
+    cosines: Option<&[T::Compute]>,
 ) where
     T: Element,
-    O: Element<Real = T::Real>,
+    O: Element<Compute = T::Compute>,
 {
     // SAFETY: the caller's promise.
     let dots = cosines.map(|cosines| unsafe { dots(tensors.out.cast_const(), cosines, space) });

@@ -1,4 +1,4 @@
-//! Norms of vectors, as the factors `1 / max(‖x‖, floor)`.
+//! Norms of vectors, as the factors `1 / max(‖x‖, epsilon)`.
 
 use alloc::{vec, vec::Vec};
 use core::{
@@ -7,27 +7,29 @@ use core::{
 };
 
 use super::{
-    kernel::{self, Compensated, Element, LINES, Real},
+    compensated::{self, Compensated},
+    element::{self, Compute, Element},
+    loops::{self, SQUARED_ROWS},
     runs::{CHUNK, Run},
     simd::{self, Isa, Task},
-    space::{Axes, NX, NY, Space, X, Y, advance},
+    space::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
     threads::{self, SharedPtr},
 };
 
-/// The factor of a vector, as one number: negative where the norm is below the floor.
-#[derive(Clone, Copy)]
+/// The factor of a vector, as one number: negative where the norm is below the epsilon.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Scale(pub f64);
 
 impl Scale {
     /// From the sum of squares.
     #[inline(always)]
-    pub fn new<R: Real>(square: f64, floor: f64) -> Self {
-        let (norm, floor) = (kernel::sqrt(square), floor.max(R::SMALLEST));
-        let sign = if norm >= floor { 1.0 } else { -1.0 };
-        Scale(sign / norm.max(floor))
+    pub fn new<R: Compute>(square: f64, epsilon: f64) -> Self {
+        let (norm, epsilon) = (element::sqrt(square), epsilon.max(R::MIN_POSITIVE));
+        let sign = if norm >= epsilon { 1.0 } else { -1.0 };
+        Scale(sign / norm.max(epsilon))
     }
 
-    /// Whether the larger of norm and floor is in a range. The range is symmetric under `1/x`, so the inverse is tested.
+    /// Whether the larger of norm and epsilon is in a range. The range is symmetric under `1/x`, so the inverse is tested.
     #[inline(always)]
     pub fn is_within(self, trusted: RangeInclusive<f64>) -> bool {
         trusted.contains(&self.inverse())
@@ -46,7 +48,7 @@ impl Scale {
 
     /// The projection coefficient, and an upper bound on each term of the gradient.
     #[inline(always)]
-    pub fn part_along(self, g: f64, cosine: f64) -> (f64, f64) {
+    pub fn projection(self, g: f64, cosine: f64) -> (f64, f64) {
         (g * cosine * self.projected(), g.abs() * self.inverse())
     }
 }
@@ -62,24 +64,25 @@ pub(super) unsafe fn of_both<T: Element>(
     y: *const T,
     space: &Space,
     [x_count, y_count]: [usize; 2],
-    floor: f64,
-) -> Option<Vec<T::Real>> {
-    let mut norms = vec![T::Real::default(); x_count + y_count];
+    epsilon: f64,
+) -> Option<Vec<T::Compute>> {
+    let mut norms = vec![T::Compute::default(); x_count + y_count];
     let (of_x, of_y) = norms.split_at_mut(x_count);
     // SAFETY: the caller's promise.
-    let trusted =
-        unsafe { of_one(of_x, x, space, &space.i, [X, NX], floor) && of_one(of_y, y, space, &space.j, [Y, NY], floor) };
+    let trusted = unsafe {
+        of_one(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && of_one(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
+    };
     trusted.then_some(norms)
 }
 
 /// False as [`of_both`].
 unsafe fn of_one<T: Element>(
-    norms: &mut [T::Real],
+    norms: &mut [T::Compute],
     x: *const T,
     space: &Space,
     free: &Axes,
     [tensor, number]: [usize; 2],
-    floor: f64,
+    epsilon: f64,
 ) -> bool {
     let (outer, inner) = space.batch.split_by(number).0.followed_by(free).inner();
     let blocks = inner.size.div_ceil(CHUNK);
@@ -111,8 +114,8 @@ unsafe fn of_one<T: Element>(
                     _ => core::slice::from_raw_parts_mut(squares.add(part * all + index), vectors),
                 };
                 let x = x.offset(at[tensor]);
-                simd::dispatch(Squares { x, step: inner.step[tensor], k: &space.k, terms, tensor, to });
-                if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), floor) {
+                simd::dispatch(Squares { x, stride: inner.stride[tensor], k: &space.k, terms, tensor, to });
+                if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), epsilon) {
                     trusted.store(false, Ordering::Relaxed);
                 }
             }
@@ -121,7 +124,7 @@ unsafe fn of_one<T: Element>(
     if parts > 1 {
         let (first, rest) = squares.split_at_mut(all);
         rest.chunks(all).for_each(|more| first.iter_mut().zip(more).for_each(|(square, more)| *square += more));
-        return scales(first, norms, floor);
+        return scales(first, norms, epsilon);
     }
     trusted.into_inner()
 }
@@ -130,12 +133,12 @@ unsafe fn of_one<T: Element>(
 const PART_TERMS: usize = 4096;
 
 /// From sums of squares. False as [`of_both`].
-fn scales<R: Real>(squares: &[f64], to: &mut [R], floor: f64) -> bool {
+fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
     let mut trusted = true;
     for (to, &square) in to.iter_mut().zip(squares) {
-        let scale = Scale::new::<R>(square, floor);
-        // Also below the floor: products of tiny vectors would be subnormal.
-        let tiny = square > 0.0 && kernel::sqrt(square) < *R::MATRIX_NORMS.start();
+        let scale = Scale::new::<R>(square, epsilon);
+        // Also below the epsilon: products of tiny vectors would be subnormal.
+        let tiny = square > 0.0 && element::sqrt(square) < *R::MATRIX_NORMS.start();
         trusted &= scale.is_within(R::MATRIX_NORMS) && !tiny;
         *to = R::from_f64(scale.0);
     }
@@ -145,7 +148,7 @@ fn scales<R: Real>(squares: &[f64], to: &mut [R], floor: f64) -> bool {
 /// The squares of vectors at equal strides, summed over these terms.
 struct Squares<'a, T: Element> {
     x: *const T,
-    step: isize,
+    stride: isize,
     k: &'a Axes,
     terms: Range<usize>,
     tensor: usize,
@@ -153,7 +156,7 @@ struct Squares<'a, T: Element> {
 }
 
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
-const PARTIAL: usize = 16 * LINES;
+const PARTIAL: usize = 16 * SQUARED_ROWS;
 
 /// Sums of squares below this may have lost some that f32 does not hold.
 const LOST: f64 = 1e-18;
@@ -166,7 +169,7 @@ impl<T: Element> Task for Squares<'_, T> {
         // Vectors that lie across memory are read line by line, those that lie along it one after the other.
         // SAFETY: the promise made to `of_both`.
         unsafe {
-            let across = self.step == 1 && self.k.inner().1.step[self.tensor] != 1;
+            let across = self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1;
             if across {
                 self.across(isa);
             }
@@ -188,8 +191,8 @@ impl<T: Element> Squares<'_, T> {
     #[inline(always)]
     unsafe fn across<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
-        let (vectors, k_step) = (to.len(), k.inner().1.step[tensor]);
-        let group = if k_step == vectors as isize { CHUNK / vectors } else { 1 };
+        let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
+        let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
         for (_, len, from) in k.runs(terms.clone()) {
             // SAFETY: the caller's promise.
@@ -203,23 +206,23 @@ impl<T: Element> Squares<'_, T> {
                     let terms = rest.start..rest.end.min(rest.start + PARTIAL * group);
                     partial.fill(0.0);
                     while terms.end - rest.start >= group {
-                        let mut lines: [&[T]; LINES] = [&[]; LINES];
-                        let lines = &mut lines[..LINES.min((terms.end - rest.start) / group)];
+                        let mut lines: [&[T]; SQUARED_ROWS] = [&[]; SQUARED_ROWS];
+                        let lines = &mut lines[..SQUARED_ROWS.min((terms.end - rest.start) / group)];
                         for line in lines.iter_mut() {
                             // SAFETY: as above: each term has a line of contiguous elements, and those of a group are contiguous.
-                            *line = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_step), width) };
+                            *line = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_stride), width) };
                             rest.start += group;
                         }
-                        T::add_squares(isa, partial, lines);
+                        loops::add_squares(isa, partial, lines);
                     }
-                    kernel::add_compensated(squares, lost, partial);
+                    compensated::add(squares, lost, partial);
                 }
             }
         }
         for (vector, to) in to.iter_mut().enumerate() {
             let mut square = Compensated::default();
             for i in (vector..vectors * group).step_by(vectors) {
-                square.add(kernel::with_lost(squares[i], lost[i]));
+                square.add(compensated::total(squares[i], lost[i]));
             }
             *to = square.total();
         }
@@ -228,20 +231,34 @@ impl<T: Element> Squares<'_, T> {
     /// The square of one vector, contiguous or gathered; all in f64, if `EXACT`.
     #[inline(always)]
     unsafe fn along<S: Isa, const EXACT: bool>(&self, isa: S, vector: usize) -> f64 {
-        let k_step = self.k.inner().1.step[self.tensor];
-        let mut buffer = [T::default(); CHUNK];
+        let k_stride = self.k.inner().1.stride[self.tensor];
         let mut square = Compensated::default();
         for (_, len, from) in self.k.runs(self.terms.clone()) {
-            for term in (0..len).step_by(CHUNK) {
-                let at = from[self.tensor] + vector as isize * self.step + term as isize * k_step;
+            let at = self.x.wrapping_offset(from[self.tensor] + vector as isize * self.stride);
+            if k_stride == 1 {
                 // SAFETY: the caller's promise.
-                unsafe {
-                    let run = Run { at: self.x.offset(at), step: k_step, len: CHUNK.min(len - term) };
-                    let run = if let Some(run) = run.as_slice() { run } else { run.gather(&mut buffer) };
-                    square.add(if EXACT { kernel::dot(isa, run, run) } else { T::dot(isa, run, run) });
-                }
+                square.add(square_of::<S, T, EXACT>(isa, unsafe { core::slice::from_raw_parts(at, len) }));
+                continue;
+            }
+            let mut buffer = [T::default(); CHUNK];
+            for first in (0..len).step_by(CHUNK) {
+                let at = at.wrapping_offset(first as isize * k_stride);
+                // SAFETY: as above.
+                let run = unsafe { Run { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
+                square.add(square_of::<S, T, EXACT>(isa, run));
             }
         }
         square.total()
     }
+}
+
+/// The sum of squares of contiguous elements; all in f64, if `EXACT`.
+#[inline(always)]
+fn square_of<S: Isa, T: Element, const EXACT: bool>(isa: S, x: &[T]) -> f64 {
+    if !EXACT {
+        return loops::dot(isa, x, x);
+    }
+    let square = loops::dot_in::<f64, S, T, T>(isa, x, x);
+    // Squares that f64 does not hold either: not those of a zero vector.
+    if square == 0.0 && x.iter().any(|x| x.to_f64() != 0.0) { f64::MIN_POSITIVE } else { square }
 }

@@ -1,4 +1,4 @@
-//! The index space of a product: its axes, and how far a step along each goes in every tensor that takes part.
+//! The index space of a product: its axes, and how far a stride along each goes in every tensor that takes part.
 
 use core::ops::Range;
 
@@ -15,20 +15,20 @@ pub(super) const OUT: usize = 2;
 pub(super) const DX: usize = 3;
 pub(super) const DY: usize = 4;
 /// One number for each vector of an input, such as its norm.
-pub(super) const NX: usize = 5;
-pub(super) const NY: usize = 6;
+pub(super) const X_INDEX: usize = 5;
+pub(super) const Y_INDEX: usize = 6;
 /// One number for each of the output, wherever that lies.
-pub(super) const NOUT: usize = 7;
+pub(super) const OUT_INDEX: usize = 7;
 const TENSORS: usize = 8;
 
 /// How far, in each tensor.
-pub(super) type Steps = [isize; TENSORS];
+pub(super) type Offsets = [isize; TENSORS];
 
-/// One axis: its size, and a step along it.
+/// One axis: its size, and a stride along it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Axis {
     pub size: usize,
-    pub step: Steps,
+    pub stride: Offsets,
 }
 
 /// Axes that run together, the last one fastest.
@@ -77,67 +77,67 @@ impl Space {
         let at = |strides: &[isize], axis: usize| strides.get(axis).copied().unwrap_or(0);
         // The vectors of an input, numbered in the order batch, free; and the numbers of the output.
         let vectors = |shape: &[usize], order: &[usize]| order.iter().map(|&axis| shape[axis] as isize).product::<isize>();
-        let nx = |place: usize| vectors(&plan.lhs_shape, &plan.lhs_order[place + 1..batch_dims + i_dims]);
-        let ny = |place: usize| vectors(&plan.rhs_shape, &plan.rhs_order[place + 1..batch_dims + j_dims]);
-        let nout = |place: usize| plan.output[place + 1..].iter().product::<usize>() as isize;
+        let x_index = |place: usize| vectors(&plan.lhs_shape, &plan.lhs_order[place + 1..batch_dims + i_dims]);
+        let y_index = |place: usize| vectors(&plan.rhs_shape, &plan.rhs_order[place + 1..batch_dims + j_dims]);
+        let out_index = |place: usize| plan.output[place + 1..].iter().product::<usize>() as isize;
 
         let batch = (0..batch_dims).map(|axis| {
             let size = plan.batch_shape[axis];
-            // An axis of size 1 that is repeated is not walked along.
-            let own = |step: isize, shape: &[usize]| if shape[axis] == size { step } else { 0 };
-            let lhs = |step| own(step, &plan.lhs_shape);
-            let rhs = |step| own(step, &plan.rhs_shape);
-            let mut step = [0; TENSORS];
-            step[X] = lhs(at(strides.lhs, axis));
-            step[Y] = rhs(at(strides.rhs, axis));
-            step[OUT] = at(strides.out, axis);
-            step[DX] = lhs(at(strides.grad_lhs, axis));
-            step[DY] = rhs(at(strides.grad_rhs, axis));
-            step[NX] = lhs(nx(axis));
-            step[NY] = rhs(ny(axis));
-            step[NOUT] = nout(axis);
-            Axis { size, step }
+            // An axis of size 1 that is repeated is not iterated along.
+            let own = |stride: isize, shape: &[usize]| if shape[axis] == size { stride } else { 0 };
+            let lhs = |stride| own(stride, &plan.lhs_shape);
+            let rhs = |stride| own(stride, &plan.rhs_shape);
+            let mut stride = [0; TENSORS];
+            stride[X] = lhs(at(strides.lhs, axis));
+            stride[Y] = rhs(at(strides.rhs, axis));
+            stride[OUT] = at(strides.out, axis);
+            stride[DX] = lhs(at(strides.grad_lhs, axis));
+            stride[DY] = rhs(at(strides.grad_rhs, axis));
+            stride[X_INDEX] = lhs(x_index(axis));
+            stride[Y_INDEX] = rhs(y_index(axis));
+            stride[OUT_INDEX] = out_index(axis);
+            Axis { size, stride }
         });
         let i = (0..i_dims).map(|place| {
             let axis = plan.lhs_order[batch_dims + place];
-            let mut step = [0; TENSORS];
-            step[X] = at(strides.lhs, axis);
-            step[OUT] = at(strides.out, batch_dims + place);
-            step[DX] = at(strides.grad_lhs, axis);
-            step[NX] = nx(batch_dims + place);
-            step[NOUT] = nout(batch_dims + place);
-            Axis { size: plan.lhs_shape[axis], step }
+            let mut stride = [0; TENSORS];
+            stride[X] = at(strides.lhs, axis);
+            stride[OUT] = at(strides.out, batch_dims + place);
+            stride[DX] = at(strides.grad_lhs, axis);
+            stride[X_INDEX] = x_index(batch_dims + place);
+            stride[OUT_INDEX] = out_index(batch_dims + place);
+            Axis { size: plan.lhs_shape[axis], stride }
         });
         let j = (0..j_dims).map(|place| {
             let axis = plan.rhs_order[batch_dims + place];
-            let mut step = [0; TENSORS];
-            step[Y] = at(strides.rhs, axis);
-            step[OUT] = at(strides.out, batch_dims + i_dims + place);
-            step[DY] = at(strides.grad_rhs, axis);
-            step[NY] = ny(batch_dims + place);
-            step[NOUT] = nout(batch_dims + i_dims + place);
-            Axis { size: plan.rhs_shape[axis], step }
+            let mut stride = [0; TENSORS];
+            stride[Y] = at(strides.rhs, axis);
+            stride[OUT] = at(strides.out, batch_dims + i_dims + place);
+            stride[DY] = at(strides.grad_rhs, axis);
+            stride[Y_INDEX] = y_index(batch_dims + place);
+            stride[OUT_INDEX] = out_index(batch_dims + i_dims + place);
+            Axis { size: plan.rhs_shape[axis], stride }
         });
         let mut k: SmallVec<[Axis; 3]> = (0..plan.contracted)
             .map(|place| {
                 let lhs = plan.lhs_order[batch_dims + i_dims + place];
                 let rhs = plan.rhs_order[batch_dims + j_dims + place];
-                let mut step = [0; TENSORS];
-                step[X] = at(strides.lhs, lhs);
-                step[Y] = at(strides.rhs, rhs);
-                step[DX] = at(strides.grad_lhs, lhs);
-                step[DY] = at(strides.grad_rhs, rhs);
-                Axis { size: plan.lhs_shape[lhs], step }
+                let mut stride = [0; TENSORS];
+                stride[X] = at(strides.lhs, lhs);
+                stride[Y] = at(strides.rhs, rhs);
+                stride[DX] = at(strides.grad_lhs, lhs);
+                stride[DY] = at(strides.grad_rhs, rhs);
+                Axis { size: plan.lhs_shape[lhs], stride }
             })
             .collect();
         // A sum may run in any order; this one lets axes that lie side by side become one.
-        k.sort_by_key(|axis| core::cmp::Reverse(axis.step[X].abs()));
+        k.sort_by_key(|axis| core::cmp::Reverse(axis.stride[X].abs()));
         Space { batch: Axes::new(batch), i: Axes::new(i), j: Axes::new(j), k: Axes::new(k) }
     }
 
-    /// How many vectors an input has: as many as there are places for [`NX`] or [`NY`].
+    /// How many vectors an input has: as many as there are places for [`X_INDEX`] or [`Y_INDEX`].
     pub fn vectors(&self, place: usize) -> usize {
-        let free = if place == NX { &self.i } else { &self.j };
+        let free = if place == X_INDEX { &self.i } else { &self.j };
         self.batch.split_by(place).0.len() * free.len()
     }
 
@@ -147,9 +147,9 @@ impl Space {
             Axes(
                 axes.0
                     .into_iter()
-                    .map(|Axis { size, step: [x, y, out, dx, dy, nx, ny, nout] }| Axis {
+                    .map(|Axis { size, stride: [x, y, out, dx, dy, x_index, y_index, out_index] }| Axis {
                         size,
-                        step: [y, x, out, dy, dx, ny, nx, nout],
+                        stride: [y, x, out, dy, dx, y_index, x_index, out_index],
                     })
                     .collect(),
             )
@@ -159,14 +159,14 @@ impl Space {
 }
 
 impl Axes {
-    /// Axes without those of size 1, and with each two that step as one made one.
+    /// Axes without those of size 1, and with each two that stride as one made one.
     pub fn new(axes: impl IntoIterator<Item = Axis>) -> Self {
         let mut merged: SmallVec<[Axis; 3]> = SmallVec::new();
         for axis in axes {
             match merged.last_mut() {
                 _ if axis.size == 1 => {}
-                Some(last) if (0..TENSORS).all(|t| last.step[t] == axis.step[t] * axis.size as isize) => {
-                    *last = Axis { size: last.size * axis.size, step: axis.step };
+                Some(last) if (0..TENSORS).all(|t| last.stride[t] == axis.stride[t] * axis.size as isize) => {
+                    *last = Axis { size: last.size * axis.size, stride: axis.stride };
                 }
                 _ => merged.push(axis),
             }
@@ -182,24 +182,24 @@ impl Axes {
     /// The stride of the last axis, if a tensor has one stride for all indices; 1 where there is a single index.
     pub fn stride_of(&self, tensor: usize) -> Option<isize> {
         let Some((last, outer)) = self.0.split_last() else { return Some(1) };
-        let mut next = last.step[tensor] * last.size as isize;
+        let mut next = last.stride[tensor] * last.size as isize;
         let regular = outer.iter().rev().all(|axis| {
             let expected = next;
             next *= axis.size as isize;
-            axis.step[tensor] == expected
+            axis.stride[tensor] == expected
         });
-        regular.then_some(last.step[tensor])
+        regular.then_some(last.stride[tensor])
     }
 
-    /// Those axes along which a tensor is walked, and the others.
+    /// Those axes along which a tensor is iterated, and the others.
     pub fn split_by(&self, tensor: usize) -> (Axes, Axes) {
-        let (with, without) = self.0.iter().copied().partition(|axis: &Axis| axis.step[tensor] != 0);
+        let (with, without) = self.0.iter().copied().partition(|axis: &Axis| axis.stride[tensor] != 0);
         (Axes(with), Axes(without))
     }
 
     /// The runs along the last axis that together make these indices: for each, how many came before it, its length, and where it
     /// begins.
-    pub fn runs(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Steps)> {
+    pub fn runs(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {
         let (outer, inner) = self.inner();
         let mut next = indices.start;
         core::iter::from_fn(move || {
@@ -219,15 +219,15 @@ impl Axes {
     pub fn inner(&self) -> (Axes, Axis) {
         match self.0.split_last() {
             Some((last, rest)) => (Axes(rest.into()), *last),
-            None => (Axes(SmallVec::new()), Axis { size: 1, step: [0; TENSORS] }),
+            None => (Axes(SmallVec::new()), Axis { size: 1, stride: [0; TENSORS] }),
         }
     }
 
     /// Where the index of this number lies, from the first.
     #[inline(always)]
-    pub fn offset(&self, mut index: usize) -> Steps {
+    pub fn offset(&self, mut index: usize) -> Offsets {
         let mut offset = [0; TENSORS];
-        let mut add = |at: usize, axis: &Axis| (0..TENSORS).for_each(|t| offset[t] += at as isize * axis.step[t]);
+        let mut add = |at: usize, axis: &Axis| (0..TENSORS).for_each(|t| offset[t] += at as isize * axis.stride[t]);
         if let Some((first, rest)) = self.0.split_first() {
             for axis in rest.iter().rev() {
                 add(index % axis.size, axis);
@@ -240,36 +240,36 @@ impl Axes {
 
     /// Where these indices lie, one after the other.
     #[inline(always)]
-    pub fn walk(&self, indices: Range<usize>) -> Walk<'_> {
-        // Most often there is one axis, and the next index is a step away.
-        let step = match self.0[..] {
-            [axis] => Some(axis.step),
+    pub fn iter(&self, indices: Range<usize>) -> Iter<'_> {
+        // Most often there is one axis, and the next index is a stride away.
+        let stride = match self.0[..] {
+            [axis] => Some(axis.stride),
             _ => None,
         };
-        Walk { axes: self, step, at: self.offset(indices.start), indices }
+        Iter { axes: self, stride, at: self.offset(indices.start), indices }
     }
 }
 
-/// See [`Axes::walk`]. A type, for `next` to be inlined into kernels: an adaptor's is not.
-pub(super) struct Walk<'a> {
+/// See [`Axes::iter`]. A type, for `next` to be inlined into kernels: an adaptor's is not.
+pub(super) struct Iter<'a> {
     axes: &'a Axes,
-    step: Option<Steps>,
-    at: Steps,
+    stride: Option<Offsets>,
+    at: Offsets,
     indices: Range<usize>,
 }
 
-impl Iterator for Walk<'_> {
-    type Item = Steps;
+impl Iterator for Iter<'_> {
+    type Item = Offsets;
 
     #[inline(always)]
-    fn next(&mut self) -> Option<Steps> {
+    fn next(&mut self) -> Option<Offsets> {
         if self.indices.start >= self.indices.end {
             return None;
         }
         let here = self.at;
         self.indices.start += 1;
-        match self.step {
-            Some(step) => self.at = sum(here, step),
+        match self.stride {
+            Some(stride) => self.at = sum(here, stride),
             None if self.indices.start < self.indices.end => self.at = self.axes.offset(self.indices.start),
             None => {}
         }
@@ -277,20 +277,20 @@ impl Iterator for Walk<'_> {
     }
 }
 
-/// Where a tensor lies after some steps along an axis.
+/// Where a tensor lies after some strides along an axis.
 #[inline(always)]
-pub(super) fn advance(mut at: Steps, axis: &Axis, steps: usize) -> Steps {
+pub(super) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
     // Loops, for the same reason as above.
     let mut t = 0;
     while t < TENSORS {
-        at[t] += steps as isize * axis.step[t];
+        at[t] += strides as isize * axis.stride[t];
         t += 1;
     }
     at
 }
 
 #[inline(always)]
-pub(super) fn sum(mut a: Steps, b: Steps) -> Steps {
+pub(super) fn sum(mut a: Offsets, b: Offsets) -> Offsets {
     let mut t = 0;
     while t < TENSORS {
         a[t] += b[t];

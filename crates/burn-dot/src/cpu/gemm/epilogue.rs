@@ -4,11 +4,12 @@ use core::ops::Range;
 
 use super::{
     super::{
-        kernel::{self, Compensated, Element, Real},
-        norms,
+        compensated::{self, Compensated},
+        element::{self, Compute, Element},
+        loops, norms,
         runs::{CHUNK, RunMut},
         simd::{self, Isa, Task},
-        space::{Axes, NX, Steps, sum},
+        space::{Axes, Offsets, X_INDEX, sum},
     },
     pack::Input,
 };
@@ -30,17 +31,17 @@ pub(in super::super) enum Epilogue<'a, R> {
     },
 }
 
-/// A block in the output or in a workspace: columns of contiguous lanes, `step` apart.
+/// A block in the output or in a workspace: columns of contiguous lanes, `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Block<R> {
     pub at: *mut R,
-    pub step: isize,
+    pub stride: isize,
 }
 
 impl<R> Block<R> {
     /// The first lane of a column.
     pub fn column(self, column: usize) -> *mut R {
-        self.at.wrapping_offset(column as isize * self.step)
+        self.at.wrapping_offset(column as isize * self.stride)
     }
 }
 
@@ -73,15 +74,15 @@ unsafe impl<R> Sync for Output<R> {}
 /// As many elements can be read, and written to where nothing else reads or writes.
 type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize, finite: bool);
 
-impl<R: Real> Output<R> {
-    pub fn new<C: Element<Real = R>>(at: *mut C, tensor: usize) -> Self {
+impl<R: Compute> Output<R> {
+    pub fn new<C: Element<Compute = R>>(at: *mut C, tensor: usize) -> Self {
         use core::any::TypeId;
         Output {
             at: at.cast(),
             size: size_of::<C>(),
             tensor,
             store: store::<C>,
-            is_compute: C::IS_REAL,
+            is_compute: C::IS_COMPUTE,
             is_bf16: TypeId::of::<C>() == TypeId::of::<burn_core::tensor::bf16>(),
         }
     }
@@ -96,8 +97,8 @@ impl<R: Real> Output<R> {
     /// # Safety
     ///
     /// The block is initialized and within the output, which nothing else reads or writes there.
-    pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &[Steps], finite: bool) {
-        let stride = lanes.0.inner().1.step[self.tensor];
+    pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &[Offsets], finite: bool) {
+        let stride = lanes.0.inner().1.stride[self.tensor];
         for (first, len, from) in lanes.0.runs(lanes.1) {
             for (column, &at) in columns.iter().enumerate() {
                 let to = self.at(sum(at, from)[self.tensor]);
@@ -108,14 +109,14 @@ impl<R: Real> Output<R> {
     }
 }
 
-unsafe fn store<C: Element>(from: *const C::Real, len: usize, to: *mut u8, stride: isize, finite: bool) {
+unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, stride: isize, finite: bool) {
     // SAFETY: the promise made to `Store`.
     let from = unsafe { core::slice::from_raw_parts(from, len) };
     simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
 }
 
 struct StoreRun<'a, C: Element> {
-    from: &'a [C::Real],
+    from: &'a [C::Compute],
     to: *mut C,
     stride: isize,
     finite: bool,
@@ -130,13 +131,13 @@ impl<C: Element> Task for StoreRun<'_, C> {
         let mut at = self.to;
         for from in self.from.chunks(CHUNK) {
             let rounded = &mut buffer[..from.len()];
-            C::narrow(isa, from, rounded, self.finite);
+            loops::from_compute(isa, from, rounded, self.finite);
             // SAFETY: the promise made to `Store`. From a buffer, since the output may not be initialized yet.
             unsafe {
                 if self.stride == 1 {
                     core::ptr::copy_nonoverlapping(rounded.as_ptr(), at, rounded.len());
                 } else {
-                    RunMut { at, step: self.stride, len: rounded.len() }.deliver(rounded);
+                    RunMut { at, stride: self.stride }.scatter(rounded);
                 }
             }
             at = at.wrapping_offset(from.len() as isize * self.stride);
@@ -151,7 +152,7 @@ pub(super) struct Scale<'a, R> {
     pub broadcast: &'a [R],
 }
 
-impl<R: Real> Task for Scale<'_, R> {
+impl<R: Compute> Task for Scale<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -166,31 +167,31 @@ impl<R: Real> Task for Scale<'_, R> {
                 unsafe {
                     let scale = R::mul_vectors(isa, R::load_vector(isa, factors.as_ptr()), R::splat(isa, factor));
                     let scaled = R::mul_vectors(isa, R::load_vector(isa, x.as_ptr()), scale);
-                    R::store_vector(isa, R::into_range(isa, scaled), x.as_mut_ptr());
+                    R::store_vector(isa, R::clamp(isa, scaled, R::from_f64(1.0)), x.as_mut_ptr());
                 }
             }
             for (x, &other) in x.into_remainder().iter_mut().zip(factors.remainder()) {
-                *x = kernel::into_range(*x * (other * factor));
+                *x = element::clamp_to_one(*x * (other * factor));
             }
         }
     }
 }
 
 /// `p ← s (p − x (x·p) s²)` for the rows `p` of a block, the gradients of the vectors `x`; without the projection where the norm of `x` is
-/// below its floor.
+/// below its epsilon.
 pub(super) struct Project<'a, R> {
     pub block: Block<R>,
     /// Whether a row is a column of the block, contiguous, or lies across its columns.
     pub rows_are_columns: bool,
     pub lanes: (&'a Axes, Range<usize>),
-    pub columns: &'a [Steps],
+    pub columns: &'a [Offsets],
     pub x: Input<R>,
     pub norms: &'a [R],
     /// `s (x·p)` of each row, where it is known; else the block holds whole rows.
     pub dots: Option<&'a [f64]>,
 }
 
-impl<R: Real> Task for Project<'_, R> {
+impl<R: Compute> Task for Project<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -204,27 +205,27 @@ impl<R: Real> Task for Project<'_, R> {
 struct Across {
     /// The first lane, and where its row lies.
     lane: usize,
-    at: Steps,
+    at: Offsets,
     rows: usize,
     /// Columns that follow one another in memory, both of the block and of `x`, and can be taken as one.
     group: usize,
 }
 
-impl<R: Real> Project<'_, R> {
-    fn norm(&self, at: Steps) -> norms::Scale {
-        norms::Scale(self.norms[at[NX] as usize].to_f64())
+impl<R: Compute> Project<'_, R> {
+    fn norm(&self, at: Offsets) -> norms::Scale {
+        norms::Scale(self.norms[at[X_INDEX] as usize].to_f64())
     }
 
     /// What `x` and `p` of a row are multiplied by; `dot` is `x·p`, for a row whose dot product is not known.
-    fn coefficients(&self, at: Steps, dot: f64) -> (f64, f64) {
+    fn coefficients(&self, at: Offsets, dot: f64) -> (f64, f64) {
         let norm = self.norm(at);
-        let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[at[NX] as usize]);
+        let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[at[X_INDEX] as usize]);
         (dot * norm.projected(), norm.inverse())
     }
 
     /// Reads elements of `x` along the lanes.
     #[inline(always)]
-    unsafe fn read<'b>(&self, at: Steps, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
+    unsafe fn read<'b>(&self, at: Offsets, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
         let stride = self.x.stride(&self.lanes.0.inner().1);
         let from = self.x.offset(at);
         // SAFETY: the caller's promise.
@@ -241,7 +242,7 @@ impl<R: Real> Project<'_, R> {
     #[inline(always)]
     unsafe fn along_lanes<S: Isa>(&self, isa: S) {
         let mut buffer = [R::default(); CHUNK];
-        let step = self.lanes.0.inner().1.step;
+        let stride = self.lanes.0.inner().1.stride;
         for (row, &at) in self.columns.iter().enumerate() {
             let mut dot = Compensated::default();
             for write in [false, true] {
@@ -253,14 +254,14 @@ impl<R: Real> Project<'_, R> {
                     for part in (0..len).step_by(CHUNK) {
                         let len = CHUNK.min(len - part);
                         let mut x_at = sum(at, from);
-                        x_at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
+                        x_at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
                         // SAFETY: the caller's promise; these rows of the block belong to this task.
                         unsafe {
                             let x = self.read(x_at, len, &mut buffer);
                             let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
                             match write {
-                                false => dot.add(kernel::dot(isa, x, p)),
-                                true => kernel::combine_in_place(isa, p, scale, projection, x),
+                                false => dot.add(loops::dot_in::<f64, S, _, _>(isa, x, p)),
+                                true => loops::project(isa, p, scale, projection, x),
                             }
                         }
                     }
@@ -272,13 +273,13 @@ impl<R: Real> Project<'_, R> {
     /// Rows that lie across the columns, many at a time.
     #[inline(always)]
     unsafe fn across_columns<S: Isa>(&self, isa: S) {
-        let step = self.lanes.0.inner().1.step;
+        let stride = self.lanes.0.inner().1.stride;
         let (mut projections, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
         for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
             for part in (0..len).step_by(CHUNK) {
                 let rows = CHUNK.min(len - part);
                 let mut at = from;
-                at.iter_mut().zip(step).for_each(|(at, step)| *at += part as isize * step);
+                at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
                 let across = Across { lane: first + part, at, rows, group: self.group(rows) };
                 // SAFETY: the caller's promise.
                 unsafe {
@@ -287,7 +288,7 @@ impl<R: Real> Project<'_, R> {
                     }
                     for i in 0..rows {
                         let mut at = sum(self.columns[0], at);
-                        at[NX] += i as isize * step[NX];
+                        at[X_INDEX] += i as isize * stride[X_INDEX];
                         (projections[i], scales[i]) = self.coefficients(at, projections[i]);
                     }
                     for i in rows..rows * across.group {
@@ -296,7 +297,7 @@ impl<R: Real> Project<'_, R> {
                     self.for_each_group(
                         &across,
                         #[inline(always)]
-                        |_, x, p| kernel::combine_each(isa, p, &scales[..p.len()], &projections[..p.len()], x),
+                        |_, x, p| loops::project_elementwise(isa, p, &scales[..p.len()], &projections[..p.len()], x),
                     );
                 }
             }
@@ -307,7 +308,7 @@ impl<R: Real> Project<'_, R> {
     fn group(&self, rows: usize) -> usize {
         let dense = self.x.is_compute
             && self.x.stride(&self.lanes.0.inner().1) == 1
-            && self.block.step == rows as isize
+            && self.block.stride == rows as isize
             && self.columns.windows(2).all(|pair| pair[1][self.x.tensor] - pair[0][self.x.tensor] == rows as isize);
         if dense { CHUNK / rows } else { 1 }
     }
@@ -340,9 +341,9 @@ impl<R: Real> Project<'_, R> {
                 across,
                 #[inline(always)]
                 |first, x, p| {
-                    kernel::accumulate_products(isa, &mut partial[..p.len()], x, p);
+                    loops::add_elementwise_products(isa, &mut partial[..p.len()], x, p);
                     if (first / group) % PARTIAL == PARTIAL - 1 || first + group >= self.columns.len() {
-                        kernel::add_compensated(dots, lost, partial);
+                        compensated::add(dots, lost, partial);
                         partial.fill(0.0);
                     }
                 },
@@ -351,7 +352,7 @@ impl<R: Real> Project<'_, R> {
         for row in 0..rows {
             let mut total = Compensated::default();
             for i in (row..rows * group).step_by(rows) {
-                total.add(kernel::with_lost(dots[i], lost[i]));
+                total.add(compensated::total(dots[i], lost[i]));
             }
             dots[row] = total.total();
         }

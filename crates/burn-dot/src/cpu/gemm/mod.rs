@@ -6,7 +6,7 @@
 //!
 //! # Accuracy
 //!
-//! A register adds [`CHAIN`](tile) terms, a tile the sums of its block of K, the output 16 such blocks. Longer sums go on in a workspace, as
+//! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16 such blocks. Longer sums go on in a workspace, as
 //! pairs of a sum and its rounding error. So the error stays at a few ε of the sum of absolute terms at any K, and on any number of threads.
 
 use alloc::vec::Vec;
@@ -15,10 +15,10 @@ use core::ops::Range;
 use burn_core::tensor::bf16;
 
 use super::{
-    bfloat,
-    kernel::{self, Real},
+    bfloat, compensated,
+    element::Compute,
     simd::{self, Isa, Task},
-    space::{Axes, NX, NY, Steps},
+    space::{Axes, Offsets, X_INDEX, Y_INDEX},
     threads::{self, SharedPtr},
 };
 
@@ -42,13 +42,13 @@ pub(super) struct Product<'a, R> {
     pub sum: &'a Axes,
     pub a: Input<R>,
     pub b: Input<R>,
-    /// Factors of `b`, one for each term, by [`NY`].
+    /// Factors of `b`, one for each term, by [`Y_INDEX`].
     pub b_factors: Option<&'a [R]>,
     pub c: Output<R>,
     pub epilogue: Epilogue<'a, R>,
 }
 
-impl<R: Real> Product<'_, R> {
+impl<R: Compute> Product<'_, R> {
     /// Multiplies, and writes every element of `c`.
     ///
     /// # Safety
@@ -59,7 +59,7 @@ impl<R: Real> Product<'_, R> {
         // The lanes are those that are contiguous in the output, if any are.
         let lanes_are_rows = unit(self.rows) == Some(1) && unit(self.columns) != Some(1);
         let a = Side { free: self.rows, terms: self.sum, input: self.a, factors: None };
-        let factors = self.b_factors.map(|factors| (factors, NY));
+        let factors = self.b_factors.map(|factors| (factors, Y_INDEX));
         let b = Side { free: self.columns, terms: self.sum, input: self.b, factors };
         let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
         let whole = match (&self.epilogue, lanes_are_rows) {
@@ -112,7 +112,7 @@ struct Tasks<'a, R> {
     blocking: Blocking,
 }
 
-impl<R: Real> Tasks<'_, R> {
+impl<R: Compute> Tasks<'_, R> {
     /// Each task writes a part of the output.
     unsafe fn run(&self, work: usize) {
         let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
@@ -166,7 +166,7 @@ struct Sums<R> {
     lost: Vec<R>,
 }
 
-impl<R: Real> Sums<R> {
+impl<R: Compute> Sums<R> {
     fn reset(&mut self, len: usize, compensated: bool) {
         self.partial.resize(len, R::default());
         if compensated {
@@ -179,7 +179,7 @@ impl<R: Real> Sums<R> {
 
     /// Adds the partial sums to the total.
     fn fold(&mut self) {
-        kernel::add_compensated(&mut self.total, &mut self.lost, &self.partial);
+        compensated::add(&mut self.total, &mut self.lost, &self.partial);
     }
 
     /// Brings the totals and their rounding errors together.
@@ -188,12 +188,12 @@ impl<R: Real> Sums<R> {
         self.partial
             .iter_mut()
             .zip(self.total.iter().zip(&self.lost))
-            .for_each(|(to, (&total, &lost))| *to = kernel::with_lost(total, lost));
+            .for_each(|(to, (&total, &lost))| *to = compensated::total(total, lost));
     }
 
     /// Adds other totals.
     fn add(&mut self, other: &Sums<R>) {
-        kernel::add_compensated(&mut self.total, &mut self.lost, &other.total);
+        compensated::add(&mut self.total, &mut self.lost, &other.total);
         self.lost.iter_mut().zip(&other.lost).for_each(|(lost, &more)| *lost = *lost + more);
     }
 }
@@ -212,7 +212,7 @@ struct Worker<'a, R> {
     bf16: bfloat::Packed,
 }
 
-impl<'a, R: Real> Worker<'a, R> {
+impl<'a, R: Compute> Worker<'a, R> {
     fn new(tasks: &'a Tasks<'a, R>) -> Self {
         Worker {
             tasks,
@@ -228,7 +228,7 @@ impl<'a, R: Real> Worker<'a, R> {
     }
 
     /// Multiplies a part of a unit, block by block.
-    unsafe fn part(&mut self, unit_at: Steps, lanes: Range<usize>, broadcast: Range<usize>) {
+    unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, term_block, workspace, .. } = self.tasks.blocking;
         let terms = self.tasks.sizes.terms;
         // Blocks of lanes that only together are whole are finished together, in the output.
@@ -261,13 +261,13 @@ impl<'a, R: Real> Worker<'a, R> {
     }
 
     /// Sets the block that is worked on.
-    fn set(&mut self, unit_at: Steps, lanes: Range<usize>, broadcast: Range<usize>) {
+    fn set(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         self.lanes.set(unit_at, lanes);
         self.broadcast.set(unit_at, broadcast);
     }
 
     /// Adds these terms of the block.
-    unsafe fn accumulate(&mut self, unit_at: Steps, terms: Range<usize>) {
+    unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
         let Blocking { term_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
         if workspace {
@@ -294,7 +294,7 @@ impl<'a, R: Real> Worker<'a, R> {
     /// Where the block is accumulated: in the output or in the workspace.
     fn block(&mut self) -> Block<R> {
         match self.tasks.blocking.workspace {
-            true => Block { at: self.sums.partial.as_mut_ptr(), step: self.lanes.places().len() as isize },
+            true => Block { at: self.sums.partial.as_mut_ptr(), stride: self.lanes.places().len() as isize },
             false => self.block_in_output(),
         }
     }
@@ -304,16 +304,16 @@ impl<'a, R: Real> Worker<'a, R> {
         let product = self.tasks.product;
         // Both places count the unit; their sum must count it once.
         let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.offset_in_unit(product.c.tensor);
-        let step = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
-        Block { at: product.c.at(at).cast(), step }
+        let stride = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
+        Block { at: product.c.at(at).cast(), stride }
     }
 
     /// The factors of the block's rows and columns, where the epilogue scales by them.
     fn set_factors(&mut self) {
         let Epilogue::Scale { rows, columns } = self.tasks.product.epilogue else { return };
         let (lanes, broadcast) = match self.tasks.lanes_are_rows {
-            true => ((rows, NX), (columns, NY)),
-            false => ((columns, NY), (rows, NX)),
+            true => ((rows, X_INDEX), (columns, Y_INDEX)),
+            false => ((columns, Y_INDEX), (rows, X_INDEX)),
         };
         for (to, (factors, number), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
             self.factors[to].clear();
@@ -346,7 +346,7 @@ impl<'a, R: Real> Worker<'a, R> {
         if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
             return false;
         }
-        let to = bfloat::To { at: block.at.cast::<f32>(), row_step: block.step, column_step: 1, add };
+        let to = bfloat::To { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
         match (rows, columns) {
             // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
@@ -356,12 +356,12 @@ impl<'a, R: Real> Worker<'a, R> {
     }
 
     /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
-    unsafe fn multiply_to_bf16(&mut self, unit_at: Steps) -> bool {
+    unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
         let all = 0..self.tasks.sizes.terms;
         self.lane_terms.set(&self.tasks.lanes, unit_at, all.clone());
         self.broadcast_terms.set(&self.tasks.broadcast, unit_at, all);
         let block = self.block_in_output::<bf16>();
-        let to = bfloat::To { at: block.at, row_step: block.step, column_step: 1, add: false };
+        let to = bfloat::To { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
         match (rows, columns) {
             // SAFETY: the caller's promise; inputs and output are bf16.
@@ -433,7 +433,7 @@ struct MultiplyBlock<'w, 'a, R> {
 /// Broadcast vectors for which lanes are better read in place than packed.
 const FEW: usize = 8;
 
-impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
+impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -466,7 +466,7 @@ impl<R: Real> Task for MultiplyBlock<'_, '_, R> {
                     Panel { at: panels.elements[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
-                let to = (block.column(first).wrapping_add(lane), block.step);
+                let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
                 // SAFETY: as above: the tile lies in the block, and panel, columns and factors are those of it.
                 unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };

@@ -5,9 +5,10 @@ use core::ops::Range;
 
 use super::super::{
     bfloat,
-    kernel::{Element, Real},
+    element::{Compute, Element},
+    loops,
     simd::{self, Isa, Task},
-    space::{Axes, Axis, Steps, sum},
+    space::{Axes, Axis, Offsets, sum},
 };
 use super::tile;
 
@@ -16,7 +17,7 @@ pub(in super::super) struct Input<R> {
     at: *const u8,
     /// Bytes of an element.
     size: usize,
-    /// Its place in [`Steps`].
+    /// Its place in [`Offsets`].
     pub tensor: usize,
     load: Load<R>,
     /// Whether its elements are of the compute dtype.
@@ -37,32 +38,32 @@ unsafe impl<R> Send for Input<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Input<R> {}
 
-/// Copies `outer.0` runs of `inner.0` elements, at these strides, in the compute dtype, each run contiguous and `to_step` after the last.
+/// Copies `outer.0` runs of `inner.0` elements, at these strides, in the compute dtype, each run contiguous and `to_stride` after the last.
 ///
 /// # Safety
 ///
 /// The elements lie within one allocation; `to` has room for them.
-type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_step: usize);
+type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
-impl<R: Real> Input<R> {
-    pub fn new<T: Element<Real = R>>(at: *const T, tensor: usize) -> Self {
+impl<R: Compute> Input<R> {
+    pub fn new<T: Element<Compute = R>>(at: *const T, tensor: usize) -> Self {
         use core::any::TypeId;
         Input {
             at: at.cast(),
             size: size_of::<T>(),
             tensor,
             load: load::<T>,
-            is_compute: T::IS_REAL,
+            is_compute: T::IS_COMPUTE,
             is_bf16: TypeId::of::<T>() == TypeId::of::<burn_core::tensor::bf16>(),
         }
     }
 
-    pub fn offset(self, at: Steps) -> *const u8 {
+    pub fn offset(self, at: Offsets) -> *const u8 {
         self.at.wrapping_offset(at[self.tensor] * self.size as isize)
     }
 
     pub fn stride(self, axis: &Axis) -> isize {
-        axis.step[self.tensor]
+        axis.stride[self.tensor]
     }
 
     /// See [`Load`].
@@ -70,22 +71,28 @@ impl<R: Real> Input<R> {
     /// # Safety
     ///
     /// As there.
-    pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_step: usize) {
+    pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { (self.load)(from, outer, inner, to, to_step) }
+        unsafe { (self.load)(from, outer, inner, to, to_stride) }
     }
 }
 
-unsafe fn load<T: Element>(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut T::Real, to_step: usize) {
-    simd::dispatch(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_step });
+unsafe fn load<T: Element>(
+    from: *const u8,
+    outer: (usize, isize),
+    inner: (usize, isize),
+    to: *mut T::Compute,
+    to_stride: usize,
+) {
+    simd::dispatch(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_stride });
 }
 
 struct LoadRuns<T: Element> {
     from: *const T,
     outer: (usize, isize),
     inner: (usize, isize),
-    to: *mut T::Real,
-    to_step: usize,
+    to: *mut T::Compute,
+    to_stride: usize,
 }
 
 impl<T: Element> Task for LoadRuns<T> {
@@ -93,17 +100,17 @@ impl<T: Element> Task for LoadRuns<T> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let LoadRuns { from, outer, inner: (len, stride), to, to_step } = self;
+        let LoadRuns { from, outer, inner: (len, stride), to, to_stride } = self;
         for i in 0..outer.0 {
             // SAFETY: the promise made to `Load`.
             unsafe {
                 let from = from.offset(i as isize * outer.1);
-                let to = core::slice::from_raw_parts_mut(to.add(i * to_step), len);
+                let to = core::slice::from_raw_parts_mut(to.add(i * to_stride), len);
                 if stride == 1 {
-                    T::widen(isa, core::slice::from_raw_parts(from, len), to);
+                    loops::to_compute(isa, core::slice::from_raw_parts(from, len), to);
                 } else {
                     for (j, to) in to.iter_mut().enumerate() {
-                        *to = <T::Real>::from_f64((*from.offset(j as isize * stride)).to_f64());
+                        *to = <T::Compute>::from_f64((*from.offset(j as isize * stride)).to_f64());
                     }
                 }
             }
@@ -116,7 +123,7 @@ pub(super) struct Side<'a, R> {
     pub free: &'a Axes,
     pub terms: &'a Axes,
     pub input: Input<R>,
-    /// A factor for each term, and its place in [`Steps`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
+    /// A factor for each term, and its place in [`Offsets`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
     pub factors: Option<(&'a [R], usize)>,
 }
 
@@ -131,18 +138,18 @@ impl<R> Copy for Side<'_, R> {}
 pub(super) struct Terms<'a, R> {
     pub len: usize,
     /// The first of each run along the last axis, its length, and where it lies.
-    runs: Vec<(usize, usize, Steps)>,
+    runs: Vec<(usize, usize, Offsets)>,
     last: Axis,
     factors: Vec<R>,
     axes: &'a Axes,
 }
 
-impl<'a, R: Real> Terms<'a, R> {
+impl<'a, R: Compute> Terms<'a, R> {
     pub fn new(axes: &'a Axes) -> Self {
         Terms { len: 0, runs: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
     }
 
-    pub fn set(&mut self, side: &Side<'_, R>, at: Steps, terms: Range<usize>) {
+    pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, terms: Range<usize>) {
         self.len = terms.len();
         self.runs.clear();
         self.runs.extend(self.axes.runs(terms));
@@ -150,12 +157,12 @@ impl<'a, R: Real> Terms<'a, R> {
         self.factors.clear();
         for &(_, len, from) in &self.runs {
             let first = at[number] + from[number];
-            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.step[number]) as usize].abs()));
+            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[number]) as usize].abs()));
         }
     }
 
     /// Whether the terms of an input have one stride.
-    fn single(&self) -> Option<Steps> {
+    fn single(&self) -> Option<Offsets> {
         match self.runs[..] {
             [(_, _, from)] => Some(from),
             _ => None,
@@ -181,8 +188,8 @@ enum Order {
 pub(super) struct Vectors<'a, R> {
     side: Side<'a, R>,
     /// Where the unit begins, and each vector of the block.
-    unit_at: Steps,
-    at: Vec<Steps>,
+    unit_at: Offsets,
+    at: Vec<Offsets>,
     order: Order,
     buffer: Vec<R>,
 }
@@ -190,28 +197,28 @@ pub(super) struct Vectors<'a, R> {
 /// Vectors of the broadcast side that are packed at once: 16 KiB of f32, half of a first-level cache.
 pub(super) const BROADCAST: usize = 16;
 
-impl<'a, R: Real> Vectors<'a, R> {
+impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, terms) = (side.free.inner().1, side.terms.inner().1);
         let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::Terms } else { Order::Vectors };
-        Vectors { side, unit_at: Steps::default(), at: Vec::new(), order, buffer: Vec::new() }
+        Vectors { side, unit_at: Offsets::default(), at: Vec::new(), order, buffer: Vec::new() }
     }
 
     /// The block of vectors that the next calls are about.
-    pub fn set(&mut self, unit_at: Steps, vectors: Range<usize>) {
+    pub fn set(&mut self, unit_at: Offsets, vectors: Range<usize>) {
         self.unit_at = unit_at;
         self.at.clear();
-        let step = self.side.free.inner().1.step;
+        let stride = self.side.free.inner().1.stride;
         for (_, len, from) in self.side.free.runs(vectors) {
             let mut at = sum(unit_at, from);
             for _ in 0..len {
                 self.at.push(at);
-                at = sum(at, step);
+                at = sum(at, stride);
             }
         }
     }
 
-    pub fn places(&self) -> &[Steps] {
+    pub fn places(&self) -> &[Offsets] {
         &self.at
     }
 
@@ -317,7 +324,7 @@ impl<'a, R: Real> Vectors<'a, R> {
         }
         let count = vectors.len();
         let in_place = self.in_place(vectors.clone(), terms).filter(|&(_, _, term)| term == 1);
-        let (rows, step) = match in_place {
+        let (rows, stride) = match in_place {
             Some((at, stride, _)) => (at, stride),
             None => {
                 let mut buffer = core::mem::take(&mut self.buffer);
@@ -328,7 +335,7 @@ impl<'a, R: Real> Vectors<'a, R> {
                 (self.buffer.as_ptr(), terms.len as isize)
             }
         };
-        simd::dispatch(Transpose { rows, step, count, len: terms.len, to, width });
+        simd::dispatch(Transpose { rows, stride, count, len: terms.len, to, width });
     }
 
     /// Reads vector by vector, each contiguous in the buffer.
@@ -396,7 +403,7 @@ struct ScaleTerms<'a, R> {
     factors: &'a [R],
 }
 
-impl<R: Real> Task for ScaleTerms<'_, R> {
+impl<R: Compute> Task for ScaleTerms<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -418,22 +425,22 @@ impl<R: Real> Task for ScaleTerms<'_, R> {
     }
 }
 
-/// `to[j * width + i] = rows[i * step + j]`.
+/// `to[j * width + i] = rows[i * stride + j]`.
 struct Transpose<'a, R> {
     rows: *const R,
-    step: isize,
+    stride: isize,
     count: usize,
     len: usize,
     to: &'a mut [R],
     width: usize,
 }
 
-impl<R: Real> Task for Transpose<'_, R> {
+impl<R: Compute> Task for Transpose<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let Transpose { rows, step, count, len, to, width } = self;
+        let Transpose { rows, stride, count, len, to, width } = self;
         assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} terms");
         let block = R::block::<S>();
         let mut i = 0;
@@ -445,14 +452,14 @@ impl<R: Real> Task for Transpose<'_, R> {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];
                     for (r, from) in from.iter_mut().enumerate().take(block) {
-                        *from = rows.offset((i + r) as isize * step).add(j);
+                        *from = rows.offset((i + r) as isize * stride).add(j);
                     }
                     R::transpose(isa, &from[..block], to.as_mut_ptr().add(j * width + i), width);
                     j += block;
                 }
                 for r in i..count.min(i + block) {
                     for j in j..len {
-                        to[j * width + r] = *rows.offset(r as isize * step).add(j);
+                        to[j * width + r] = *rows.offset(r as isize * stride).add(j);
                     }
                 }
             }

@@ -1,16 +1,16 @@
 //! The micro-kernel: a tile of the product that stays in registers while its terms are added.
 
 use super::super::{
-    kernel::{Real, into_range},
+    element::{Compute, clamp_to_one},
     simd::Isa,
 };
 
 /// Vectors of a micro-panel: a tile is so many vectors wide.
 pub(super) const VECTORS: usize = 2;
 
-/// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most, and adding
-/// the totals costs two operations in a hundred.
-const CHAIN: usize = 64;
+/// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most: 16 of
+/// them where all go the same way. Adding the totals costs three operations in a hundred.
+const CHAIN: usize = 32;
 
 /// Columns that are broadcast, at two strides.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ pub(super) struct Write<R> {
     pub scale: Option<[*const R; 2]>,
 }
 
-/// The product of a panel and up to [`Isa::COLUMNS`] columns, written to `to`, column by column, `step` elements apart.
+/// The product of a panel and up to [`Isa::COLUMNS`] columns, written to `to`, column by column, `stride` elements apart.
 ///
 /// # Safety
 ///
@@ -46,12 +46,12 @@ pub(super) struct Write<R> {
 /// `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to.
 /// There is a factor for each row and column.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Isa, R: Real>(
+pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
     terms: usize,
     a: Panel<R>,
     b: Strided<R>,
-    (to, step): (*mut R, isize),
+    (to, stride): (*mut R, isize),
     (rows, columns): (usize, usize),
     write: Write<R>,
 ) {
@@ -64,7 +64,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Real>(
                 if const { $n <= $most } {
                     while columns - done >= $n {
                         let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
-                        let to = (to.offset(done as isize * step), step);
+                        let to = (to.offset(done as isize * stride), stride);
                         let scale = match write.scale {
                             Some([row, column]) => Some([row, column.add(done)]),
                             None => None,
@@ -85,12 +85,12 @@ pub(super) unsafe fn multiply<S: Isa, R: Real>(
 }
 
 #[inline(always)]
-unsafe fn tile<S: Isa, R: Real, const V: usize, const N: usize>(
+unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
     terms: usize,
     a: Panel<R>,
     b: Strided<R>,
-    (to, step): (*mut R, isize),
+    (to, stride): (*mut R, isize),
     rows: usize,
     write: Write<R>,
 ) {
@@ -98,7 +98,7 @@ unsafe fn tile<S: Isa, R: Real, const V: usize, const N: usize>(
     unsafe {
         let sums = accumulate::<S, R, V, N>(isa, terms, a, b);
         for (column, sums) in sums.into_iter().enumerate() {
-            let to = to.offset(column as isize * step);
+            let to = to.offset(column as isize * stride);
             let scale = write.scale.map(|[row, factors]| (row, *factors.add(column)));
             if rows == V * R::lanes::<S>() {
                 write_column(isa, sums, to, write.add, scale);
@@ -115,7 +115,7 @@ unsafe fn tile<S: Isa, R: Real, const V: usize, const N: usize>(
 
 /// The sums of a tile, by chains of [`CHAIN`] terms.
 #[inline(always)]
-unsafe fn accumulate<S: Isa, R: Real, const V: usize, const N: usize>(
+unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
     terms: usize,
     a: Panel<R>,
@@ -157,7 +157,7 @@ unsafe fn accumulate<S: Isa, R: Real, const V: usize, const N: usize>(
 
 /// Writes whole vectors of a column.
 #[inline(always)]
-unsafe fn write_column<S: Isa, R: Real, const V: usize>(
+unsafe fn write_column<S: Isa, R: Compute, const V: usize>(
     isa: S,
     sums: [R::Vector<S>; V],
     to: *mut R,
@@ -173,7 +173,7 @@ unsafe fn write_column<S: Isa, R: Real, const V: usize>(
             }
             if let Some((rows, column)) = scale {
                 let factor = R::mul_vectors(isa, R::load_vector(isa, rows.add(at)), R::splat(isa, column));
-                x = R::into_range(isa, R::mul_vectors(isa, x, factor));
+                x = R::clamp(isa, R::mul_vectors(isa, x, factor), R::from_f64(1.0));
             }
             R::store_vector(isa, x, to.add(at));
         }
@@ -182,13 +182,13 @@ unsafe fn write_column<S: Isa, R: Real, const V: usize>(
 
 /// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
 #[inline(never)]
-unsafe fn write_part<R: Real>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
+unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
     for (row, &sum) in sums.iter().enumerate() {
         // SAFETY: the promise made to `multiply`: so many rows and factors, initialized where they are added to.
         unsafe {
             let mut x = if add { sum + *to.add(row) } else { sum };
             if let Some((rows, column)) = scale {
-                x = into_range(x * (*rows.add(row) * column));
+                x = clamp_to_one(x * (*rows.add(row) * column));
             }
             *to.add(row) = x;
         }

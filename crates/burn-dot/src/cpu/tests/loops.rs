@@ -1,4 +1,4 @@
-//! The loops over numbers, by every instruction set that the machine has.
+//! The loops over elements, by every instruction set that the machine has.
 
 use alloc::{vec, vec::Vec};
 
@@ -6,7 +6,8 @@ use burn_core::tensor::{bf16, f16};
 
 use super::{
     super::{
-        kernel::{self, Element, LINES},
+        element::Element,
+        loops::{self, Factors, Pair, SQUARED_ROWS},
         runs::{CHUNK, Run, RunMut},
         simd::{self, Isa, Task},
     },
@@ -35,15 +36,15 @@ impl<T: Element> Task for EveryLoop<T> {
         let near_sum = |name: &str, given: f64, a: &[f64], b: &[f64]| {
             assert_near(&alloc::format!("{name} of {len}"), given, sum(a, b), size(a, b), f64::EPSILON * len as f64);
         };
-        near_sum("dot", kernel::dot(isa, &x, &y), &fx, &fy);
+        near_sum("dot", loops::dot_in::<f64, S, _, _>(isa, &x, &y), &fx, &fy);
         assert_near(
             &alloc::format!("dot of {len} alike"),
-            T::dot(isa, &x, &y),
+            loops::dot(isa, &x, &y),
             sum(&fx, &fy),
             size(&fx, &fy),
             f32::EPSILON.into(),
         );
-        let [xx, xy, yy] = T::dot_and_squares(isa, &x, &y);
+        let [xx, xy, yy] = loops::dot_and_squares(isa, &x, &y);
         for (given, a, b) in [(xx, &fx, &fx), (xy, &fx, &fy), (yy, &fy, &fy)] {
             let name = alloc::format!("dot_and_squares of {len}");
             assert_near(&name, given, sum(a, b), size(a, b), f32::EPSILON.into());
@@ -54,51 +55,75 @@ impl<T: Element> Task for EveryLoop<T> {
             let scale = terms[0].abs() + terms[1].abs();
             assert_near(&alloc::format!("{name} of {len}"), given, terms[0] + terms[1], scale, epsilon);
         };
-        let mut to = reals(0.7);
-        let before = f64s(&to);
-        kernel::combine(isa, &mut to, (a, &fx[..]), (b, &y));
-        (0..len).for_each(|i| near("combine", to[i].to_f64(), [a * fx[i], b * fy[i]]));
-        T::combine(isa, &mut to, (a, &x), (b, &y), 3.0);
-        (0..len).for_each(|i| near("combine alike", to[i].to_f64(), [a * fx[i], b * fy[i]]));
-        let mut other = reals(0.8);
-        T::combine_both(isa, [&mut to, &mut other], a, [&x, &y], [(b, 3.0), (0.6, 3.0)]);
-        (0..len).for_each(|i| near("combine_both, x", to[i].to_f64(), [a * fy[i], b * fx[i]]));
-        (0..len).for_each(|i| near("combine_both, y", other[i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
-        kernel::scale(isa, &mut to, a, &x);
-        (0..len).for_each(|i| near("scale", to[i].to_f64(), [a * fx[i], 0.0]));
-        T::scale(isa, &mut to, 1.75, &x);
-        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), T::from_f64(1.75 * fx[i]).to_f64(), "scale of {len}, rounded once"));
+        let before = wave(len, 0.7);
+        let factors = Factors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
+        let mut to = [reals(0.7), reals(0.8)];
+        let grads = to.each_mut().map(|to| to.as_mut_ptr());
+        let pair = Pair { len, vectors: [x.as_ptr(), y.as_ptr()], grads };
+        // SAFETY: all have so many elements, here and below.
+        unsafe { loops::gradients::<S, T, true, false>(isa, pair, factors) };
+        (0..len).for_each(|i| near("gradients, x", to[0][i].to_f64(), [a * fy[i], b * fx[i]]));
+        (0..len).for_each(|i| near("gradients, y", to[1][i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
+        // SAFETY: as above.
+        unsafe { loops::gradients::<S, T, false, false>(isa, pair, factors) };
+        (0..len).for_each(|i| near("gradient, x alone", to[0][i].to_f64(), [a * fy[i], b * fx[i]]));
+        (0..len).for_each(|i| near("gradient, y left", to[1][i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
+        // In place: each is written over the vector whose gradient it is.
+        to = [x.clone(), y.clone()];
+        let grads = to.each_mut().map(|to| to.as_mut_ptr());
+        let in_place = Pair { len, vectors: grads.map(|grad| grad.cast_const()), grads };
+        // SAFETY: as above.
+        unsafe { loops::gradients::<S, T, true, false>(isa, in_place, factors) };
+        (0..len).for_each(|i| near("gradients in place, x", to[0][i].to_f64(), [a * fy[i], b * fx[i]]));
+        (0..len).for_each(|i| near("gradients in place, y", to[1][i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
+        let grads = to.each_mut().map(|to| to.as_mut_ptr());
+        let plain = Factors { a: 1.75, b: [f64::NAN; 2], bounds: [f64::NAN; 2] };
+        // SAFETY: as above.
+        unsafe { loops::gradients::<S, T, true, true>(isa, Pair { grads, ..pair }, plain) };
+        for (given, other) in to.iter().zip([&fy, &fx]) {
+            (0..len).for_each(|i| {
+                assert_eq!(given[i].to_f64(), T::from_f64(1.75 * other[i]).to_f64(), "plain gradient of {len}, rounded once")
+            });
+        }
+        let [to, _] = &mut to;
+        // SAFETY: as above.
+        unsafe { loops::gradient_of_sum(isa, to.as_mut_ptr(), a, &before, Some(b), x.as_ptr()) };
+        (0..len).for_each(|i| near("gradient_of_sum", to[i].to_f64(), [a * before[i], b * fx[i]]));
+        // SAFETY: as above.
+        unsafe { loops::gradient_of_sum(isa, to.as_mut_ptr(), a, &before, None, x.as_ptr()) };
+        (0..len).for_each(|i| near("gradient_of_sum, plain", to[i].to_f64(), [a * before[i], 0.0]));
         let mut sums = before.clone();
-        kernel::accumulate(isa, &mut sums, a, &x);
-        (0..len).for_each(|i| near("accumulate", sums[i], [before[i], a * fx[i]]));
+        loops::axpy(isa, &mut sums, a, &x);
+        (0..len).for_each(|i| near("axpy", sums[i], [before[i], a * fx[i]]));
         let mut sums = before.clone();
-        kernel::accumulate_products(isa, &mut sums, &x, &y);
-        (0..len).for_each(|i| near("accumulate_products", sums[i], [before[i], fx[i] * fy[i]]));
-        for count in [1, 2, LINES - 1, LINES] {
+        loops::add_elementwise_products(isa, &mut sums, &x, &y);
+        (0..len).for_each(|i| near("add_elementwise_products", sums[i], [before[i], fx[i] * fy[i]]));
+        for count in [1, 2, SQUARED_ROWS - 1, SQUARED_ROWS] {
             let lines: Vec<&[T]> = (0..count).map(|line| if line % 2 == 0 { &x[..] } else { &y[..] }).collect();
             let (of_x, of_y) = (count.div_ceil(2) as f64, (count / 2) as f64);
             let mut sums = before.clone();
-            T::add_squares(isa, &mut sums, &lines);
+            loops::add_squares(isa, &mut sums, &lines);
             for i in 0..len {
                 let squares = of_x * fx[i] * fx[i] + of_y * fy[i] * fy[i];
-                let name = alloc::format!("add_squares of {count} lines of {len}");
+                let name = alloc::format!("add_squares of {count} rows of {len}");
                 assert_near(&name, sums[i], before[i] + squares, before[i].abs() + squares, f32::EPSILON.into());
             }
         }
-        // Written to the dtype that matrices are multiplied in.
-        let wide = || before.iter().map(|&x| T::Real::from_f64(x)).collect::<Vec<_>>();
+        // Written to the compute dtype.
+        let wide = || before.iter().map(|&x| T::Compute::from_f64(x)).collect::<Vec<_>>();
+        let compute = |x: &[f64]| x.iter().map(|&x| T::Compute::from_f64(x)).collect::<Vec<_>>();
         let mut to = wide();
-        kernel::combine_each(isa, &mut to, &fy, &fx, &y);
-        (0..len).for_each(|i| near("combine_each", to[i].to_f64(), [fy[i] * before[i], -fx[i] * fy[i]]));
+        loops::project_elementwise(isa, &mut to, &fy, &fx, &compute(&fy));
+        (0..len).for_each(|i| near("project_elementwise", to[i].to_f64(), [fy[i] * before[i], -fx[i] * fy[i]]));
         let mut to = wide();
-        kernel::combine_in_place(isa, &mut to, b, a, &x);
-        (0..len).for_each(|i| near("combine_in_place", to[i].to_f64(), [b * before[i], -a * fx[i]]));
+        loops::project(isa, &mut to, b, a, &compute(&fx));
+        (0..len).for_each(|i| near("project", to[i].to_f64(), [b * before[i], -a * fx[i]]));
         let mut to = wide();
-        T::widen(isa, &x, &mut to);
-        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "widen of {len}"));
+        loops::to_compute(isa, &x, &mut to);
+        (0..len).for_each(|i| assert_eq!(to[i].to_f64(), fx[i], "to_compute of {len}"));
         let mut back = vec![T::default(); len];
-        T::narrow(isa, &to, &mut back, true);
-        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "narrow of {len}"));
+        loops::from_compute(isa, &to, &mut back, true);
+        (0..len).for_each(|i| assert_eq!(back[i].to_f64(), fx[i], "from_compute of {len}"));
         for first in 0..3 {
             let mut streamed = vec![T::default(); len + 4];
             // SAFETY: there is room, and `streamed` is read after the fence only.
@@ -127,31 +152,27 @@ fn every_loop_agrees_with_plain_loops_by_every_instruction_set() {
 #[test]
 fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
     for len in EXTENTS {
-        for step in [1isize, 3, -2, 0] {
+        for stride in [1isize, 3, -2, 0] {
             let memory = wave(3 * len + 3, 0.2);
-            let first = if step < 0 { 2 * len } else { 1 };
-            let place = |i: usize| (first as isize + i as isize * step) as usize;
+            let first = if stride < 0 { 2 * len } else { 1 };
+            let place = |i: usize| (first as isize + i as isize * stride) as usize;
             let mut buffer = [0.0; CHUNK];
-            let run = Run { at: memory[first..].as_ptr(), step, len };
+            let run = Run { at: memory.as_ptr().wrapping_add(first), stride, len };
             // SAFETY: all places lie within `memory`.
-            let (read, whole) = unsafe { (run.gather(&mut buffer), run.as_slice()) };
-            (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "step {step}"));
-            assert_eq!(whole, (step == 1).then_some(read));
-            if step == 0 {
+            let read = unsafe { run.gather(&mut buffer) };
+            (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "stride {stride}"));
+            if stride == 0 {
                 continue; // Nothing writes to one place twice.
             }
             let mut target = memory.clone();
-            let run = RunMut { at: target[first..].as_mut_ptr(), step, len };
+            let run = RunMut { at: target.as_mut_ptr().wrapping_add(first), stride };
             // SAFETY: as above.
             unsafe {
-                let mut buffer = [0.0; CHUNK];
-                let to = run.target(&mut buffer);
-                (0..len).for_each(|i| to[i] = i as f64);
-                run.deliver(to);
+                run.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());
             }
             for (at, &x) in target.iter().enumerate() {
                 let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
-                assert_eq!(x, expected, "step {step}, place {at}");
+                assert_eq!(x, expected, "stride {stride}, place {at}");
             }
         }
     }
@@ -168,7 +189,7 @@ impl Task for BeyondF32 {
         fn check<S: Isa, T: Element>(isa: S, sizes: &[f64], epsilon: f64) {
             for (&x, &y) in sizes.iter().flat_map(|x| sizes.iter().map(move |y| (x, y))) {
                 let (x, y) = ([T::from_f64(x); 70], [T::from_f64(y); 70]);
-                let [xx, xy, yy] = T::dot_and_squares(isa, &x, &y);
+                let [xx, xy, yy] = loops::dot_and_squares(isa, &x, &y);
                 let (x0, y0) = (x[0].to_f64(), y[0].to_f64());
                 for (name, given, expected) in [("xx", xx, x0 * x0), ("xy", xy, x0 * y0), ("yy", yy, y0 * y0)] {
                     let name = alloc::format!("{name} of {x0:e} and {y0:e}");
@@ -178,8 +199,11 @@ impl Task for BeyondF32 {
                 let most = 2.0;
                 let (a, b) = (0.75 * most / x0, -0.5 * most / y0);
                 let mut to = [T::default(); 70];
-                T::combine(isa, &mut to, (a, &x), (b, &y), most);
-                let name = alloc::format!("combine {x0:e} and {y0:e}");
+                let factors = Factors { a, b: [b, 0.0], bounds: [most, 0.0] };
+                let pair = Pair { len: 70, vectors: [y.as_ptr(), x.as_ptr()], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
+                // SAFETY: all have so many elements.
+                unsafe { loops::gradients::<S, T, false, false>(isa, pair, factors) };
+                let name = alloc::format!("gradient of {x0:e} and {y0:e}");
                 to.iter().for_each(|to| assert_near(&name, to.to_f64(), 0.5, most, epsilon));
             }
         }
@@ -191,9 +215,12 @@ impl Task for BeyondF32 {
         let (mut x, y) = ([1e20f32; 70], [1e20f32; 70]);
         (0..35).for_each(|i| x[i] = -1e20);
         (x[0], x[69]) = (1.0, 2.0);
-        assert_near("products beyond f32", f32::dot(isa, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
+        assert_near("products beyond f32", loops::dot(isa, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
         let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
-        bf16::combine(isa, &mut to, (3.0, &x), (-2.5, &x), 6e38);
+        let factors = Factors { a: 3.0, b: [-2.5, 0.0], bounds: [6e38, 0.0] };
+        let pair = Pair { len: 70, vectors: [x.as_ptr(); 2], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
+        // SAFETY: all have so many elements.
+        unsafe { loops::gradients::<S, bf16, false, false>(isa, pair, factors) };
         to.iter().for_each(|to| assert_near("terms beyond f32", to.to_f64(), 1e38, 1e38, bf16::EPSILON.into()));
     }
 }
@@ -211,7 +238,7 @@ impl Task for Edges {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        fn check<S: Isa, T: Element<Real = f32>>(isa: S, name: &str, largest: f64, halfway: f64, even: f64) {
+        fn check<S: Isa, T: Element<Compute = f32>>(isa: S, name: &str, largest: f64, halfway: f64, even: f64) {
             // As many as a register holds and more, so that the rest of a run is met too.
             for (x, finite, rounded) in [
                 (1e39, largest, f64::INFINITY),
@@ -222,19 +249,18 @@ impl Task for Edges {
             ] {
                 for (asked, expected) in [(true, finite), (false, rounded)] {
                     let mut to = [T::default(); 17];
-                    T::narrow(isa, &[x as f32; 17], &mut to, asked);
+                    loops::from_compute(isa, &[x as f32; 17], &mut to, asked);
                     to.iter().for_each(|to| assert_eq!(to.to_f64(), expected, "{name}: {x:e}, finite {asked}"));
-                    T::narrow(isa, &[f32::NAN; 17], &mut to, asked);
+                    loops::from_compute(isa, &[f32::NAN; 17], &mut to, asked);
                     to.iter().for_each(|to| assert!(to.to_f64().is_nan(), "{name}: NaN, finite {asked}"));
                     // The same by way of f64.
-                    let finite = |x: f64| {
-                        let x = isa.splat_f64s(x);
-                        if asked { T::finite(isa, x) } else { x }
-                    };
-                    T::store(isa, finite(x), &mut to);
-                    assert_eq!(to[S::F64_LANES - 1].to_f64(), expected, "{name}: {x:e} stored, finite {asked}");
-                    T::store(isa, finite(f64::NAN), &mut to);
-                    assert!(to[S::F64_LANES - 1].to_f64().is_nan(), "{name}: NaN stored, finite {asked}");
+                    for (x, expected) in [(x, expected), (f64::NAN, f64::NAN)] {
+                        let b = asked.then_some(0.0);
+                        // SAFETY: all have so many elements.
+                        unsafe { loops::gradient_of_sum(isa, to.as_mut_ptr(), 1.0, &[x; 17], b, [T::default(); 17].as_ptr()) };
+                        let same = |to: &T| to.to_f64() == expected || to.to_f64().is_nan() && expected.is_nan();
+                        assert!(to.iter().all(same), "{name}: {x:e} by way of f64, finite {asked}");
+                    }
                 }
             }
         }

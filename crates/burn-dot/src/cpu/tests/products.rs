@@ -645,8 +645,8 @@ fn there_is_a_place_for_the_norm_of_each_vector() {
     {
         let plan = Plan::new(&Axes::Both(2), 1, true, &lhs, &rhs).unwrap();
         let space = space::Space::new(&plan, space::Strides::default());
-        assert_eq!([space.vectors(space::NX), space.vectors(space::NY)], counts);
+        assert_eq!([space.vectors(space::X_INDEX), space.vectors(space::Y_INDEX)], counts);
         let swapped = space.swapped();
-        assert_eq!([swapped.vectors(space::NX), swapped.vectors(space::NY)], [counts[1], counts[0]]);
+        assert_eq!([swapped.vectors(space::X_INDEX), swapped.vectors(space::Y_INDEX)], [counts[1], counts[0]]);
     }
 }

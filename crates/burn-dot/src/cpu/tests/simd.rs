@@ -6,17 +6,18 @@ use burn_core::tensor::{DType, bf16, f16};
 
 use super::{
     super::{
-        kernel::{Element, Real},
+        element::{Compute, Element},
+        loops,
         simd::{self, Isa, Task},
     },
     products::constant_product,
 };
 
 /// Neither f32 nor f64, by their bits: the oracle converts without the processor's instructions.
-trait Oracle: Element<Real = f32> {
+trait Oracle: Element<Compute = f32> {
     fn from_bits(bits: u16) -> Self;
     fn to_bits(self) -> u16;
-    fn widened(self) -> f32;
+    fn exact(self) -> f32;
     fn rounded(x: f32) -> Self;
 }
 
@@ -29,7 +30,7 @@ macro_rules! oracle {
             fn to_bits(self) -> u16 {
                 self.to_bits()
             }
-            fn widened(self) -> f32 {
+            fn exact(self) -> f32 {
                 self.to_f32_const()
             }
             fn rounded(x: f32) -> Self {
@@ -43,7 +44,7 @@ oracle!(bf16);
 
 /// A value converted by instructions is the oracle's, bit for bit; of NaN, that it is one.
 fn assert_same<T: Oracle>(given: T, expected: T, from: f32) {
-    let nan = expected.widened().is_nan() && given.widened().is_nan();
+    let nan = expected.exact().is_nan() && given.exact().is_nan();
     let (given, expected) = (given.to_bits(), expected.to_bits());
     assert!(nan || given == expected, "{from:e} ({:#x}) became {given:#x}, not {expected:#x}", from.to_bits());
 }
@@ -58,12 +59,12 @@ impl<T: Oracle> Task for Conversions<T> {
     fn run<S: Isa>(self, isa: S) {
         let all: Vec<T> = (0..=u16::MAX).map(T::from_bits).collect();
         let mut wide = vec![0.0; all.len()];
-        T::widen(isa, &all, &mut wide);
+        loops::to_compute(isa, &all, &mut wide);
         let mut in_f64 = vec![0.0; S::F64_LANES];
         for (x, wide) in all.chunks(S::F64_LANES).zip(wide.chunks(S::F64_LANES)) {
-            isa.store_f64(T::load(isa, x), &mut in_f64);
+            isa.store_f64(T::load::<f64, S>(isa, x), &mut in_f64);
             for ((x, &given), &in_f64) in x.iter().zip(wide).zip(&in_f64) {
-                let expected = x.widened();
+                let expected = x.exact();
                 let same = |given: f32| given.to_bits() == expected.to_bits() || given.is_nan() && expected.is_nan();
                 assert!(same(given), "{:#x} became {given:e}, not {expected:e}", x.to_bits());
                 assert!(same(in_f64 as f32), "{:#x} became {in_f64:e} in f64, not {expected:e}", x.to_bits());
@@ -77,10 +78,10 @@ impl<T: Oracle> Task for Conversions<T> {
             between.extend([pair[0], halfway, halfway.next_up(), halfway.next_down()]);
         }
         rounded.truncate(between.len());
-        T::narrow(isa, &between, &mut rounded, false);
+        loops::from_compute(isa, &between, &mut rounded, false);
         between.iter().zip(&rounded).for_each(|(&x, &given)| assert_same(given, T::rounded(x), x));
         for (x, rounded) in between.chunks_exact(S::F64_LANES).zip(rounded.chunks_exact_mut(S::F64_LANES)) {
-            T::store(isa, f32::load(isa, x), rounded);
+            T::store::<f64, S>(isa, f32::load::<f64, S>(isa, x), rounded);
             x.iter().zip(rounded).for_each(|(&x, &mut given)| assert_same(given, T::rounded(x), x));
         }
     }
@@ -94,7 +95,7 @@ fn every_16_bit_float_is_converted_exactly_and_rounded_to_the_nearest_even() {
 
 struct Registers<R>(core::marker::PhantomData<R>);
 
-impl<R: Real> Task for Registers<R> {
+impl<R: Compute> Task for Registers<R> {
     type Output = ();
 
     #[inline(always)]
@@ -115,7 +116,7 @@ impl<R: Real> Task for Registers<R> {
         for x in inputs {
             let mut to = vec![R::default(); R::lanes::<S>()];
             // SAFETY: `to` has the elements of a vector.
-            unsafe { R::store_vector(isa, R::into_range(isa, R::splat(isa, R::from_f64(x))), to.as_mut_ptr()) };
+            unsafe { R::store_vector(isa, R::clamp(isa, R::splat(isa, R::from_f64(x)), R::from_f64(1.0)), to.as_mut_ptr()) };
             for given in to.into_iter().map(R::to_f64) {
                 assert!(given == x.clamp(-1.0, 1.0) || given.is_nan() && x.is_nan(), "{x} in [-1, 1] is {given}");
             }
@@ -143,11 +144,11 @@ impl<T: Element> Task for LongSums<T> {
         let (len, x) = (70_001, 1.0 + self.epsilon);
         let (ones, xs) = (vec![T::from_f64(1.0); len], vec![T::from_f64(x); len]);
         let (sum, name) = (len as f64 * x, format!("{len} terms by {} lanes", S::F32_LANES));
-        assert_eq!(T::dot(isa, &ones, &xs), sum, "{name}");
-        assert_eq!(T::dot_and_squares(isa, &ones, &xs)[..2], [len as f64, sum], "{name}");
+        assert_eq!(loops::dot(isa, &ones, &xs), sum, "{name}");
+        assert_eq!(loops::dot_and_squares(isa, &ones, &xs)[..2], [len as f64, sum], "{name}");
         let mut sums = vec![0.0; 17];
         for _ in 0..len / 16 {
-            T::add_squares(isa, &mut sums, &[&xs[..17]; 16]);
+            loops::add_squares(isa, &mut sums, &[&xs[..17]; 16]);
         }
         assert_eq!(sums, vec![(len / 16 * 16) as f64 * x * x; 17], "{name}, each of 17 by itself");
     }

@@ -1,0 +1,413 @@
+//! Products where one input has a single vector for each batch index: rows with rows, and vectors with matrices.
+//!
+//! `out[b, j] = Σₖ x[b, k] y[b, j, k]`. Every contiguous row is read once: its dot product and its norm come from one pass, and in the
+//! backward pass its gradient is written while it is still in the cache. Memory bandwidth sets the pace.
+//!
+//! [`Chunks`] decides how rows are read, [`GradWriter`] how gradients are written. Rows at equal strides go to the loops of [`tasks`] as one
+//! group; only those are compiled for each instruction set.
+
+use alloc::{vec, vec::Vec};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    compensated,
+    element::{self, Compute, Element, clamp_to_one},
+    norms::Scale,
+    space::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
+    threads::{self, SharedPtr},
+};
+
+mod chunks;
+mod tasks;
+
+use chunks::{Chunks, GROUP, GradRows, GradWriter, Group, Scratch};
+
+/// Partners of a vector for each task that shares it, at least.
+const PARTNERS_PER_SHARE: usize = 8;
+
+/// The tensors of a product whose `x` has nothing free, each by its first element.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<T, O> {
+    pub x: *const T,
+    pub y: *const T,
+    /// The output, or its gradient.
+    pub out: *mut O,
+    /// The gradients, where wanted.
+    pub dx: Option<*mut T>,
+    pub dy: Option<*mut T>,
+    /// For each element of the output: written by [`forward`] if saving, read by [`backward`] if saved.
+    pub saved: Option<*mut SavedRow>,
+}
+
+// SAFETY: tasks on several threads read elements of dtypes that may be shared, and each writes to elements of its own: see `forward` and
+// `backward`, which alone share one.
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, O> {}
+
+/// A normalized row in memory: the scale of each vector, and the cosine.
+pub(super) type SavedRow = [f64; 3];
+
+/// A row and its partner, normalized.
+#[derive(Clone, Copy, Default)]
+struct Normalized {
+    scales: [Scale; 2],
+    cosine: f64,
+}
+
+impl Normalized {
+    /// From the sums of products; `None` where one may have left the range of f64.
+    fn new<R: Compute>([xx, xy, yy]: [f64; 3], epsilon: f64) -> Option<Self> {
+        let scales = [xx, yy].map(|square| Scale::new::<R>(square, epsilon));
+        // Also below epsilon: products of tiny vectors are subnormal. The squares of the smallest are lost, but zeros are harmless.
+        let tiny = |square: f64| element::sqrt(square) < *R::NORMS.start() && (square != 0.0 || xy != 0.0);
+        let in_range = scales.iter().all(|scale| scale.is_within(R::NORMS)) && !tiny(xx) && !tiny(yy);
+        in_range.then(|| Normalized { scales, cosine: xy * scales[0].inverse() * scales[1].inverse() })
+    }
+
+    fn save(&self) -> SavedRow {
+        [self.scales[0].0, self.scales[1].0, self.cosine]
+    }
+
+    fn load([x, y, cosine]: SavedRow) -> Self {
+        Normalized { scales: [Scale(x), Scale(y)], cosine }
+    }
+}
+
+/// What every task of a product knows.
+struct Reduction<'a, T, O> {
+    rows: Rows<T, O>,
+    chunks: &'a Chunks,
+    writer: GradWriter,
+    epsilon: Option<f64>,
+}
+
+/// The product. False where squares were met that f64 cannot hold: the output is then not to be used.
+///
+/// # Safety
+///
+/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
+pub(super) unsafe fn forward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>) -> bool
+where
+    T: Element,
+    O: Element<Compute = T::Compute>,
+{
+    let product = &Reduction { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
+    let all = &space.batch.followed_by(&space.j);
+    // SAFETY: the caller's promise; no two rows share an element of the output.
+    all_ranges(all.len(), space.k.len(), GradWriter::Direct, |range| unsafe { product.forward(all, range) })
+}
+
+/// Whether [`forward`] and [`backward`] are true of every normalized input: f64 holds all squares of the smaller dtypes.
+pub(super) fn is_infallible<T: Element>() -> bool {
+    T::Compute::NORMS.contains(&0.0) && T::Compute::NORMS.contains(&f64::INFINITY)
+}
+
+/// The gradients that are wanted. False as in [`forward`].
+///
+/// # Safety
+///
+/// Every index of `space` lies within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
+/// `dy`. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
+pub(super) unsafe fn backward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>, in_place: bool) -> bool
+where
+    T: Element,
+    O: Element<Compute = T::Compute>,
+{
+    // Where x is broadcast along the batch its gradient is summed over it, as it is over j.
+    let (own, broadcast) = match rows.dx {
+        Some(_) => space.batch.split_by(DX),
+        None => (space.batch.clone(), Axes::new([])),
+    };
+    let partners = broadcast.followed_by(&space.j);
+    let (vectors, n, k) = (own.len(), partners.len(), space.k.len());
+    let written = vectors * (usize::from(rows.dx.is_some()) + n * usize::from(rows.dy.is_some()));
+    let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
+    let chunks = &Chunks::new(&space.k);
+    let product = &Reduction { rows, chunks, writer, epsilon };
+    match n {
+        // SAFETY: the caller's promise; no two rows share an element of a gradient.
+        1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
+        // SAFETY: as above.
+        _ => unsafe { product.vectors_with_partners(&own, &partners, k) },
+    }
+}
+
+/// Cuts the work into ranges; true if all of them are.
+fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range<usize>) -> bool + Send + Sync) -> bool {
+    let all = AtomicBool::new(true);
+    threads::for_each_range(count, cost, |range| {
+        let in_range = task(range);
+        writer.fence();
+        if !in_range {
+            all.store(false, Ordering::Relaxed);
+        }
+    });
+    all.into_inner()
+}
+
+// Safety of all methods: places are those of rows, by the space that `forward` or `backward` was called with, and what is written is this
+// task's own.
+impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
+    /// The output of some rows.
+    unsafe fn forward(&self, all: &Axes, range: Range<usize>) -> bool {
+        let scratch = &mut Scratch::new(self.chunks, self.writer);
+        for group in self.chunks.groups(all, range, self.writer) {
+            let mut out = [0.0; GROUP];
+            let out = &mut out[..group.rows];
+            // SAFETY: as all methods.
+            unsafe {
+                match self.epsilon {
+                    None => self.chunks.dots([self.rows.x, self.rows.y], &group, scratch, out),
+                    Some(epsilon) => {
+                        if !self.cosines(&group, epsilon, scratch, out) {
+                            return false;
+                        }
+                    }
+                }
+                for (row, &out) in out.iter().enumerate() {
+                    *self.rows.out.offset(group.offset(row, OUT)) = O::from_f64(out);
+                }
+            }
+        }
+        true
+    }
+
+    /// The cosines of a group, saved if asked for. False where a square is beyond f64.
+    unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [f64]) -> bool {
+        let mut normalized = [Normalized::default(); GROUP];
+        let normalized = &mut normalized[..group.rows];
+        // SAFETY: as all methods.
+        if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
+            return false;
+        }
+        for (out, normalized) in out.iter_mut().zip(&*normalized) {
+            *out = clamp_to_one(normalized.cosine);
+        }
+        if let Some(saved) = self.rows.saved {
+            for (row, normalized) in normalized.iter().enumerate() {
+                // SAFETY: as all methods.
+                unsafe { *saved.offset(group.offset(row, OUT_INDEX)) = normalized.save() };
+            }
+        }
+        true
+    }
+
+    /// Normalizes the rows of a group. False where a square is beyond f64.
+    unsafe fn normalize(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
+        // SAFETY: as all methods.
+        let sums = unsafe { self.chunks.dots_and_squares([self.rows.x, self.rows.y], group, scratch) };
+        for (to, sums) in to.iter_mut().zip(sums) {
+            let Some(normalized) = Normalized::new::<T::Compute>(sums, epsilon) else { return false };
+            *to = normalized;
+        }
+        true
+    }
+
+    /// As saved, or computed again.
+    unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
+        let Some(saved) = self.rows.saved else {
+            // SAFETY: as all methods.
+            return unsafe { self.normalize(group, epsilon, scratch, to) };
+        };
+        for (row, to) in to.iter_mut().enumerate() {
+            // SAFETY: as all methods; nobody writes to what was saved any more.
+            *to = Normalized::load(unsafe { *saved.offset(group.offset(row, OUT_INDEX)) });
+        }
+        true
+    }
+
+    /// The gradients of the outputs of a group.
+    unsafe fn grads(&self, group: &Group) -> [f64; GROUP] {
+        let mut grads = [0.0; GROUP];
+        for (row, grad) in grads[..group.rows].iter_mut().enumerate() {
+            // SAFETY: as all methods; nobody writes to the gradient of the output.
+            *grad = unsafe { *self.rows.out.offset(group.offset(row, OUT)) }.to_f64();
+        }
+        grads
+    }
+
+    /// Both gradients of rows that have one partner each.
+    unsafe fn pairs(&self, own: &Axes, range: Range<usize>) -> bool {
+        let scratch = &mut Scratch::new(self.chunks, self.writer);
+        let mut normalized = [Normalized::default(); GROUP];
+        for group in self.chunks.groups(own, range, self.writer) {
+            // SAFETY: as all methods.
+            let grads = unsafe { self.grads(&group) };
+            if let Some(epsilon) = self.epsilon {
+                let normalized = &mut normalized[..group.rows];
+                // SAFETY: as all methods.
+                if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
+                    return false;
+                }
+            }
+            // SAFETY: as all methods.
+            unsafe { self.write(&group, [self.rows.dx, self.rows.dy], &grads, &normalized, &mut [], scratch) };
+        }
+        true
+    }
+
+    /// A vector has many partners. Where there are few vectors, several tasks share one, and their sums are added in the end.
+    unsafe fn vectors_with_partners(&self, own: &Axes, partners: &Axes, k: usize) -> bool {
+        let (vectors, n) = (own.len(), partners.len());
+        let cost = vectors.saturating_mul(n).saturating_mul(k);
+        let tasks = threads::tasks(cost);
+        // A share has several partners: its sum, in f64, is then smaller than what it reads.
+        let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(PARTNERS_PER_SHARE)) };
+        let width = if self.rows.dx.is_some() { k } else { 0 };
+        // SAFETY: as all methods.
+        let share = |vector: usize, part: usize, sum: &mut PartnerSum| unsafe {
+            self.partners(own.offset(vector), partners, threads::part(n, shares, part), sum)
+        };
+        if shares == 1 {
+            return all_ranges(vectors, n * k, self.writer, |range| {
+                let mut sum = PartnerSum::new(width);
+                range.into_iter().all(|vector| {
+                    sum.reset();
+                    let in_range = share(vector, 0, &mut sum);
+                    // SAFETY: as all methods.
+                    in_range && unsafe { self.write_vector(own.offset(vector), &sum) }
+                })
+            });
+        }
+        let mut sums = vec![PartnerSum::new(width); vectors * shares];
+        let (slots, in_range) = (SharedPtr::new(sums.as_mut_ptr()), AtomicBool::new(true));
+        threads::for_each(vectors * shares, cost, |task| {
+            // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
+            if !share(task / shares, task % shares, unsafe { &mut *slots.get().add(task) }) {
+                in_range.store(false, Ordering::Relaxed);
+            }
+            self.writer.fence();
+        });
+        in_range.into_inner()
+            && sums.chunks_mut(shares).enumerate().all(|(vector, shares)| {
+                let (first, rest) = shares.split_first_mut().expect("at least one share");
+                rest.iter().for_each(|more| first.add(more));
+                // SAFETY: as all methods.
+                unsafe { self.write_vector(own.offset(vector), first) }
+            })
+    }
+
+    /// The gradients of some of the partners of the vector at `start`, and what they add to its own.
+    unsafe fn partners(&self, start: Offsets, partners: &Axes, range: Range<usize>, sum: &mut PartnerSum) -> bool {
+        let scratch = &mut Scratch::new(self.chunks, self.writer);
+        let mut normalized = [Normalized::default(); GROUP];
+        let compensated = size_of::<T::Compute>() == size_of::<f64>() && range.len() > GROUP;
+        for mut group in self.chunks.groups(partners, range, self.writer) {
+            group.start = space::sum(group.start, start);
+            // SAFETY: as all methods.
+            let grads = unsafe { self.grads(&group) };
+            if let Some(epsilon) = self.epsilon {
+                let normalized = &mut normalized[..group.rows];
+                // SAFETY: as all methods.
+                if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
+                    return false;
+                }
+                for (normalized, &g) in normalized.iter().zip(&grads) {
+                    sum.along.add(g * normalized.cosine);
+                }
+                sum.scale = Some(normalized[0].scales[0]);
+            }
+            // SAFETY: as all methods.
+            unsafe { self.write(&group, [None, self.rows.dy], &grads, &normalized, &mut sum.elements, scratch) };
+            if compensated {
+                sum.fold();
+            }
+        }
+        if compensated {
+            sum.complete();
+        }
+        true
+    }
+
+    /// Writes the gradients of a group, where wanted, and adds to the sum of partners, where there is one.
+    unsafe fn write(
+        &self,
+        group: &Group,
+        grads: [Option<*mut T>; 2],
+        out_grads: &[f64; GROUP],
+        normalized: &[Normalized; GROUP],
+        sum: &mut [f64],
+        scratch: &mut Scratch<T>,
+    ) {
+        let rows = GradRows {
+            vectors: [self.rows.x, self.rows.y],
+            grads,
+            out_grads: &out_grads[..group.rows],
+            normalized: self.epsilon.map(|_| &normalized[..group.rows]),
+        };
+        // SAFETY: as all methods.
+        unsafe { self.chunks.write_gradients(rows, group, self.writer, sum, scratch) };
+    }
+
+    /// The gradient of a vector from what its partners gave.
+    unsafe fn write_vector(&self, at: Offsets, sum: &PartnerSum) -> bool {
+        if let Some(dx) = self.rows.dx {
+            let (a, b) = match sum.scale {
+                None => (1.0, None),
+                Some(scale) => (scale.inverse(), Some(-sum.along.total() * scale.projected())),
+            };
+            // SAFETY: as all methods.
+            unsafe {
+                self.chunks.write_sum(
+                    self.rows.x,
+                    dx,
+                    at,
+                    self.writer,
+                    (a, &sum.elements),
+                    b,
+                    &mut Scratch::new(self.chunks, self.writer),
+                )
+            };
+        }
+        true
+    }
+}
+
+/// What partners add to the gradient of their vector.
+#[derive(Clone, Default)]
+struct PartnerSum {
+    /// `Σ g cos` of the partners: how much of the gradient lies along the vector.
+    along: compensated::Compensated,
+    /// Of the vector, where it is normalized.
+    scale: Option<Scale>,
+    elements: Vec<f64>,
+    /// Totals of many partners and their rounding errors.
+    total: Vec<f64>,
+    errors: Vec<f64>,
+}
+
+impl PartnerSum {
+    fn new(len: usize) -> Self {
+        PartnerSum { elements: vec![0.0; len], ..Default::default() }
+    }
+
+    fn reset(&mut self) {
+        self.along = Default::default();
+        self.elements.fill(0.0);
+        self.total.clear();
+        self.errors.clear();
+    }
+
+    /// Adds the elements to the total.
+    fn fold(&mut self) {
+        self.total.resize(self.elements.len(), 0.0);
+        self.errors.resize(self.elements.len(), 0.0);
+        compensated::add(&mut self.total, &mut self.errors, &self.elements);
+        self.elements.fill(0.0);
+    }
+
+    /// Adds the totals and their rounding errors.
+    fn complete(&mut self) {
+        for (to, (&total, &error)) in self.elements.iter_mut().zip(self.total.iter().zip(&self.errors)) {
+            *to = compensated::total(total, error);
+        }
+    }
+
+    fn add(&mut self, other: &PartnerSum) {
+        self.along.add(other.along.total());
+        self.scale = self.scale.or(other.scale);
+        self.elements.iter_mut().zip(&other.elements).for_each(|(to, &more)| *to += more);
+    }
+}

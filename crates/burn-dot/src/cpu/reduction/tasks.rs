@@ -1,0 +1,253 @@
+//! The loops over groups of rows, compiled for each instruction set.
+
+use core::mem::MaybeUninit;
+
+use super::{
+    super::{
+        element::Element,
+        loops::{self, Pair},
+        runs::CHUNK,
+        simd::{self, Isa, Task},
+    },
+    Normalized,
+};
+
+/// Rows of so few elements are multiplied one element after the other: of 8, cutting them into registers takes longer than the arithmetic.
+const SHORT: usize = 16;
+
+/// Contiguous rows at equal strides.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<T> {
+    pub at: *const T,
+    pub stride: isize,
+}
+
+impl<T> Strided<T> {
+    #[inline(always)]
+    fn row(self, row: usize) -> *const T {
+        self.at.wrapping_offset(row as isize * self.stride)
+    }
+
+    /// # Safety
+    ///
+    /// The row can be read, and nobody writes to it.
+    #[inline(always)]
+    unsafe fn slice<'a>(self, row: usize, len: usize) -> &'a [T] {
+        // SAFETY: the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.row(row), len) }
+    }
+}
+
+/// `Σ x y` of each row with its partner.
+pub(super) struct Dots<'a, T> {
+    pub vectors: [Strided<T>; 2],
+    pub len: usize,
+    pub out: &'a mut [f64],
+}
+
+impl<T: Element> Task for Dots<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let Dots { vectors: [x, y], len, out } = self;
+        for (row, out) in out.iter_mut().enumerate() {
+            // SAFETY: the task was made for rows that can be read.
+            let (x, y) = unsafe { (x.slice(row, len), y.slice(row, len)) };
+            *out = if T::IS_COMPUTE && len <= SHORT {
+                x.iter().zip(y).fold(0.0, |sum, (x, y)| sum + x.to_f64() * y.to_f64())
+            } else {
+                loops::dot(isa, x, y)
+            };
+        }
+    }
+}
+
+/// `Σ x x`, `Σ x y` and `Σ y y` of each row with its partner.
+pub(super) struct DotsAndSquares<'a, T> {
+    pub vectors: [Strided<T>; 2],
+    pub len: usize,
+    pub out: &'a mut [[f64; 3]],
+}
+
+impl<T: Element> Task for DotsAndSquares<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let DotsAndSquares { vectors: [x, y], len, out } = self;
+        for (row, out) in out.iter_mut().enumerate() {
+            // SAFETY: the task was made for rows that can be read.
+            *out = unsafe { loops::dot_and_squares(isa, x.slice(row, len), y.slice(row, len)) };
+        }
+    }
+}
+
+/// What the gradients of a row and of its partner are made of.
+#[derive(Clone, Copy, Default)]
+struct Factors {
+    gradients: loops::Factors,
+    /// What the partner adds to the sum for its vector.
+    to_sum: f64,
+}
+
+impl Factors {
+    /// Of a plain product.
+    #[inline(always)]
+    fn plain(g: f64) -> Self {
+        Factors { gradients: loops::Factors { a: g, ..Default::default() }, to_sum: g }
+    }
+
+    /// Of a cosine: `a = g / (‖x‖ ‖y‖)`, and the projections. The sum for a vector with many partners is divided by its norm in the end.
+    #[inline(always)]
+    fn normalized(Normalized { scales: [x, y], cosine }: &Normalized, g: f64) -> Self {
+        let ((of_x, bound_x), (of_y, bound_y)) = (x.projection(g, *cosine), y.projection(g, *cosine));
+        let a = g * x.inverse() * y.inverse();
+        Factors { gradients: loops::Factors { a, b: [-of_x, -of_y], bounds: [bound_x, bound_y] }, to_sum: g * y.inverse() }
+    }
+}
+
+/// The gradients of rows and their partners.
+pub(super) struct Gradients<'a, T> {
+    pub vectors: [Strided<T>; 2],
+    pub len: usize,
+    /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
+    pub grads: [Option<(*mut T, isize)>; 2],
+    /// Whether they are written by non-temporal stores. A [`Fence`] must follow.
+    pub streamed: bool,
+    /// The gradient of the output of each row.
+    pub out_grads: &'a [f64],
+    /// Each row, where the product is normalized.
+    pub normalized: Option<&'a [Normalized]>,
+    /// What the partners add up to, if it is wanted.
+    pub sum: &'a mut [f64],
+}
+
+impl<T: Element> Task for Gradients<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let Gradients { vectors: [x, y], len, grads, streamed, out_grads, normalized, sum } = self;
+        for (row, &g) in out_grads.iter().enumerate() {
+            let factors = match normalized {
+                Some(normalized) => Factors::normalized(&normalized[row], g),
+                None => Factors::plain(g),
+            };
+            // SAFETY: the task was made for rows that can be read, and gradients that are its own.
+            unsafe {
+                let (x, y) = (x.row(row), y.row(row));
+                if !sum.is_empty() {
+                    loops::axpy(isa, sum, factors.to_sum, core::slice::from_raw_parts(y, len));
+                }
+                let to = grads.map(
+                    #[inline(always)]
+                    |grad| match grad {
+                        Some((at, stride)) => at.offset(row as isize * stride),
+                        None => core::ptr::null_mut(),
+                    },
+                );
+                let of_x = Row { isa, len, vectors: [x, y], factors: factors.gradients, plain: normalized.is_none() };
+                match grads {
+                    [Some(_), Some(_)] if !streamed => of_x.write_both(to),
+                    _ => {
+                        if grads[0].is_some() {
+                            of_x.write(to[0], streamed);
+                        }
+                        if grads[1].is_some() {
+                            of_x.swapped().write(to[1], streamed);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A vector, the other one, and what its gradient is made of.
+#[derive(Clone, Copy)]
+struct Row<S, T> {
+    isa: S,
+    len: usize,
+    vectors: [*const T; 2],
+    factors: loops::Factors,
+    plain: bool,
+}
+
+// Safety of all methods: the vectors can be read, and the gradients written by nobody else.
+impl<S: Isa, T: Element> Row<S, T> {
+    /// The other vector as the one.
+    #[inline(always)]
+    fn swapped(self) -> Self {
+        let Row { vectors: [x, y], factors: loops::Factors { a, b: [bx, by], bounds: [x_bound, y_bound] }, .. } = self;
+        Row { vectors: [y, x], factors: loops::Factors { a, b: [by, bx], bounds: [y_bound, x_bound] }, ..self }
+    }
+
+    #[inline(always)]
+    unsafe fn write_both(self, grads: [*mut T; 2]) {
+        let pair = Pair { len: self.len, vectors: self.vectors, grads };
+        // SAFETY: as all methods.
+        unsafe {
+            match self.plain {
+                true => loops::gradients::<S, T, true, true>(self.isa, pair, self.factors),
+                false => loops::gradients::<S, T, true, false>(self.isa, pair, self.factors),
+            }
+        }
+    }
+
+    /// Writes the gradient of the one: in place, or by way of a buffer that stays in a cache.
+    #[inline(always)]
+    unsafe fn write(self, to: *mut T, streamed: bool) {
+        let mut buffer = MaybeUninit::<[T; CHUNK]>::uninit();
+        let mut done = 0;
+        while done < self.len {
+            let len = if streamed { CHUNK.min(self.len - done) } else { self.len };
+            // SAFETY: as all methods; a chunk fits the buffer, which is written before it is read.
+            unsafe {
+                let target = if streamed { buffer.as_mut_ptr().cast() } else { to };
+                let vectors = [self.vectors[0].add(done), self.vectors[1].add(done)];
+                let pair = Pair { len, vectors, grads: [target, core::ptr::null_mut()] };
+                match self.plain {
+                    true => loops::gradients::<S, T, false, true>(self.isa, pair, self.factors),
+                    false => loops::gradients::<S, T, false, false>(self.isa, pair, self.factors),
+                }
+                if streamed {
+                    simd::stream(self.isa, core::slice::from_raw_parts(target.cast_const(), len), to.add(done));
+                }
+            }
+            done += len;
+        }
+    }
+}
+
+/// Orders non-temporal stores before what this thread writes next.
+pub(super) struct Fence;
+
+impl Task for Fence {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        isa.fence();
+    }
+}
+
+/// `to = a sum + b x`: the gradient of a vector from what its partners gave.
+pub(super) struct GradientOfSum<'a, T> {
+    pub to: *mut T,
+    pub a: f64,
+    pub sum: &'a [f64],
+    pub b: Option<f64>,
+    pub x: *const T,
+}
+
+impl<T: Element> Task for GradientOfSum<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let GradientOfSum { to, a, sum, b, x } = self;
+        // SAFETY: the task was made for a vector that can be read, and a gradient that is its own.
+        unsafe { loops::gradient_of_sum(isa, to, a, sum, b, x) };
+    }
+}

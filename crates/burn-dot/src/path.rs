@@ -1,0 +1,126 @@
+//! Which kernel a product takes: decided from the plan and the strides of its inputs alone.
+
+use crate::{error::Operand, plan::Plan};
+
+/// The kernel of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// Dot products row by row (dot, gemv): this operand has a single vector for each batch index.
+    Reduction { vector: Operand },
+    /// Matrix products.
+    Gemm,
+}
+
+/// A pass through the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Path {
+    /// A reduction, where an operand has a single vector for each batch index and every vector of the other is contiguous, or at least not
+    /// perpendicular to memory: a matrix is read better by its rows there. An operand whose partners are broadcast along the batch is chosen
+    /// last, and in the forward pass only: in the backward pass two sums would meet, over the batch and over the vectors.
+    ///
+    /// Strides decide whether an operand is chosen, never which: backward reads what forward saved of it.
+    pub fn choose(plan: &Plan, strides: [&[isize]; 2], pass: Pass) -> Path {
+        let find = |broadcast: bool| {
+            [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
+                let other = Input::other(plan, strides, vector);
+                let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
+                single && (broadcast || !other.is_broadcast(plan)) && !other.is_perpendicular(plan)
+            })
+        };
+        let vector = find(false).or_else(|| if pass == Pass::Forward { find(true) } else { None });
+        vector.map_or(Path::Gemm, |vector| Path::Reduction { vector })
+    }
+}
+
+/// An input: its axes in the order batch, free, contracted.
+struct Input<'a> {
+    shape: &'a [usize],
+    order: &'a [usize],
+    strides: &'a [isize],
+}
+
+impl<'a> Input<'a> {
+    /// The one that is not `operand`.
+    fn other(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
+        match operand {
+            Operand::Lhs => Input { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
+            Operand::Rhs => Input { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
+        }
+    }
+
+    /// Whether a batch of 1 meets a larger one.
+    fn is_broadcast(&self, plan: &Plan) -> bool {
+        self.shape.iter().zip(plan.batch_shape.iter()).any(|(own, joint)| own != joint)
+    }
+
+    /// Whether neighbours in memory belong to different vectors.
+    fn is_perpendicular(&self, plan: &Plan) -> bool {
+        let contiguous = |axes: &[usize]| axes.iter().any(|&axis| self.shape[axis] > 1 && self.strides[axis] == 1);
+        let (free, contracted) =
+            self.order[plan.batch_shape.len()..].split_at(self.order.len() - plan.batch_shape.len() - plan.contracted);
+        contiguous(free) && !contiguous(contracted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::plan::Axes;
+
+    /// Strides of contiguous tensors, with two axes exchanged in memory where asked.
+    fn strides(shape: &[usize], exchanged: Option<(usize, usize)>) -> Vec<isize> {
+        let mut order: Vec<usize> = (0..shape.len()).collect();
+        if let Some((a, b)) = exchanged {
+            order.swap(a, b);
+        }
+        let mut strides = alloc::vec![0; shape.len()];
+        let mut next = 1;
+        for &axis in order.iter().rev() {
+            strides[axis] = next;
+            next *= shape[axis] as isize;
+        }
+        strides
+    }
+
+    #[test]
+    fn rows_and_vectors_are_reductions_and_all_else_is_gemm() {
+        use Operand::{Lhs, Rhs};
+        use Pass::{Backward, Forward};
+        let reduction = |vector: Operand| Path::Reduction { vector };
+        type Shape = &'static [usize];
+        let cases: &[(Shape, Shape, (isize, isize), Option<(usize, usize)>, Pass, Path)] = &[
+            // Rows with rows.
+            (&[5, 8], &[5, 8], (1, 1), None, Forward, reduction(Lhs)),
+            (&[5, 8], &[5, 8], (1, 1), None, Backward, reduction(Lhs)),
+            // A vector with a matrix, on either side.
+            (&[5, 8], &[5, 3, 8], (1, 2), None, Forward, reduction(Lhs)),
+            (&[5, 3, 8], &[5, 8], (2, 1), None, Forward, reduction(Rhs)),
+            // The vectors of the matrix are perpendicular to memory.
+            (&[5, 8], &[5, 8, 3], (1, 1), None, Forward, Path::Gemm),
+            (&[5, 8], &[5, 3, 8], (1, 2), Some((1, 2)), Forward, Path::Gemm),
+            // Several vectors on both sides.
+            (&[5, 4, 8], &[5, 3, 8], (2, 2), None, Forward, Path::Gemm),
+            // A matrix that is broadcast along the batch.
+            (&[5, 8], &[1, 3, 8], (1, 2), None, Forward, reduction(Lhs)),
+            (&[5, 8], &[1, 3, 8], (1, 2), None, Backward, Path::Gemm),
+            // A vector that is broadcast along the batch.
+            (&[1, 8], &[5, 3, 8], (1, 2), None, Backward, reduction(Lhs)),
+            // One of two single vectors: the one whose partner is not broadcast.
+            (&[1, 8], &[5, 8], (1, 1), None, Forward, reduction(Lhs)),
+            (&[5, 8], &[1, 8], (1, 1), None, Forward, reduction(Rhs)),
+        ];
+        for &(lhs, rhs, axes, exchanged, pass, expected) in cases {
+            let plan = Plan::new(&Axes::from(axes), 1, true, lhs, rhs).unwrap();
+            let (lhs_strides, rhs_strides) = (strides(lhs, None), strides(rhs, exchanged));
+            let given = Path::choose(&plan, [&lhs_strides, &rhs_strides], pass);
+            assert_eq!(given, expected, "{lhs:?} · {rhs:?} along {axes:?}, {exchanged:?}, {pass:?}");
+        }
+    }
+}
