@@ -94,8 +94,8 @@ mod tests {
         use Operand::{Lhs, Rhs};
         use Pass::{Backward, Forward};
         let reduction = |vector: Operand| Path::Reduction { vector };
-        type Shape = &'static [usize];
-        let cases: &[(Shape, Shape, (isize, isize), Option<(usize, usize)>, Pass, Path)] = &[
+        type Case = (&'static [usize], &'static [usize], (isize, isize), Option<(usize, usize)>, Pass, Path);
+        let cases: &[Case] = &[
             // Rows with rows.
             (&[5, 8], &[5, 8], (1, 1), None, Forward, reduction(Lhs)),
             (&[5, 8], &[5, 8], (1, 1), None, Backward, reduction(Lhs)),

@@ -12,7 +12,7 @@
 //! ([`has_kernel`]; `ops` casts them first), and vectors whose norms lie so far from 1 that their plain product would overflow or lose digits.
 
 use burn_core::backend::flex::{FlexTensor, Layout};
-use burn_core::tensor::{Element as BurnElement, FloatDType, Shape, TensorData, bf16, f16};
+use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, TensorData, bf16, f16};
 
 use crate::{
     error::Operand,
@@ -111,10 +111,10 @@ macro_rules! for_dtypes {
 
 /// Whether there is a kernel from inputs of a dtype to an output of another.
 pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
-    fn yes<T, O>() -> bool {
-        true
+    fn dtypes<T: Stored, O: Stored>() -> Option<[DType; 2]> {
+        Some([T::dtype(), O::dtype()])
     }
-    for_dtypes!((input, output), yes(), false)
+    for_dtypes!((input, output), dtypes(), None).is_some()
 }
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use again, where that is worth its memory.
