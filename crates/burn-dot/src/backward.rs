@@ -15,7 +15,7 @@
 //! ∂L/∂u_ik = Σⱼ g_ij v_jk          ∂L/∂v_jk = Σᵢ g_ij u_ik
 //! ```
 //!
-//! A batch of 1 that is repeated for the other input's batch collects the sum over that batch.
+//! A batch of 1 that is broadcast to the other input's batch is summed over that batch.
 //!
 //! Normalized, `u = x/t` with `t = max(‖x‖, epsilon)`. Above the epsilon `∂t/∂x = u`, so for a vector `h = ∂L/∂u`
 //!
@@ -24,7 +24,7 @@
 //! ∂L/∂x = h / epsilon                ‖x‖ < epsilon: t is constant
 //! ```
 //!
-//! The inputs are kept for the backward pass, not the normalized ones. A kernel may keep norms too, where these are much less than
+//! The inputs are saved for the backward pass, not the normalized ones. A kernel may save norms too, where these are much less than
 //! the inputs: it need not read them twice then. Written for such a kernel, with `s = 1/t`, the gradient of the normalized product is
 //! that of a plain product with the other side scaled, and a projection:
 //!
@@ -37,8 +37,8 @@
 //!
 //! # Checkpointing
 //!
-//! An input is kept only if some tracked gradient needs it, and by its node: under gradient checkpointing it is computed anew from its
-//! own parents if these are light; norms stay. The product itself counts as heavy, as Burn's matrix product does: its output is kept.
+//! An input is saved only if some tracked gradient needs it, and by its node: under gradient checkpointing it is recomputed from its
+//! own parents if these are light; norms stay. The product itself counts as heavy, as Burn's matrix product does: its output is saved.
 
 use burn_core::backend::{
     Autodiff, Backend, TensorMetadata,
@@ -54,7 +54,7 @@ use burn_core::tensor::{FloatDType, Shape};
 
 use crate::{
     error::Operand,
-    ops::{DotOps, Kept},
+    ops::{DotOps, Saved},
     plan::{FloatOptions, Plan},
     reference,
 };
@@ -67,7 +67,7 @@ struct State<B: Backend> {
     /// The inputs, where a tracked gradient needs them.
     lhs: Option<NodeId>,
     rhs: Option<NodeId>,
-    kept: Kept<B>,
+    saved: Saved<B>,
     dtype: FloatDType,
     plan: Plan,
     options: FloatOptions,
@@ -77,27 +77,27 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
     type State = State<B>;
 
     fn backward(self, ops: Ops<State<B>, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let State { lhs, rhs, kept, dtype, plan, options } = ops.state;
+        let State { lhs, rhs, saved, dtype, plan, options } = ops.state;
         let grad = grads.consume::<B>(&ops.node);
-        let mut input = |kept: Option<NodeId>, shape: &Shape| -> FloatTensor<B> {
-            match kept {
+        let mut input = |saved: Option<NodeId>, shape: &Shape| -> FloatTensor<B> {
+            match saved {
                 Some(node) => checkpointer.retrieve_node_output(node),
-                None => stand_in::<B>(shape, dtype, &grad.device()),
+                None => placeholder::<B>(shape, dtype, &grad.device()),
             }
         };
         let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
         let mut register = |node: NodeId, grad| grads.register::<B>(node, B::float_in_memory_order(grad));
         match ops.parents {
             [Some(lhs_node), Some(rhs_node)] => {
-                let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, kept, plan, options);
+                let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, saved, plan, options);
                 register(lhs_node.id, grad_lhs);
                 register(rhs_node.id, grad_rhs);
             }
             [Some(node), None] => {
-                register(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Lhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Lhs));
             }
             [None, Some(node)] => {
-                register(node.id, B::float_dot_grad(lhs, rhs, grad, kept, plan, options, Operand::Rhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Rhs));
             }
             [None, None] => {}
         }
@@ -105,7 +105,7 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
 }
 
 /// A placeholder of stride 0 for an input that is not saved: it has its shape and takes no memory.
-fn stand_in<B: Backend>(shape: &Shape, dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
+fn placeholder<B: Backend>(shape: &Shape, dtype: FloatDType, device: &B::Device) -> FloatTensor<B> {
     let zero = B::float_zeros(shape.iter().map(|_| 1usize).collect(), device, dtype);
     B::float_expand(zero, shape.clone())
 }
@@ -146,13 +146,13 @@ impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
         match FloatDot.prepare::<C>([lhs.node(), rhs.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let normalized = options.normalize.is_some();
-                let (lhs_kept, rhs_kept) = (
+                let (lhs_saved, rhs_saved) = (
                     (normalized || rhs.is_tracked()).then(|| prep.checkpoint(&lhs)),
                     (normalized || lhs.is_tracked()).then(|| prep.checkpoint(&rhs)),
                 );
                 let dtype = lhs.dtype().into();
-                let (out, kept) = B::float_dot_tracked(lhs.into_primitive(), rhs.into_primitive(), plan.clone(), options);
-                prep.finish(State { lhs: lhs_kept, rhs: rhs_kept, kept, dtype, plan, options }, out)
+                let (out, saved) = B::float_dot_tracked(lhs.into_primitive(), rhs.into_primitive(), plan.clone(), options);
+                prep.finish(State { lhs: lhs_saved, rhs: rhs_saved, saved, dtype, plan, options }, out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options)),
         }

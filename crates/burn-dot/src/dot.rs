@@ -44,7 +44,7 @@ pub struct DotConfig {
     pub axes: Axes,
     /// Whether to divide each input by its norm along the contracted axes first. Default: `false`.
     pub normalize: bool,
-    /// The epsilon on the norm: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
+    /// The least norm to divide by: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
     pub epsilon: f64,
     /// How many leading axes the inputs share. Default: 1.
     pub batch_dims: usize,
@@ -57,7 +57,7 @@ pub struct DotConfig {
 impl Config for DotConfig {}
 
 impl DotConfig {
-    /// The default epsilon on the norm: tf.keras' 1e-12 on the squared norm.
+    /// The default `epsilon`: tf.keras has 1e-12 under the root.
     pub const DEFAULT_EPSILON: f64 = 1e-6;
 
     /// A plain dot product along `axes`: one axis for both inputs, a pair, or several pairs. See [`Axes`].
@@ -78,7 +78,7 @@ impl DotConfig {
         self
     }
 
-    /// Sets the epsilon on the norm; it has an effect with `normalize` only.
+    /// Sets the least norm to divide by; it has an effect with `normalize` only.
     pub fn with_epsilon(mut self, epsilon: f64) -> Self {
         self.epsilon = epsilon;
         self
@@ -140,7 +140,7 @@ impl DotConfig {
     ///
     /// # Errors
     ///
-    /// [`DotError::NoAxes`] when there is nothing to contract, [`DotError::InvalidEpsilon`] when the epsilon is not a positive
+    /// [`DotError::NoAxes`] when there is nothing to contract, [`DotError::InvalidEpsilon`] when `epsilon` is not a positive
     /// finite number. Everything else depends on the inputs.
     pub fn try_init(&self) -> Result<Dot, DotError> {
         self.check()?;

@@ -30,6 +30,8 @@ mod cpu;
 mod dot;
 mod error;
 mod keras;
+#[cfg(feature = "flex")]
+mod layout;
 // All that is unused then hangs on the trait in here.
 #[cfg_attr(not(feature = "autodiff"), allow(dead_code, reason = "only a backward pass asks for gradients"))]
 mod ops;

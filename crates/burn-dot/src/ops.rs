@@ -36,9 +36,9 @@ use crate::{
     reference,
 };
 
-/// What a product keeps for its gradients, beside its inputs.
+/// What a product saves for its gradients, beside its inputs.
 #[derive(Clone, Debug, ExtensionType)]
-pub enum Kept<B: Backend> {
+pub enum Saved<B: Backend> {
     Nothing,
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
     #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that keep any"))]
@@ -46,15 +46,15 @@ pub enum Kept<B: Backend> {
 }
 
 #[cfg(feature = "flex")]
-impl Kept<burn_core::backend::Flex> {
+impl Saved<burn_core::backend::Flex> {
     fn new(saved: Option<cpu::Saved>) -> Self {
-        saved.map_or(Kept::Nothing, |cpu::Saved { norms, by }| Kept::Norms(norms, by))
+        saved.map_or(Saved::Nothing, |cpu::Saved { norms, by }| Saved::Norms(norms, by))
     }
 
-    fn saved(self) -> Option<cpu::Saved> {
+    fn into_norms(self) -> Option<cpu::Saved> {
         match self {
-            Kept::Nothing => None,
-            Kept::Norms(norms, by) => Some(cpu::Saved { norms, by }),
+            Saved::Nothing => None,
+            Saved::Norms(norms, by) => Some(cpu::Saved { norms, by }),
         }
     }
 }
@@ -82,8 +82,8 @@ pub trait DotOps: Backend {
         rhs: FloatTensor<Self>,
         plan: Plan,
         options: FloatOptions,
-    ) -> (FloatTensor<Self>, Kept<Self>) {
-        (Self::float_dot(lhs, rhs, plan, options), Kept::Nothing)
+    ) -> (FloatTensor<Self>, Saved<Self>) {
+        (Self::float_dot(lhs, rhs, plan, options), Saved::Nothing)
     }
 
     /// The gradient of the product with respect to one input, where `grad` is the gradient of the output.
@@ -91,7 +91,7 @@ pub trait DotOps: Backend {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        #[extension_type] _kept: Kept<Self>,
+        #[extension_type] _saved: Saved<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
@@ -104,7 +104,7 @@ pub trait DotOps: Backend {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        #[extension_type] _kept: Kept<Self>,
+        #[extension_type] _saved: Saved<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -137,7 +137,7 @@ pub(crate) fn missing_feature(device: &Device) -> Option<&'static str> {
     if device.is_autodiff() && !cfg!(feature = "autodiff") {
         return Some("\"autodiff\"");
     }
-    // Burn keeps its number of the backend in the upper byte. Variants of the device itself can be named only if their features are on.
+    // The upper byte is Burn's number of the backend. Variants of the device itself can be named only if their features are on.
     let backend = DispatchDeviceId::try_from(device.as_dispatch().to_id().type_id >> 8).ok()?;
     let (enabled, feature) = match backend {
         DispatchDeviceId::Flex => (cfg!(feature = "flex"), "\"flex\""),
@@ -201,21 +201,21 @@ impl Kernel {
         plan: &Plan,
         options: FloatOptions,
         save: bool,
-    ) -> (FloatTensor<Flex>, Kept<Flex>) {
+    ) -> (FloatTensor<Flex>, Saved<Flex>) {
         let input = lhs.dtype().into();
         let kernel = Kernel::new(input, options);
         let (lhs, rhs) = (kernel.cast(lhs), kernel.cast(rhs));
-        let (out, kept) = match cpu::float_dot(&lhs, &rhs, plan, kernel.options, save) {
-            Some(product) => (product.out, Kept::new(product.saved)),
-            None => (reference::float_dot::<Flex>(lhs, rhs, plan, kernel.options), Kept::Nothing),
+        let (out, saved) = match cpu::float_dot(&lhs, &rhs, plan, kernel.options, save) {
+            Some(product) => (product.out, Saved::new(product.saved)),
+            None => (reference::float_dot::<Flex>(lhs, rhs, plan, kernel.options), Saved::Nothing),
         };
-        (reference::cast::<Flex>(out, options.output.unwrap_or(input)), kept)
+        (reference::cast::<Flex>(out, options.output.unwrap_or(input)), saved)
     }
 
     fn backward(
         [lhs, rhs]: [FloatTensor<Flex>; 2],
         grad: FloatTensor<Flex>,
-        kept: Kept<Flex>,
+        saved: Saved<Flex>,
         plan: &Plan,
         options: FloatOptions,
         wanted: cpu::Wanted,
@@ -225,7 +225,7 @@ impl Kernel {
         // A kernel of two dtypes reads the gradient in that of the output.
         let grad = if kernel.options.output.is_some() { grad } else { kernel.cast(grad) };
         let inputs = [kernel.cast(lhs), kernel.cast(rhs)];
-        let grads = match cpu::float_dot_grads(inputs, &grad, kept.saved().as_ref(), plan, kernel.options, wanted) {
+        let grads = match cpu::float_dot_grads(inputs, &grad, saved.into_norms().as_ref(), plan, kernel.options, wanted) {
             Ok(grads) => grads,
             Err([lhs, rhs]) => {
                 let of = |wanted: bool, of: Operand| {
@@ -255,7 +255,7 @@ impl DotOps for Flex {
         rhs: FloatTensor<Self>,
         plan: Plan,
         options: FloatOptions,
-    ) -> (FloatTensor<Self>, Kept<Self>) {
+    ) -> (FloatTensor<Self>, Saved<Self>) {
         Kernel::forward(lhs, rhs, &plan, options, true)
     }
 
@@ -263,12 +263,12 @@ impl DotOps for Flex {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        kept: Kept<Self>,
+        saved: Saved<Self>,
         plan: Plan,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
-        let grads = Kernel::backward([lhs, rhs], grad, kept, &plan, options, cpu::Wanted::only(of));
+        let grads = Kernel::backward([lhs, rhs], grad, saved, &plan, options, cpu::Wanted::only(of));
         grads.lhs.or(grads.rhs).expect("the one that was asked for")
     }
 
@@ -276,11 +276,11 @@ impl DotOps for Flex {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        kept: Kept<Self>,
+        saved: Saved<Self>,
         plan: Plan,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, kept, &plan, options, cpu::Wanted::BOTH);
+        let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, saved, &plan, options, cpu::Wanted::BOTH);
         (lhs.expect("asked for"), rhs.expect("asked for"))
     }
 }

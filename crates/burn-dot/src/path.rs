@@ -20,7 +20,7 @@ pub(crate) enum Pass {
 
 impl Path {
     /// A reduction, where an operand has a single vector for each batch index and every vector of the other is contiguous, or at least not
-    /// perpendicular to memory: a matrix is read better by its rows there. An operand whose partners are broadcast along the batch is chosen
+    /// perpendicular to memory: a matrix is read better by its rows there. An operand whose counterpart is broadcast along the batch is chosen
     /// last, and in the forward pass only: in the backward pass two sums would meet, over the batch and over the vectors.
     ///
     /// Strides decide whether an operand is chosen, never which: backward reads what forward saved of it.
@@ -112,7 +112,7 @@ mod tests {
             (&[5, 8], &[1, 3, 8], (1, 2), None, Backward, Path::Gemm),
             // A vector that is broadcast along the batch.
             (&[1, 8], &[5, 3, 8], (1, 2), None, Backward, reduction(Lhs)),
-            // One of two single vectors: the one whose partner is not broadcast.
+            // One of two single vectors: the one whose counterpart is not broadcast.
             (&[1, 8], &[5, 8], (1, 1), None, Forward, reduction(Lhs)),
             (&[5, 8], &[1, 8], (1, 1), None, Forward, reduction(Rhs)),
         ];

@@ -48,7 +48,7 @@ pub(crate) fn float_dot<B: Backend>(
             Some(epsilon) => Normalized::<B>::new(x, epsilon, compute).unit,
             None => x,
         };
-        side.repeat_batch::<B>(x)
+        side.broadcast_batch::<B>(x)
     };
     let lhs = matrices(lhs, Side::lhs(plan));
     let rhs = matrices(rhs, Side::rhs(plan));
@@ -90,10 +90,10 @@ pub(crate) fn float_dot_grad<B: Backend>(
     };
     let other = other_side.rows::<B>(cast::<B>(other, compute));
     let product = |other: FloatTensor<B>| {
-        let other = other_side.repeat_batch::<B>(other);
+        let other = other_side.broadcast_batch::<B>(other);
         // A matrix product over one term is slow.
         let product = if other_side.free == 1 { B::float_mul(grad, other) } else { matmul::<B>(grad, other) };
-        side.collect_batch::<B>(product)
+        side.reduce_batch::<B>(product)
     };
     let Some(epsilon) = options.normalize else {
         return cast::<B>(side.back_in_place::<B>(product(other)), dtype);
@@ -138,7 +138,7 @@ impl<'a> Side<'a> {
     }
 
     /// The batch axes along which the other input has more.
-    fn repeated_axes(&self) -> impl DoubleEndedIterator<Item = usize> {
+    fn broadcast_axes(&self) -> impl DoubleEndedIterator<Item = usize> {
         (0..self.plan.batch_shape.len()).filter(|&axis| self.shape[axis] != self.plan.batch_shape[axis])
     }
 
@@ -148,16 +148,16 @@ impl<'a> Side<'a> {
         in_memory_order::<B>(B::float_permute(x, self.order), Shape::new([rows, self.plan.k]))
     }
 
-    /// Rows as `(batch, free, k)`, repeated where the other input's batch is larger; a batch of one row stays one, for the product to
-    /// repeat.
-    fn repeat_batch<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+    /// Rows as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
+    /// broadcast.
+    fn broadcast_batch<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
         let Plan { batch_shape, batch, k, .. } = self.plan;
         let own = self.batch_shape().iter().product::<usize>();
         if own == 1 || own == *batch {
             return B::float_reshape(rows, Shape::new([own, self.free, *k]));
         }
         let mut rows = rows;
-        for axis in self.repeated_axes() {
+        for axis in self.broadcast_axes() {
             let outer = batch_shape[..axis].iter().product::<usize>();
             let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
             let one = B::float_reshape(rows, Shape::new([outer, 1, inner]));
@@ -166,11 +166,11 @@ impl<'a> Side<'a> {
         in_memory_order::<B>(rows, Shape::new([*batch, self.free, *k]))
     }
 
-    /// The opposite of [`repeat_batch`](Self::repeat_batch): sums `(batch, free, k)` over repeated axes, into rows.
-    fn collect_batch<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B> {
+    /// The opposite of [`broadcast_batch`](Self::broadcast_batch): sums `(batch, free, k)` over broadcast axes, into rows.
+    fn reduce_batch<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B> {
         let Plan { batch_shape, k, .. } = self.plan;
         let mut grad = grad;
-        for axis in self.repeated_axes().rev() {
+        for axis in self.broadcast_axes().rev() {
             let outer = batch_shape[..axis].iter().product::<usize>();
             let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
             grad = B::float_sum_dim(in_memory_order::<B>(grad, Shape::new([outer, batch_shape[axis], inner])), 1);
@@ -190,8 +190,8 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Reshaped, with the numbers in memory in the order of the axes, by way of one axis: in Burn 0.22.1 the reductions of CubeCL backends
-/// go wrong on some tensors that lie otherwise (`tests/suite/cubecl.rs` says which).
+/// Reshaped, with the elements in memory in the order of the axes, by way of one axis: in Burn 0.22.1 the reductions of CubeCL backends
+/// go wrong on some other layouts (`tests/suite/cubecl.rs` says which).
 pub(crate) fn in_memory_order<B: Backend>(x: FloatTensor<B>, shape: Shape) -> FloatTensor<B> {
     let count = x.shape().num_elements();
     B::float_reshape(B::float_reshape(x, Shape::new([count])), shape)
@@ -284,7 +284,7 @@ fn matmul_over<B: Backend>(lhs: &FloatTensor<B>, rhs: &FloatTensor<B>, terms: Ra
 /// (pytorch#32591).
 const LONGEST_ROW_SUM: usize = 512;
 
-/// The dot product of each row of `(rows, k)` with its partner; one side may have a single row. Gives `(rows, 1)`.
+/// The dot product of each row of `(rows, k)` with a row; one side may have a single row. Gives `(rows, 1)`.
 fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> FloatTensor<B> {
     if k <= LONGEST_ROW_SUM {
         return B::float_sum_dim(B::float_mul(lhs, rhs), 1);
@@ -308,7 +308,7 @@ struct Normalized<B: Backend> {
 
 impl<B: Backend> Normalized<B> {
     fn new(rows: FloatTensor<B>, epsilon: f64, dtype: FloatDType) -> Self {
-        // A epsilon below the smallest normal number acts as that number, so no device divides by zero.
+        // An epsilon below the smallest normal number acts as that number, so no device divides by zero.
         let epsilon = epsilon.max(dtype.finfo().min_positive);
         let bools = get_or_init_device_settings::<B>(&rows.device()).bool_dtype;
         let k = rows.shape()[1];

@@ -169,8 +169,12 @@ fn bounds(case: &Case, in_kernels: bool, terms: usize, dtype: DType, [exact, sca
     let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
     let epsilons = allowed_epsilons(terms, in_kernels) * accumulator.epsilon;
     let negligible = if case.config.normalize { accumulator.epsilon * accumulator.epsilon } else { 0.0 };
+    // Products too small for the accumulator are lost before they are divided by the norms.
+    let divisor =
+        if case.config.normalize && case.accumulator() == DType::F64 { case.config.epsilon.min(1.0).powi(2) } else { 1.0 };
+    let lost = terms as f64 * accumulator.least / divisor;
     let bound = |((&exact, &scale), &reach): ((&f64, &f64), &f64)| {
-        let error = epsilons * scale + negligible * reach + terms as f64 * accumulator.least;
+        let error = epsilons * scale + negligible * reach + lost;
         Bounds { exact, error: error + stored.rounding(exact.abs() + error), scale }
     };
     exact.data.iter().zip(&scale.data).zip(&reach.data).map(bound).collect()

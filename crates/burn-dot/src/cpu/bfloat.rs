@@ -22,7 +22,7 @@ pulp::simd_type!({
 const ROWS: usize = 8;
 const COLUMNS: usize = 32;
 
-/// As bits: the instruction takes subnormal numbers for zero, and makes none. With numbers from 2^-56 on, which are multiples of 2^-63,
+/// As bits: the instruction takes subnormal elements for zero, and makes none. With elements from 2^-56 on, which are multiples of 2^-63,
 /// products and their sums are multiples of 2^-126: never subnormal.
 const SMALLEST: u16 = (127 - 56) << 7;
 
@@ -48,10 +48,10 @@ pub(super) trait Sum: Copy {
     fn to_f32(self) -> f32;
     /// 16 elements as f32.
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
-    unsafe fn get(at: *const Self) -> __m512;
+    unsafe fn load(at: *const Self) -> __m512;
     /// The sums are not subnormal: see [`SMALLEST`].
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
-    unsafe fn put(sums: __m512, at: *mut Self);
+    unsafe fn store(sums: __m512, at: *mut Self);
 }
 
 impl Sum for f32 {
@@ -65,14 +65,14 @@ impl Sum for f32 {
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
-    unsafe fn get(at: *const f32) -> __m512 {
+    unsafe fn load(at: *const f32) -> __m512 {
         // SAFETY: `vectorize` runs this only where the instructions are; there are 16 elements.
         unsafe { _mm512_loadu_ps(at) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
-    unsafe fn put(sums: __m512, at: *mut f32) {
-        // SAFETY: `vectorize` runs this only where the instructions are; there is room for 16 numbers.
+    unsafe fn store(sums: __m512, at: *mut f32) {
+        // SAFETY: `vectorize` runs this only where the instructions are; there is room for 16 elements.
         unsafe { _mm512_storeu_ps(at, sums) }
     }
 }
@@ -88,13 +88,13 @@ impl Sum for bf16 {
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
-    unsafe fn get(at: *const bf16) -> __m512 {
+    unsafe fn load(at: *const bf16) -> __m512 {
         // SAFETY: as above. A bf16 is the upper half of an f32.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())))) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
-    unsafe fn put(sums: __m512, at: *mut bf16) {
+    unsafe fn store(sums: __m512, at: *mut bf16) {
         // SAFETY: as above.
         unsafe {
             let rounded = core::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
@@ -110,11 +110,11 @@ pub(super) struct Packed {
     b: Vec<u32>,
 }
 
-/// `to = a b`, or `to += a b`. False, and nothing is written, where the machine lacks the instruction or a number is too small for it.
+/// `to = a b`, or `to += a b`. False, and nothing is written, where the machine lacks the instruction or an element is too small for it.
 ///
 /// # Safety
 ///
-/// Both matrices lie within their allocations, `to` within one that nothing else reads or writes.
+/// Both matrices are within their allocations, `to` within one that nothing else reads or writes.
 pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut Packed) -> bool {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     if let Some(simd) = Bf16::try_new() {
@@ -140,7 +140,7 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     fn call(self) -> bool {
         let Multiply { to, a, b, packed } = self;
         let pairs = a.terms.0.div_ceil(2);
-        // Rows whose pairs lie side by side are read where they are.
+        // Rows whose pairs are contiguous are read in place.
         let in_place = a.terms.1 == 1 && a.terms.0.is_multiple_of(2);
         // SAFETY: the promise made to `multiply`, here and below.
         let fit = unsafe { !a.has_small() && !b.has_small() };
@@ -174,7 +174,7 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     }
 }
 
-/// The product of a panel of rows and a panel of columns. The pairs of a row are so many numbers apart.
+/// The product of a panel of rows and a panel of columns. The pairs of a row are so many elements apart.
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
 unsafe fn panels(rows: [*const u32; ROWS], stride: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
@@ -208,7 +208,7 @@ impl<T: Sum> To<T> {
                 for (row, sums) in sums.iter().enumerate().take(rows) {
                     for (half, &sum) in sums.iter().enumerate() {
                         let at = at.offset(row as isize * self.row_stride).add(16 * half);
-                        T::put(if self.add { _mm512_add_ps(sum, T::get(at)) } else { sum }, at);
+                        T::store(if self.add { _mm512_add_ps(sum, T::load(at)) } else { sum }, at);
                     }
                 }
                 return;
@@ -226,7 +226,7 @@ impl<T: Sum> To<T> {
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl Side {
-    /// Whether there is a number smaller than [`SMALLEST`] that is not zero.
+    /// Whether there is an element smaller than [`SMALLEST`] that is not zero.
     #[inline(always)]
     unsafe fn has_small(&self) -> bool {
         // Zero, less one, is the largest. By name: the compiler makes vectors of eight.
@@ -237,13 +237,13 @@ impl Side {
             if self.lines.1 == 1 { (self.terms, self.lines) } else { (self.lines, self.terms) };
         let mut least = u16::MAX;
         for i in 0..outer as isize {
-            // SAFETY: the matrix lies within its allocation, here and below.
+            // SAFETY: the matrix is within its allocation, here and below.
             let at = unsafe { self.at.offset(i * outer_step) };
             let mut done = 0;
             while inner_step == 1 && done + 32 <= inner {
                 unsafe {
-                    let numbers = _mm512_and_si512(_mm512_loadu_si512(at.add(done).cast()), mask);
-                    many_least = _mm512_min_epu16(many_least, _mm512_sub_epi16(numbers, one));
+                    let elements = _mm512_and_si512(_mm512_loadu_si512(at.add(done).cast()), mask);
+                    many_least = _mm512_min_epu16(many_least, _mm512_sub_epi16(elements, one));
                 }
                 done += 32;
             }
@@ -264,7 +264,7 @@ impl Side {
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
             let first = panel * WIDTH;
             let width = WIDTH.min(lines - first);
-            // SAFETY: the matrix lies within its allocation, here and below.
+            // SAFETY: the matrix is within its allocation, here and below.
             let at = |line: usize, term: usize| unsafe {
                 at.offset((first + line) as isize * line_step + term as isize * term_step)
             };

@@ -1,7 +1,7 @@
 //! The loops over contiguous elements, each written once over the vectors of a compute dtype and an instruction set.
 //!
 //! Sums go on in f64. What they are made of is added in the compute dtype first, by chains so short that hardly a digit is lost: registers
-//! of f64 hold half as many elements, and set the pace where the inputs lie in a cache. Where f32 does not hold the products, the sum is
+//! of f64 hold half as many elements, and set the pace where the inputs are in a cache. Where f32 does not hold the products, the sum is
 //! computed again in f64.
 
 use core::ops::{Range, RangeInclusive};
@@ -150,7 +150,7 @@ pub(super) fn add_squares<S: Isa, T: Element>(isa: S, sums: &mut [f64], rows: &[
 /// Lanes of the widest vector, of f32 by AVX-512.
 const MAX_LANES: usize = 16;
 
-/// What the gradients of a row and of its partner are made of: `a` times the other, and `b` times the vector itself where the product is
+/// What the gradients of a row and of its counterpart are made of: `a` times the other, and `b` times the vector itself where the product is
 /// normalized. No term is larger than its bound.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Factors {

@@ -8,7 +8,7 @@ use super::{
     compensated::Compensated,
     element::Element,
     gemm::{Epilogue, Input, Output, Product},
-    space::{DX, OUT, OUT_INDEX, Space, X, X_INDEX, Y, sum},
+    layout::{DX, OUT, OUT_INDEX, Space, X, X_INDEX, Y, sum},
     threads::{self, SharedPtr},
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Matrices<T, O> {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
+/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
 pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
 where
     T: Element,
@@ -111,15 +111,15 @@ where
 
 /// `Σⱼ g[j] cos(x, yⱼ)` of each vector `x`.
 unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Compute], space: &Space) -> Vec<f64> {
-    let (own, repeated) = space.batch.split_by(DX);
-    let (vectors, partners) = (own.followed_by(&space.i), repeated.followed_by(&space.j));
+    let (own, broadcast) = space.batch.split_by(DX);
+    let (vectors, others) = (own.followed_by(&space.i), broadcast.followed_by(&space.j));
     let mut dots = vec![0.0; vectors.len()];
     let (grad, to) = (SharedPtr::new(grad), SharedPtr::new(dots.as_mut_ptr()));
-    threads::for_each_range(vectors.len(), partners.len(), |range| {
+    threads::for_each_range(vectors.len(), others.len(), |range| {
         for vector in vectors.iter(range) {
             let mut dot = Compensated::default();
-            for partner in partners.iter(0..partners.len()) {
-                let at = sum(vector, partner);
+            for other in others.iter(0..others.len()) {
+                let at = sum(vector, other);
                 // SAFETY: the caller's promise.
                 let g = unsafe { *grad.get().offset(at[OUT]) };
                 dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
@@ -145,9 +145,9 @@ unsafe fn gradient<T, O>(
     // SAFETY: the caller's promise.
     let dots = cosines.map(|cosines| unsafe { dots(tensors.out.cast_const(), cosines, space) });
     let dots = dots.as_deref();
-    // Where x is repeated along the batch, its gradient collects the sum.
-    let (own, repeated) = space.batch.split_by(DX);
-    let sum = repeated.followed_by(&space.j);
+    // Where x is broadcast along the batch, its gradient is the sum.
+    let (own, broadcast) = space.batch.split_by(DX);
+    let sum = broadcast.followed_by(&space.j);
     let product = Product {
         batch: &own,
         rows: &space.i,
@@ -159,6 +159,6 @@ unsafe fn gradient<T, O>(
         c: Output::new(dx, DX),
         epilogue: norms.map_or(Epilogue::None, |[norms, _]| Epilogue::Project { x: Input::new(tensors.x, X), norms, dots }),
     };
-    // SAFETY: the caller's promise: the rows of x lie where those of its gradient do.
+    // SAFETY: the caller's promise: the rows of x are where those of its gradient are.
     unsafe { product.run() };
 }

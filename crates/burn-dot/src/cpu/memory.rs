@@ -10,7 +10,7 @@ use burn_core::backend::{
 
 use super::{Stored, pool::Loan};
 
-/// The first element of a tensor that is not empty, all of whose elements lie within its memory.
+/// The first element of a tensor that is not empty, all of whose elements are within its memory.
 ///
 /// # Panics
 ///
@@ -25,7 +25,7 @@ pub(super) fn base_ptr<T: Stored>(x: &FlexTensor) -> *const T {
     }
     assert!(
         least >= 0 && (most as usize) < storage.len(),
-        "a tensor of {} numbers whose layout reaches from {least} to {most}: {layout:?}",
+        "a tensor of {} elements whose layout reaches from {least} to {most}: {layout:?}",
         storage.len()
     );
     // From the first element, not from a slice: strides may be negative.
@@ -81,7 +81,7 @@ impl<T: Stored> InPlace<T> {
         let whole = layout.start_offset() == 0 && is_dense(layout);
         let elements = layout.num_elements();
         match tensor.try_storage_mut::<T>() {
-            // A product of sizes that wraps is not taken for the length: the elements of a dense layout lie in memory.
+            // A product of sizes that wraps is not taken for the length: the elements of a dense layout are in memory.
             Some(storage) if whole && storage.len() == elements => {
                 let at = storage.as_mut_ptr();
                 Ok(InPlace { tensor, at })
@@ -164,7 +164,7 @@ impl<T: Stored> Differentiated<T> {
     }
 }
 
-/// A gradient lies in memory as its input does, so that both are read and written in one order; unless the input has gaps or repetitions.
+/// A gradient is laid out as its input is, so that both are read and written in one order; unless the input has gaps or repetitions.
 fn layout_of_gradient(x: &FlexTensor) -> Layout {
     let layout = x.layout();
     if is_dense(layout) {

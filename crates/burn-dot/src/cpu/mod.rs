@@ -1,21 +1,22 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
 //! A tensor passes `mod` (dtypes, path) → `memory` (who may read and write what) → `reduction` or `matrices` and `gemm` → `loops` → `simd`
-//! (instruction sets). `space` has its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads`
+//! (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads`
 //! the sharing of work. CONTRIBUTING.md follows one tensor all the way.
 //!
-//! Sizes were checked by the plan, and that they can be counted is checked here ([`space::is_countable`]); strides are checked where a
-//! tensor becomes a pointer ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices lie within the tensors. On
+//! Sizes were checked by the plan, and that they can be counted is checked here ([`layout::is_countable`]); strides are checked where a
+//! tensor becomes a pointer ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On
 //! that all `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
 //!
 //! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
-//! ([`has_kernel`]; `ops` casts them first), and vectors whose norms lie so far from 1 that their plain product would overflow or lose digits.
+//! ([`has_kernel`]; `ops` casts them first), and vectors whose norms are so far from 1 that their plain product would overflow or lose digits.
 
 use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, TensorData, bf16, f16};
 
 use crate::{
     error::Operand,
+    layout,
     path::{Pass, Path},
     plan::{FloatOptions, Plan, SavedBy},
 };
@@ -37,7 +38,6 @@ mod pool;
 mod reduction;
 mod runs;
 mod simd;
-mod space;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -45,10 +45,10 @@ mod threads;
 pub(crate) use pool::release as release_memory;
 
 use element::Element;
+use layout::{Space, Strides, X_INDEX, Y_INDEX};
 use matrices::Matrices;
 use memory::{Differentiated, Fresh, base_ptr};
 use reduction::{Rows, SavedRow};
-use space::{Space, Strides, X_INDEX, Y_INDEX};
 
 /// What a forward pass gives.
 pub(crate) struct Forward {
@@ -119,7 +119,7 @@ pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use again, where that is worth its memory.
 pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
-    if plan.is_trivial() || !space::is_countable(plan) {
+    if plan.is_trivial() || !layout::is_countable(plan) {
         return None;
     }
     let output = options.output.unwrap_or(lhs.dtype().into());
@@ -136,7 +136,7 @@ pub(crate) fn float_dot_grads(
     options: FloatOptions,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    if plan.is_trivial() || !space::is_countable(plan) {
+    if plan.is_trivial() || !layout::is_countable(plan) {
         return Err(inputs);
     }
     let dtypes = (inputs[0].dtype().into(), grad.dtype().into());
@@ -169,7 +169,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let Path::Reduction { vector } = path(Pass::Forward) else {
         let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
         let norms = match epsilon {
-            // SAFETY: every index of `space` lies within the tensors, as their strides say and `base_ptr` checked, and nothing is empty.
+            // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty.
             Some(epsilon) => Some(unsafe { norms::of_both(x, y, &space, counts, epsilon) }?),
             None => None,
         };
@@ -190,11 +190,12 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let read_again = path(Pass::Backward) != Path::Gemm;
     let mut saved = (read_again && worth(shape.iter().product(), size_of::<f64>()))
         .then(|| Fresh::<f64>::new(Layout::contiguous(Shape::from(shape))));
-    let kept = saved.as_mut().map(|saved| saved.as_mut_ptr().cast());
-    // SAFETY: every index of `space` lies within the tensors, as their strides say and `base_ptr` checked, and nothing is empty. Nobody
+    let to_save = saved.as_mut().map(|saved| saved.as_mut_ptr().cast());
+    // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty. Nobody
     // else has the output and what is saved, which has a row for each of the output's elements.
-    let complete =
-        unsafe { reduction::forward(Rows { x, y, out: out.as_mut_ptr(), dx: None, dy: None, saved: kept }, &space, epsilon) };
+    let complete = unsafe {
+        reduction::forward(Rows { x, y, out: out.as_mut_ptr(), dx: None, dy: None, saved: to_save }, &space, epsilon)
+    };
     let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: SavedBy::Rows(vector) });
     complete.then(|| Forward { out: out.into_tensor(), saved })
 }
@@ -256,10 +257,10 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     };
     // Only read.
     let out = base_ptr::<O>(grad).cast_mut();
-    let kept = saved.and_then(|saved| saved.read_by::<f64>(SavedBy::Rows(vector), saved_rows(plan).iter().product()));
-    let kept = kept.map(|kept| kept.cast_mut().cast());
-    let rows = Rows { x: x.input(), y: y.input(), out, dx: x.gradient(), dy: y.gradient(), saved: kept };
-    // SAFETY: every index of `space` lies within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
+    let saved = saved.and_then(|saved| saved.read_by::<f64>(SavedBy::Rows(vector), saved_rows(plan).iter().product()));
+    let saved = saved.map(|saved| saved.cast_mut().cast());
+    let rows = Rows { x: x.input(), y: y.input(), out, dx: x.gradient(), dy: y.gradient(), saved };
+    // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
     // saved has a row for each of the output's elements. Nobody else has the gradients, which are the inputs' own where `in_place` says so.
     unsafe { reduction::backward(rows, &space, epsilon, in_place) }
 }
@@ -282,7 +283,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
         // SAFETY: there are so many, contiguous, and nobody writes to what was saved.
         (Some(_), Some(saved)) => Some(unsafe { core::slice::from_raw_parts(saved, counts[0] + counts[1]) }),
         (Some(epsilon), None) => {
-            // SAFETY: every index of `space` lies within the inputs, as their strides say and `base_ptr` checked, and nothing is empty.
+            // SAFETY: every index of `space` is within the inputs, as their strides say and `base_ptr` checked, and nothing is empty.
             let Some(norms) = (unsafe { norms::of_both(x, y, &space, counts, epsilon) }) else { return false };
             made = norms;
             Some(&made[..])

@@ -9,14 +9,14 @@ use core::{
 use super::{
     compensated::{self, Compensated},
     element::{self, Compute, Element},
+    layout::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
     loops::{self, SQUARED_ROWS},
     runs::{CHUNK, Run},
     simd::{self, Isa, Task},
-    space::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
     threads::{self, SharedPtr},
 };
 
-/// The factor of a vector, as one number: negative where the norm is below the epsilon.
+/// The factor of a vector, as one element: negative where the norm is below epsilon.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Scale(pub f64);
 
@@ -31,8 +31,8 @@ impl Scale {
 
     /// Whether the larger of norm and epsilon is in a range. The range is symmetric under `1/x`, so the inverse is tested.
     #[inline(always)]
-    pub fn is_within(self, trusted: RangeInclusive<f64>) -> bool {
-        trusted.contains(&self.inverse())
+    pub fn is_within(self, in_range: RangeInclusive<f64>) -> bool {
+        in_range.contains(&self.inverse())
     }
 
     #[inline(always)]
@@ -58,7 +58,7 @@ impl Scale {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, which have so many vectors, and nothing in it is empty.
+/// Every index of `space` is within the tensors, which have so many vectors, and nothing in it is empty.
 pub(super) unsafe fn of_both<T: Element>(
     x: *const T,
     y: *const T,
@@ -69,10 +69,10 @@ pub(super) unsafe fn of_both<T: Element>(
     let mut norms = vec![T::Compute::default(); x_count + y_count];
     let (of_x, of_y) = norms.split_at_mut(x_count);
     // SAFETY: the caller's promise.
-    let trusted = unsafe {
+    let in_range = unsafe {
         of_one(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && of_one(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
     };
-    trusted.then_some(norms)
+    in_range.then_some(norms)
 }
 
 /// False as [`of_both`].
@@ -81,10 +81,10 @@ unsafe fn of_one<T: Element>(
     x: *const T,
     space: &Space,
     free: &Axes,
-    [tensor, number]: [usize; 2],
+    [tensor, index]: [usize; 2],
     epsilon: f64,
 ) -> bool {
-    let (outer, inner) = space.batch.split_by(number).0.followed_by(free).inner();
+    let (outer, inner) = space.batch.split_by(index).0.followed_by(free).inner();
     let blocks = inner.size.div_ceil(CHUNK);
     let (count, terms) = (outer.len() * blocks, space.k.len());
     // The vectors are numbered in the order of the axes, so those of a block are contiguous, and all of them fit.
@@ -93,7 +93,7 @@ unsafe fn of_one<T: Element>(
     let work = norms.len().saturating_mul(terms);
     let parts = threads::count(work).div_ceil(count).min(terms.div_ceil(PART_TERMS));
     let mut squares = vec![0.0; if parts > 1 { parts * norms.len() } else { 0 }];
-    let trusted = AtomicBool::new(true);
+    let in_range = AtomicBool::new(true);
     let all = norms.len();
     let (x, norms_at, squares_at) =
         (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()), SharedPtr::new(squares.as_mut_ptr()));
@@ -116,7 +116,7 @@ unsafe fn of_one<T: Element>(
                 let x = x.offset(at[tensor]);
                 simd::dispatch(Squares { x, stride: inner.stride[tensor], k: &space.k, terms, tensor, to });
                 if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), epsilon) {
-                    trusted.store(false, Ordering::Relaxed);
+                    in_range.store(false, Ordering::Relaxed);
                 }
             }
         }
@@ -126,7 +126,7 @@ unsafe fn of_one<T: Element>(
         rest.chunks(all).for_each(|more| first.iter_mut().zip(more).for_each(|(square, more)| *square += more));
         return scales(first, norms, epsilon);
     }
-    trusted.into_inner()
+    in_range.into_inner()
 }
 
 /// Terms of a part, at least.
@@ -134,15 +134,15 @@ const PART_TERMS: usize = 4096;
 
 /// From sums of squares. False as [`of_both`].
 fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
-    let mut trusted = true;
+    let mut in_range = true;
     for (to, &square) in to.iter_mut().zip(squares) {
         let scale = Scale::new::<R>(square, epsilon);
-        // Also below the epsilon: products of tiny vectors would be subnormal.
+        // Also below epsilon: products of tiny vectors would be subnormal.
         let tiny = square > 0.0 && element::sqrt(square) < *R::MATRIX_NORMS.start();
-        trusted &= scale.is_within(R::MATRIX_NORMS) && !tiny;
+        in_range &= scale.is_within(R::MATRIX_NORMS) && !tiny;
         *to = R::from_f64(scale.0);
     }
-    trusted
+    in_range
 }
 
 /// The squares of vectors at equal strides, summed over these terms.
@@ -166,7 +166,7 @@ impl<T: Element> Task for Squares<'_, T> {
 
     #[inline(always)]
     fn run<S: Isa>(mut self, isa: S) {
-        // Vectors that lie across memory are read line by line, those that lie along it one after the other.
+        // Vectors perpendicular to memory are read row of memory by row of memory, others one by one.
         // SAFETY: the promise made to `of_both`.
         unsafe {
             let across = self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1;
@@ -187,7 +187,7 @@ impl<T: Element> Task for Squares<'_, T> {
 }
 
 impl<T: Element> Squares<'_, T> {
-    /// Lines of memory, each with an element of every vector. Short ones that follow one another are read as one.
+    /// Rows of memory, each with an element of every vector. Short ones that follow one another are read as one.
     #[inline(always)]
     unsafe fn across<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
@@ -198,7 +198,7 @@ impl<T: Element> Squares<'_, T> {
             // SAFETY: the caller's promise.
             let x = unsafe { x.offset(from[tensor]) };
             let mut rest = 0..len;
-            // First by groups, then what is left of them, line by line.
+            // First by groups, then what is left of them, row by row.
             for group in [group, 1] {
                 let width = vectors * group;
                 let (partial, squares, lost) = (&mut partial[..width], &mut squares[..width], &mut lost[..width]);
@@ -206,14 +206,14 @@ impl<T: Element> Squares<'_, T> {
                     let terms = rest.start..rest.end.min(rest.start + PARTIAL * group);
                     partial.fill(0.0);
                     while terms.end - rest.start >= group {
-                        let mut lines: [&[T]; SQUARED_ROWS] = [&[]; SQUARED_ROWS];
-                        let lines = &mut lines[..SQUARED_ROWS.min((terms.end - rest.start) / group)];
-                        for line in lines.iter_mut() {
-                            // SAFETY: as above: each term has a line of contiguous elements, and those of a group are contiguous.
-                            *line = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_stride), width) };
+                        let mut rows: [&[T]; SQUARED_ROWS] = [&[]; SQUARED_ROWS];
+                        let rows = &mut rows[..SQUARED_ROWS.min((terms.end - rest.start) / group)];
+                        for row in rows.iter_mut() {
+                            // SAFETY: as above: each term has a row of contiguous elements, and those of a group are contiguous.
+                            *row = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_stride), width) };
                             rest.start += group;
                         }
-                        loops::add_squares(isa, partial, lines);
+                        loops::add_squares(isa, partial, rows);
                     }
                     compensated::add(squares, lost, partial);
                 }

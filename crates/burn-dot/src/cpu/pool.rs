@@ -86,7 +86,7 @@ impl Drop for Block {
 fn advise_huge_pages(at: NonNull<u8>, len: usize) {
     // SAFETY: a question about the system, with no effect.
     let Ok(page) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return };
-    // The allocator's own bytes in front of a large block lie on its first page.
+    // The allocator's own bytes in front of a large block are on its first page.
     let before = at.as_ptr().addr() % page;
     // SAFETY: advice changes no byte, and these pages are mapped: each holds a byte of the block or one in front of it on the same page.
     // Whether the advice is taken does not matter.

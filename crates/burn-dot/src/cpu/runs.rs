@@ -16,7 +16,7 @@ impl<T: Copy> Run<T> {
     ///
     /// # Safety
     ///
-    /// All of them lie within one allocation; there are no more than the buffer holds.
+    /// All of them are within one allocation; there are no more than the buffer holds.
     #[inline(always)]
     pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
         let to = &mut buffer[..self.len];
@@ -45,7 +45,7 @@ impl<T: Copy> RunMut<T> {
     ///
     /// # Safety
     ///
-    /// All places lie within one allocation, and nothing else reads or writes them.
+    /// All places are within one allocation, and nothing else reads or writes them.
     #[inline(always)]
     pub unsafe fn scatter(self, from: &[T]) {
         for (i, &x) in from.iter().enumerate() {

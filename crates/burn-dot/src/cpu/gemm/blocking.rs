@@ -26,11 +26,11 @@ pub(super) struct Blocking {
     pub lane_parts: usize,
     pub broadcast_parts: usize,
     /// Above 1, each part gives a partial sum.
-    pub term_parts: usize,
+    pub k_parts: usize,
     /// Sizes of a block.
     pub lane_block: usize,
     pub broadcast_block: usize,
-    pub term_block: usize,
+    pub k_block: usize,
     /// Whether a block is accumulated in a workspace, not in the output.
     pub workspace: bool,
     /// Whether partial sums are added with their rounding errors.
@@ -38,7 +38,7 @@ pub(super) struct Blocking {
 }
 
 /// Terms of a packed panel: with 16 lanes of f32, 16 KiB, half of a first-level cache.
-const TERM_BLOCK: usize = 256;
+const K_BLOCK: usize = 256;
 /// Bytes of the packed lanes of a block: half of a second-level cache.
 const PACKED: usize = 256 << 10;
 /// Columns of a block that is accumulated in the output.
@@ -60,14 +60,14 @@ impl Blocking {
     /// Accumulates in the output, or, where that is `indirect`, in a workspace.
     pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
         let Sizes { units, lanes, broadcast, terms, element } = sizes;
-        let [lane_parts, broadcast_parts, term_parts] = parts(sizes, whole, threads);
-        let term_block = TERM_BLOCK.min(terms);
-        let compensated = terms > PLAIN_BLOCKS * TERM_BLOCK || term_parts > 1;
+        let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
+        let k_block = K_BLOCK.min(terms);
+        let compensated = terms > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
         let workspace = indirect || compensated;
-        let most_lanes = (PACKED / (element * TERM_BLOCK)).min(lanes);
+        let most_lanes = (PACKED / (element * K_BLOCK)).min(lanes);
         let (lane_block, broadcast_block) = match (workspace, whole) {
             // Partial sums of a whole unit are added when all are there.
-            _ if term_parts > 1 => (lanes, broadcast),
+            _ if k_parts > 1 => (lanes, broadcast),
             (false, Whole::Broadcast) => (most_lanes, broadcast),
             (false, Whole::Lanes) => (most_lanes, (WORKSPACE / lanes).clamp(PART_BROADCAST, BROADCAST_BLOCK)),
             (false, Whole::Nothing) => (most_lanes, BROADCAST_BLOCK),
@@ -81,10 +81,10 @@ impl Blocking {
         Blocking {
             lane_parts,
             broadcast_parts,
-            term_parts,
+            k_parts,
             lane_block: lane_block.min(lanes),
             broadcast_block: broadcast_block.min(broadcast),
-            term_block,
+            k_block,
             workspace,
             compensated,
         }
@@ -92,7 +92,7 @@ impl Blocking {
 
     /// Tasks of a unit.
     pub fn tasks(&self) -> usize {
-        self.lane_parts * self.broadcast_parts * self.term_parts
+        self.lane_parts * self.broadcast_parts * self.k_parts
     }
 }
 
@@ -106,8 +106,8 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
     let wanted = (work / TASK).clamp(threads, TASKS_PER_THREAD * threads).div_ceil(units);
     // Few outputs and many terms: each part reads terms of its own, and its partial sums fit a workspace.
     let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
-    if few && terms >= PLAIN_BLOCKS * TERM_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
-        return [1, 1, threads.div_ceil(units).min(terms.div_ceil(TERM_BLOCK))];
+    if few && terms >= PLAIN_BLOCKS * K_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
+        return [1, 1, threads.div_ceil(units).min(terms.div_ceil(K_BLOCK))];
     }
     // As many as share out evenly.
     let even = |parts: usize| if parts >= threads { parts / threads * threads } else { parts };
@@ -148,7 +148,7 @@ mod tests {
         for terms in [1, 256, 4096, 4097, 1 << 22] {
             let blocking = Blocking::new(sizes(1, 40, 30, terms), Whole::Nothing, false, 1);
             assert_eq!((blocking.compensated, blocking.workspace), (terms > 4096, terms > 4096), "{terms} terms");
-            assert!(blocking.term_block <= 256 && blocking.term_block <= terms);
+            assert!(blocking.k_block <= 256 && blocking.k_block <= terms);
         }
     }
 

@@ -6,10 +6,10 @@ use super::{
     super::{
         compensated::{self, Compensated},
         element::{self, Compute, Element},
+        layout::{Axes, Offsets, X_INDEX, sum},
         loops, norms,
         runs::{CHUNK, RunMut},
         simd::{self, Isa, Task},
-        space::{Axes, Offsets, X_INDEX, sum},
     },
     pack::Input,
 };
@@ -26,7 +26,7 @@ pub(in super::super) enum Epilogue<'a, R> {
     Project {
         x: Input<R>,
         norms: &'a [R],
-        /// `x·p / ‖x‖` of each row `p`, where that is known: else rows are completed in one piece.
+        /// `x·p / ‖x‖` of each row `p`, where that is known: else rows are completed as a whole.
         dots: Option<&'a [f64]>,
     },
 }
@@ -62,7 +62,7 @@ impl<R> Clone for Output<R> {
 }
 impl<R> Copy for Output<R> {}
 
-// SAFETY: plain numbers may be written on any thread. To write at all takes a reason of its own.
+// SAFETY: plain data may be written on any thread. To write at all takes a reason of its own.
 unsafe impl<R> Send for Output<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Output<R> {}
@@ -181,7 +181,7 @@ impl<R: Compute> Task for Scale<'_, R> {
 /// below its epsilon.
 pub(super) struct Project<'a, R> {
     pub block: Block<R>,
-    /// Whether a row is a column of the block, contiguous, or lies across its columns.
+    /// Whether a row is a column of the block, contiguous, or perpendicular to them.
     pub rows_are_columns: bool,
     pub lanes: (&'a Axes, Range<usize>),
     pub columns: &'a [Offsets],
@@ -196,14 +196,14 @@ impl<R: Compute> Task for Project<'_, R> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        // SAFETY: the promise made to `Product::run`: `x` has a vector for each row, which lies where its gradient does.
+        // SAFETY: the promise made to `Product::run`: `x` has a vector for each row, which is where its gradient is.
         unsafe { if self.rows_are_columns { self.along_lanes(isa) } else { self.across_columns(isa) } }
     }
 }
 
-/// Rows that lie across the columns of a block: some of its lanes.
+/// Rows perpendicular to the columns of a block: some of its lanes.
 struct Across {
-    /// The first lane, and where its row lies.
+    /// The first lane, and where its row is.
     lane: usize,
     at: Offsets,
     rows: usize,
@@ -270,7 +270,7 @@ impl<R: Compute> Project<'_, R> {
         }
     }
 
-    /// Rows that lie across the columns, many at a time.
+    /// Rows perpendicular to the columns, many at a time.
     #[inline(always)]
     unsafe fn across_columns<S: Isa>(&self, isa: S) {
         let stride = self.lanes.0.inner().1.stride;
@@ -313,13 +313,13 @@ impl<R: Compute> Project<'_, R> {
         if dense { CHUNK / rows } else { 1 }
     }
 
-    /// Calls `f` with the number of the first column of each group, with its elements of `x`, and with those of the block.
+    /// Calls `f` with the index of the first column of each group, with its elements of `x`, and with those of the block.
     #[inline(always)]
     unsafe fn for_each_group(&self, across: &Across, mut f: impl FnMut(usize, &[R], &mut [R])) {
         let Across { lane, at, rows, group } = *across;
         let mut buffer = [R::default(); CHUNK];
-        for (number, columns) in self.columns.chunks(group).enumerate() {
-            let (first, len) = (number * group, rows * columns.len());
+        for (index, columns) in self.columns.chunks(group).enumerate() {
+            let (first, len) = (index * group, rows * columns.len());
             // SAFETY: the caller's promise; columns of a group are contiguous. These rows of the block belong to this task.
             unsafe {
                 let x = self.read(sum(columns[0], at), len, &mut buffer);
@@ -328,7 +328,7 @@ impl<R: Compute> Project<'_, R> {
         }
     }
 
-    /// `x·p` of rows that lie across the columns.
+    /// `x·p` of rows perpendicular to the columns.
     #[inline(always)]
     unsafe fn dots_across<S: Isa>(&self, isa: S, across: &Across, dots: &mut [f64; CHUNK]) {
         let Across { rows, group, .. } = *across;

@@ -2,12 +2,12 @@
 //!
 //! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
 //! [`Worker`] packs the lanes of a block ([`pack`]), multiplies them by the vectors of the other side, which it reads in place where it can
-//! ([`tile`]), and finishes what is complete ([`epilogue`]).
+//! ([`tile`]), and ends what is complete ([`epilogue`]).
 //!
 //! # Accuracy
 //!
 //! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16 such blocks. Longer sums go on in a workspace, as
-//! pairs of a sum and its rounding error. So the error stays at a few ε of the sum of absolute terms at any K, and on any number of threads.
+//! pairs of a sum and its rounding error. So the error stays at a few ε of the sum of absolute terms at any K, and on any index of threads.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -17,8 +17,8 @@ use burn_core::tensor::bf16;
 use super::{
     bfloat, compensated,
     element::Compute,
+    layout::{Axes, Offsets, X_INDEX, Y_INDEX},
     simd::{self, Isa, Task},
-    space::{Axes, Offsets, X_INDEX, Y_INDEX},
     threads::{self, SharedPtr},
 };
 
@@ -31,7 +31,7 @@ use blocking::{Blocking, Sizes, Whole};
 use epilogue::{Block, Project, Scale};
 pub(super) use epilogue::{Epilogue, Output};
 pub(super) use pack::Input;
-use pack::{BROADCAST, Side, Terms, Vectors, panel_width};
+use pack::{BROADCAST, KBlock, Side, Vectors, panel_width};
 use tile::{Panel, VECTORS, Write};
 
 /// A batch of products: which axes are which, and which tensors.
@@ -53,7 +53,7 @@ impl<R: Compute> Product<'_, R> {
     ///
     /// # Safety
     ///
-    /// Every index of the axes lies within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`.
+    /// Every index of the axes is within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`.
     pub unsafe fn run(&self) {
         let unit = |axes: &Axes| axes.stride_of(self.c.tensor);
         // The lanes are those that are contiguous in the output, if any are.
@@ -83,14 +83,14 @@ impl<R: Compute> Product<'_, R> {
             && self.b.is_bf16
             && self.c.is_bf16
             && matches!(self.epilogue, Epilogue::None)
-            && sizes.terms <= 2 * blocking.term_block
+            && sizes.terms <= 2 * blocking.k_block
             && regular;
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, scale_later, to_bf16, sizes, blocking };
         // SAFETY: the caller's promise.
         unsafe {
-            match blocking.term_parts {
+            match blocking.k_parts {
                 1 => task.run(work),
-                parts => task.run_by_terms(work, parts),
+                parts => task.run_by_k(work, parts),
             }
         }
     }
@@ -130,7 +130,7 @@ impl<R: Compute> Tasks<'_, R> {
     }
 
     /// Each task sums a part of the terms of all outputs of a unit.
-    unsafe fn run_by_terms(&self, work: usize, parts: usize) {
+    unsafe fn run_by_k(&self, work: usize, parts: usize) {
         let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
         let mut sums: Vec<Option<Sums<R>>> = (0..units * parts).map(|_| None).collect();
         let slots = SharedPtr::new(sums.as_mut_ptr());
@@ -152,7 +152,7 @@ impl<R: Compute> Tasks<'_, R> {
             parts.for_each(|more| worker.sums.add(&more));
             worker.set(unit_at, 0..lanes, 0..broadcast);
             // SAFETY: the promise made to `Product::run`.
-            unsafe { worker.finish(0..lanes) };
+            unsafe { worker.end(0..lanes) };
         }
     }
 }
@@ -203,8 +203,8 @@ struct Worker<'a, R> {
     tasks: &'a Tasks<'a, R>,
     lanes: Vectors<'a, R>,
     broadcast: Vectors<'a, R>,
-    lane_terms: Terms<'a, R>,
-    broadcast_terms: Terms<'a, R>,
+    lane_k: KBlock<'a, R>,
+    broadcast_k: KBlock<'a, R>,
     panels: Panels<R>,
     sums: Sums<R>,
     /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
@@ -218,8 +218,8 @@ impl<'a, R: Compute> Worker<'a, R> {
             tasks,
             lanes: Vectors::new(tasks.lanes),
             broadcast: Vectors::new(tasks.broadcast),
-            lane_terms: Terms::new(tasks.product.sum),
-            broadcast_terms: Terms::new(tasks.product.sum),
+            lane_k: KBlock::new(tasks.product.sum),
+            broadcast_k: KBlock::new(tasks.product.sum),
             panels: Panels { elements: Vec::new(), first: None },
             sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
@@ -229,12 +229,12 @@ impl<'a, R: Compute> Worker<'a, R> {
 
     /// Multiplies a part of a unit, block by block.
     unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
-        let Blocking { lane_block, broadcast_block, term_block, workspace, .. } = self.tasks.blocking;
+        let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
         let terms = self.tasks.sizes.terms;
-        // Blocks of lanes that only together are whole are finished together, in the output.
+        // Blocks of lanes that only together are whole end together, in the output.
         let together = !workspace && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
-        let once = lanes.len() <= lane_block && terms <= term_block;
+        let once = lanes.len() <= lane_block && terms <= k_block;
         let first = broadcast.start;
         // SAFETY: the promise made to `Product::run`, here and below.
         unsafe {
@@ -249,12 +249,12 @@ impl<'a, R: Compute> Worker<'a, R> {
                     }
                     self.accumulate(unit_at, 0..terms);
                     if !together {
-                        self.finish(lanes);
+                        self.end(lanes);
                     }
                 }
                 if together {
                     self.lanes.set(unit_at, lanes.clone());
-                    self.finish(lanes.clone());
+                    self.end(lanes.clone());
                 }
             }
         }
@@ -268,21 +268,21 @@ impl<'a, R: Compute> Worker<'a, R> {
 
     /// Adds these terms of the block.
     unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
-        let Blocking { term_block, workspace, compensated, .. } = self.tasks.blocking;
+        let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
         if workspace {
             self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
         }
         let block = self.block();
-        let count = terms.len().div_ceil(term_block);
-        for (i, terms) in blocks(terms, term_block).enumerate() {
+        let count = terms.len().div_ceil(k_block);
+        for (i, terms) in blocks(terms, k_block).enumerate() {
             if count > 1 {
                 self.panels.first = None;
             }
             let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
             let last = i + 1 == count;
-            self.lane_terms.set(&self.tasks.lanes, unit_at, terms.clone());
-            self.broadcast_terms.set(&self.tasks.broadcast, unit_at, terms);
+            self.lane_k.set(&self.tasks.lanes, unit_at, terms.clone());
+            self.broadcast_k.set(&self.tasks.broadcast, unit_at, terms);
             // SAFETY: the caller's promise.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
@@ -315,9 +315,9 @@ impl<'a, R: Compute> Worker<'a, R> {
             true => ((rows, X_INDEX), (columns, Y_INDEX)),
             false => ((columns, Y_INDEX), (rows, X_INDEX)),
         };
-        for (to, (factors, number), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
+        for (to, (factors, index), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
             self.factors[to].clear();
-            self.factors[to].extend(places.iter().map(|at| factors[at[number] as usize].abs()));
+            self.factors[to].extend(places.iter().map(|at| factors[at[index] as usize].abs()));
         }
     }
 
@@ -332,8 +332,8 @@ impl<'a, R: Compute> Worker<'a, R> {
         simd::dispatch(MultiplyBlock {
             lanes: &mut self.lanes,
             broadcast: &mut self.broadcast,
-            lane_terms: &self.lane_terms,
-            broadcast_terms: &self.broadcast_terms,
+            lane_k: &self.lane_k,
+            broadcast_k: &self.broadcast_k,
             panels: &mut self.panels,
             factors: scale.then_some([lane_factors, broadcast_factors]),
             block,
@@ -347,7 +347,7 @@ impl<'a, R: Compute> Worker<'a, R> {
             return false;
         }
         let to = bfloat::To { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
+        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
             // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
@@ -358,11 +358,11 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
     unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
         let all = 0..self.tasks.sizes.terms;
-        self.lane_terms.set(&self.tasks.lanes, unit_at, all.clone());
-        self.broadcast_terms.set(&self.tasks.broadcast, unit_at, all);
+        self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
+        self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
         let block = self.block_in_output::<bf16>();
         let to = bfloat::To { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_terms), self.lanes.bf16_side(&self.lane_terms));
+        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
             // SAFETY: the caller's promise; inputs and output are bf16.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
@@ -370,8 +370,8 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
     }
 
-    /// Finishes the block, whose lanes are these, and writes it to the output.
-    unsafe fn finish(&mut self, lanes: Range<usize>) {
+    /// Applies the epilogue to the block, whose lanes are these, and writes it to the output.
+    unsafe fn end(&mut self, lanes: Range<usize>) {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
         if compensated {
@@ -421,8 +421,8 @@ struct Panels<R> {
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
-    lane_terms: &'w Terms<'a, R>,
-    broadcast_terms: &'w Terms<'a, R>,
+    lane_k: &'w KBlock<'a, R>,
+    broadcast_k: &'w KBlock<'a, R>,
     panels: &'w mut Panels<R>,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
@@ -438,26 +438,26 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let MultiplyBlock { lanes, broadcast, lane_terms, broadcast_terms, panels, factors, block, add } = self;
+        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
-        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_terms.len);
+        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
             let rows = width.min(lane_count - lane);
-            rows.is_multiple_of(R::lanes::<S>()).then(|| lanes.panel_in_place(lane..lane + rows, lane_terms)).flatten()
+            rows.is_multiple_of(R::lanes::<S>()).then(|| lanes.panel_in_place(lane..lane + rows, lane_k)).flatten()
         };
         let first_packed = panels.first.unwrap_or_else(|| {
             let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
             let first = first.unwrap_or(lane_count);
             // SAFETY: the promise made to `Product::run`.
-            unsafe { lanes.pack(first..lane_count, lane_terms, R::lanes::<S>(), width, &mut panels.elements) };
+            unsafe { lanes.pack(first..lane_count, lane_k, R::lanes::<S>(), width, &mut panels.elements) };
             panels.first = Some(first);
             first
         });
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
             // SAFETY: as above.
-            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_terms, lane_count <= width) };
+            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
             for lane in (0..lane_count).step_by(width) {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
@@ -468,7 +468,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
-                // SAFETY: as above: the tile lies in the block, and panel, columns and factors are those of it.
+                // SAFETY: as above: the tile is in the block, and panel, columns and factors are those of it.
                 unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
             }
         }

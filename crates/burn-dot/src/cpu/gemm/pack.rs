@@ -6,13 +6,13 @@ use core::ops::Range;
 use super::super::{
     bfloat,
     element::{Compute, Element},
+    layout::{Axes, Axis, Offsets, sum},
     loops,
     simd::{self, Isa, Task},
-    space::{Axes, Axis, Offsets, sum},
 };
 use super::tile;
 
-/// One input of a product: where its elements lie, and how they are read in the compute dtype `R`.
+/// One input of a product: where its elements are, and how they are read in the compute dtype `R`.
 pub(in super::super) struct Input<R> {
     at: *const u8,
     /// Bytes of an element.
@@ -33,7 +33,7 @@ impl<R> Clone for Input<R> {
 }
 impl<R> Copy for Input<R> {}
 
-// SAFETY: an input is only read, and its elements, plain numbers, may be read on any thread. To read at all takes a reason of its own.
+// SAFETY: an input is only read, and its elements, plain data, may be read on any thread. To read at all takes a reason of its own.
 unsafe impl<R> Send for Input<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Input<R> {}
@@ -42,7 +42,7 @@ unsafe impl<R> Sync for Input<R> {}
 ///
 /// # Safety
 ///
-/// The elements lie within one allocation; `to` has room for them.
+/// The elements are within one allocation; `to` has room for them.
 type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
 impl<R: Compute> Input<R> {
@@ -134,30 +134,30 @@ impl<R> Clone for Side<'_, R> {
 }
 impl<R> Copy for Side<'_, R> {}
 
-/// The terms of one block of K, and where they lie.
-pub(super) struct Terms<'a, R> {
+/// The terms of one block of K, and where they are.
+pub(super) struct KBlock<'a, R> {
     pub len: usize,
-    /// The first of each run along the last axis, its length, and where it lies.
+    /// The first of each run along the last axis, its length, and where it is.
     runs: Vec<(usize, usize, Offsets)>,
     last: Axis,
     factors: Vec<R>,
     axes: &'a Axes,
 }
 
-impl<'a, R: Compute> Terms<'a, R> {
+impl<'a, R: Compute> KBlock<'a, R> {
     pub fn new(axes: &'a Axes) -> Self {
-        Terms { len: 0, runs: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
+        KBlock { len: 0, runs: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
     }
 
     pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, terms: Range<usize>) {
         self.len = terms.len();
         self.runs.clear();
         self.runs.extend(self.axes.runs(terms));
-        let Some((factors, number)) = side.factors else { return };
+        let Some((factors, index)) = side.factors else { return };
         self.factors.clear();
         for &(_, len, from) in &self.runs {
-            let first = at[number] + from[number];
-            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[number]) as usize].abs()));
+            let first = at[index] + from[index];
+            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[index]) as usize].abs()));
         }
     }
 
@@ -178,13 +178,13 @@ pub(super) fn panel_width(vectors: usize, lanes: usize, width: usize) -> usize {
 /// How the vectors of a block are read.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Order {
-    /// Vector by vector, along the terms.
-    Vectors,
-    /// Term by term, along the vectors.
-    Terms,
+    /// Vector by vector, along K.
+    ByVector,
+    /// Index of K by index of K, along the vectors.
+    ByK,
 }
 
-/// Vectors of an input, and where they lie. Read in the order in which they lie in memory.
+/// Vectors of an input, and where they are. Read in the order that they have in memory.
 pub(super) struct Vectors<'a, R> {
     side: Side<'a, R>,
     /// Where the unit begins, and each vector of the block.
@@ -200,7 +200,7 @@ pub(super) const BROADCAST: usize = 16;
 impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, terms) = (side.free.inner().1, side.terms.inner().1);
-        let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::Terms } else { Order::Vectors };
+        let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
         Vectors { side, unit_at: Offsets::default(), at: Vec::new(), order, buffer: Vec::new() }
     }
 
@@ -222,7 +222,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         &self.at
     }
 
-    /// How far the first vector of the block lies from the beginning of the unit.
+    /// How far the first vector of the block is from the beginning of the unit.
     pub fn offset_in_unit(&self, tensor: usize) -> isize {
         self.at[0][tensor] - self.unit_at[tensor]
     }
@@ -236,7 +236,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// Where these vectors are, the stride from one to the next, and that from one term to the next. `None` where there are several.
-    fn strides(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<(*const u8, isize, isize)> {
+    fn strides(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<(*const u8, isize, isize)> {
         let from = terms.single()?;
         let first = self.place(vectors.start);
         let stride = if vectors.len() > 1 { self.place(vectors.start + 1) - first } else { 1 };
@@ -246,7 +246,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
-    fn in_place(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<(*const R, isize, isize)> {
+    fn in_place(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
         if !self.side.input.is_compute || self.side.factors.is_some() {
             return None;
         }
@@ -254,7 +254,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// The block as a matrix for the instruction for bf16.
-    pub fn bf16_side(&self, terms: &Terms<'_, R>) -> Option<bfloat::Side> {
+    pub fn bf16_side(&self, terms: &KBlock<'_, R>) -> Option<bfloat::Side> {
         if self.side.factors.is_some() {
             return None;
         }
@@ -266,8 +266,8 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ///
     /// # Safety
     ///
-    /// They lie within the input.
-    pub unsafe fn broadcast(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, few_panels: bool) -> tile::Strided<R> {
+    /// They are within the input.
+    pub unsafe fn broadcast(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, few_panels: bool) -> tile::Strided<R> {
         if let Some((at, column, term)) = self.in_place(vectors.clone(), terms)
             && (term == 1 || few_panels)
         {
@@ -276,14 +276,14 @@ impl<'a, R: Compute> Vectors<'a, R> {
         self.buffer.resize(self.buffer.len().max(BROADCAST * terms.len), R::default());
         let mut buffer = core::mem::take(&mut self.buffer);
         let (column, term) = match self.order {
-            Order::Vectors => (terms.len as isize, 1),
-            Order::Terms => (1, BROADCAST as isize),
+            Order::ByVector => (terms.len as isize, 1),
+            Order::ByK => (1, BROADCAST as isize),
         };
         // SAFETY: the caller's promise; the buffer has room.
         unsafe {
             match self.order {
-                Order::Vectors => self.read_vectors(vectors, terms, &mut buffer),
-                Order::Terms => self.read_terms(vectors, terms, buffer.as_mut_ptr(), BROADCAST),
+                Order::ByVector => self.read_vectors(vectors, terms, &mut buffer),
+                Order::ByK => self.read_by_k(vectors, terms, buffer.as_mut_ptr(), BROADCAST),
             }
         }
         self.buffer = buffer;
@@ -291,9 +291,9 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// Rows of a panel where they are, if they can be read there and reading them once or twice is all that is to be done.
-    pub fn panel_in_place(&self, vectors: Range<usize>, terms: &Terms<'_, R>) -> Option<tile::Panel<R>> {
+    pub fn panel_in_place(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<tile::Panel<R>> {
         let (at, stride, term) = self.in_place(vectors, terms)?;
-        (stride == 1 && self.order == Order::Terms).then_some(tile::Panel { at, term })
+        (stride == 1 && self.order == Order::ByK).then_some(tile::Panel { at, term })
     }
 
     /// Packs these vectors, `width` of them to a panel, term by term. The last panel has the width of one register if its vectors fit in it;
@@ -301,8 +301,8 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ///
     /// # Safety
     ///
-    /// They lie within the input.
-    pub unsafe fn pack(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, lanes: usize, width: usize, to: &mut Vec<R>) {
+    /// They are within the input.
+    pub unsafe fn pack(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, lanes: usize, width: usize, to: &mut Vec<R>) {
         to.resize(vectors.len().next_multiple_of(width) * terms.len, R::default());
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
@@ -317,10 +317,10 @@ impl<'a, R: Compute> Vectors<'a, R> {
         }
     }
 
-    unsafe fn pack_panel(&mut self, vectors: Range<usize>, terms: &Terms<'_, R>, to: &mut [R], width: usize) {
-        if self.order == Order::Terms {
+    unsafe fn pack_panel(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R], width: usize) {
+        if self.order == Order::ByK {
             // SAFETY: the caller's promise; a panel has room for `width` vectors.
-            return unsafe { self.read_terms(vectors, terms, to.as_mut_ptr(), width) };
+            return unsafe { self.read_by_k(vectors, terms, to.as_mut_ptr(), width) };
         }
         let count = vectors.len();
         let in_place = self.in_place(vectors.clone(), terms).filter(|&(_, _, term)| term == 1);
@@ -339,7 +339,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// Reads vector by vector, each contiguous in the buffer.
-    unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &Terms<'_, R>, to: &mut [R]) {
+    unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R]) {
         let input = self.side.input;
         let to = &mut to[..vectors.len() * terms.len];
         // SAFETY: the caller's promise; the buffer has room for so many vectors of so many terms.
@@ -360,12 +360,12 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         if self.side.factors.is_some() {
-            simd::dispatch(ScaleTerms { vectors: to, factors: &terms.factors });
+            simd::dispatch(ScaleK { vectors: to, factors: &terms.factors });
         }
     }
 
     /// Reads term by term: the elements of neighbouring vectors are contiguous.
-    unsafe fn read_terms(&self, vectors: Range<usize>, terms: &Terms<'_, R>, to: *mut R, width: usize) {
+    unsafe fn read_by_k(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: *mut R, width: usize) {
         let input = self.side.input;
         let stride = input.stride(&terms.last);
         let mut next = vectors.start;
@@ -398,12 +398,12 @@ impl<'a, R: Compute> Vectors<'a, R> {
 }
 
 /// Multiplies the terms of each vector by their factors.
-struct ScaleTerms<'a, R> {
+struct ScaleK<'a, R> {
     vectors: &'a mut [R],
     factors: &'a [R],
 }
 
-impl<R: Compute> Task for ScaleTerms<'_, R> {
+impl<R: Compute> Task for ScaleK<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -447,7 +447,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
         while i < count {
             let whole = i + block <= count;
             let mut j = 0;
-            // SAFETY: the rows were just read, or lie in the input; the panel's size was checked above.
+            // SAFETY: the rows were just read, or are in the input; the panel's size was checked above.
             unsafe {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];

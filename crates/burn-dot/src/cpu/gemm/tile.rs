@@ -8,9 +8,9 @@ use super::super::{
 /// Vectors of a micro-panel: a tile is so many vectors wide.
 pub(super) const VECTORS: usize = 2;
 
-/// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most: 16 of
-/// them where all go the same way. Adding the totals costs three operations in a hundred.
-const CHAIN: usize = 32;
+/// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most; adding the
+/// totals costs two operations in a hundred.
+const CHAIN: usize = 64;
 
 /// Columns that are broadcast, at two strides.
 #[derive(Clone, Copy)]

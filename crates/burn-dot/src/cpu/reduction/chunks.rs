@@ -7,9 +7,9 @@ use super::{
     super::{
         compensated::Compensated,
         element::Element,
+        layout::{self, Axes, Axis, DX, DY, Offsets, X, Y, advance},
         runs::{CHUNK, Run, RunMut},
         simd,
-        space::{self, Axes, Axis, DX, DY, Offsets, X, Y, advance},
     },
     Normalized,
     tasks::{Dots, DotsAndSquares, Fence, GradientOfSum, Gradients, Strided},
@@ -61,7 +61,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Where a row lies in a tensor.
+    /// The offset of a row in a tensor.
     pub fn offset(&self, row: usize, tensor: usize) -> isize {
         self.start[tensor] + row as isize * self.stride[tensor]
     }
@@ -127,7 +127,7 @@ pub(super) struct Chunks {
     whole: bool,
 }
 
-/// A chunk of a row: where it lies, and which of the contracted indices it holds.
+/// A chunk of a row: where it is, and which of the contracted indices it holds.
 struct Chunk {
     at: Offsets,
     range: Range<usize>,
@@ -166,7 +166,7 @@ impl Chunks {
         let Chunks { outer, inner, contiguous, .. } = self;
         let most = if *contiguous && writer != GradWriter::Scatter { inner.size } else { CHUNK };
         (0..outer.len()).flat_map(move |block| {
-            let start = space::sum(row, outer.offset(block));
+            let start = layout::sum(row, outer.offset(block));
             (0..inner.size).step_by(most).map(move |first| Chunk {
                 at: advance(start, inner, first),
                 range: block * inner.size + first..block * inner.size + (first + most).min(inner.size),
@@ -178,7 +178,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The chunk lies within the input.
+    /// The chunk is within the input.
     unsafe fn read<T: Element>(&self, x: *const T, tensor: usize, chunk: &Chunk, scratch: &mut Scratch<T>) -> Strided<T> {
         let at = x.wrapping_offset(chunk.at[tensor]);
         if self.contiguous {
@@ -193,7 +193,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The chunk lies within both.
+    /// The chunk is within both.
     unsafe fn read_both<T: Element>(&self, [x, y]: [*const T; 2], chunk: &Chunk, scratch: &mut Scratch<T>) -> [Strided<T>; 2] {
         // SAFETY: the caller's promise.
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
@@ -203,7 +203,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The rows lie within the inputs.
+    /// The rows are within the inputs.
     pub unsafe fn dots<T: Element>(&self, vectors: [*const T; 2], group: &Group, scratch: &mut Scratch<T>, out: &mut [f64]) {
         if self.whole {
             return simd::dispatch(Dots { vectors: group.vectors(vectors), len: self.inner.size, out });
@@ -223,7 +223,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The rows lie within the inputs.
+    /// The rows are within the inputs.
     pub unsafe fn dots_and_squares<T: Element>(
         &self,
         vectors: [*const T; 2],
@@ -248,11 +248,11 @@ impl Chunks {
         out
     }
 
-    /// Writes the gradients of a group, where wanted, and adds to the sum of partners, where there is one.
+    /// Writes the gradients of a group, where wanted, and adds to the sum of rows, where there is one.
     ///
     /// # Safety
     ///
-    /// The rows lie within the inputs, and the gradients, which nobody else reads or writes. They may be the inputs' own rows.
+    /// The rows are within the inputs, and the gradients, which nobody else reads or writes. They may be the inputs' own rows.
     pub unsafe fn write_gradients<T: Element>(
         &self,
         rows: GradRows<'_, T>,
@@ -310,7 +310,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The vector lies within `x` and `dx`, which nobody else reads or writes there, and which may be the same.
+    /// The vector is within `x` and `dx`, which nobody else reads or writes there, and which may be the same.
     #[expect(clippy::too_many_arguments, reason = "one place calls it")]
     pub unsafe fn write_sum<T: Element>(
         &self,

@@ -15,8 +15,8 @@ use core::{
 use super::{
     compensated,
     element::{self, Compute, Element, clamp_to_one},
+    layout::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
     norms::Scale,
-    space::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
     threads::{self, SharedPtr},
 };
 
@@ -25,8 +25,8 @@ mod tasks;
 
 use chunks::{Chunks, GROUP, GradRows, GradWriter, Group, Scratch};
 
-/// Partners of a vector for each task that shares it, at least.
-const PARTNERS_PER_SHARE: usize = 8;
+/// Rows of a vector for each task that shares it, at least.
+const ROWS_PER_SHARE: usize = 8;
 
 /// The tensors of a product whose `x` has nothing free, each by its first element.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, O> {}
 /// A normalized row in memory: the scale of each vector, and the cosine.
 pub(super) type SavedRow = [f64; 3];
 
-/// A row and its partner, normalized.
+/// A row and its counterpart, normalized.
 #[derive(Clone, Copy, Default)]
 struct Normalized {
     scales: [Scale; 2],
@@ -87,7 +87,7 @@ struct Reduction<'a, T, O> {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
+/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
 pub(super) unsafe fn forward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>) -> bool
 where
     T: Element,
@@ -108,7 +108,7 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 ///
 /// # Safety
 ///
-/// Every index of `space` lies within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
+/// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
 /// `dy`. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
 pub(super) unsafe fn backward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>, in_place: bool) -> bool
 where
@@ -120,8 +120,8 @@ where
         Some(_) => space.batch.split_by(DX),
         None => (space.batch.clone(), Axes::new([])),
     };
-    let partners = broadcast.followed_by(&space.j);
-    let (vectors, n, k) = (own.len(), partners.len(), space.k.len());
+    let others = broadcast.followed_by(&space.j);
+    let (vectors, n, k) = (own.len(), others.len(), space.k.len());
     let written = vectors * (usize::from(rows.dx.is_some()) + n * usize::from(rows.dy.is_some()));
     let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
     let chunks = &Chunks::new(&space.k);
@@ -130,7 +130,7 @@ where
         // SAFETY: the caller's promise; no two rows share an element of a gradient.
         1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
         // SAFETY: as above.
-        _ => unsafe { product.vectors_with_partners(&own, &partners, k) },
+        _ => unsafe { product.broadcast_vectors(&own, &others, k) },
     }
 }
 
@@ -228,7 +228,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         grads
     }
 
-    /// Both gradients of rows that have one partner each.
+    /// Both gradients of rows with rows.
     unsafe fn pairs(&self, own: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
@@ -248,21 +248,21 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         true
     }
 
-    /// A vector has many partners. Where there are few vectors, several tasks share one, and their sums are added in the end.
-    unsafe fn vectors_with_partners(&self, own: &Axes, partners: &Axes, k: usize) -> bool {
-        let (vectors, n) = (own.len(), partners.len());
+    /// A vector is broadcast over j (gemv). Where there are few vectors, several tasks share one, and their sums are added in the end.
+    unsafe fn broadcast_vectors(&self, own: &Axes, others: &Axes, k: usize) -> bool {
+        let (vectors, n) = (own.len(), others.len());
         let cost = vectors.saturating_mul(n).saturating_mul(k);
         let tasks = threads::tasks(cost);
-        // A share has several partners: its sum, in f64, is then smaller than what it reads.
-        let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(PARTNERS_PER_SHARE)) };
+        // A share has several rows: its sum, in f64, is then smaller than what it reads.
+        let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(ROWS_PER_SHARE)) };
         let width = if self.rows.dx.is_some() { k } else { 0 };
         // SAFETY: as all methods.
-        let share = |vector: usize, part: usize, sum: &mut PartnerSum| unsafe {
-            self.partners(own.offset(vector), partners, threads::part(n, shares, part), sum)
+        let share = |vector: usize, part: usize, sum: &mut BroadcastSum| unsafe {
+            self.rows_of_vector(own.offset(vector), others, threads::part(n, shares, part), sum)
         };
         if shares == 1 {
             return all_ranges(vectors, n * k, self.writer, |range| {
-                let mut sum = PartnerSum::new(width);
+                let mut sum = BroadcastSum::new(width);
                 range.into_iter().all(|vector| {
                     sum.reset();
                     let in_range = share(vector, 0, &mut sum);
@@ -271,7 +271,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 })
             });
         }
-        let mut sums = vec![PartnerSum::new(width); vectors * shares];
+        let mut sums = vec![BroadcastSum::new(width); vectors * shares];
         let (slots, in_range) = (SharedPtr::new(sums.as_mut_ptr()), AtomicBool::new(true));
         threads::for_each(vectors * shares, cost, |task| {
             // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
@@ -289,13 +289,13 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
             })
     }
 
-    /// The gradients of some of the partners of the vector at `start`, and what they add to its own.
-    unsafe fn partners(&self, start: Offsets, partners: &Axes, range: Range<usize>, sum: &mut PartnerSum) -> bool {
+    /// The gradients of some of the rows that the vector meets at `start`, and what they add to its own.
+    unsafe fn rows_of_vector(&self, start: Offsets, others: &Axes, range: Range<usize>, sum: &mut BroadcastSum) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
         let compensated = size_of::<T::Compute>() == size_of::<f64>() && range.len() > GROUP;
-        for mut group in self.chunks.groups(partners, range, self.writer) {
-            group.start = space::sum(group.start, start);
+        for mut group in self.chunks.groups(others, range, self.writer) {
+            group.start = layout::sum(group.start, start);
             // SAFETY: as all methods.
             let grads = unsafe { self.grads(&group) };
             if let Some(epsilon) = self.epsilon {
@@ -321,7 +321,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         true
     }
 
-    /// Writes the gradients of a group, where wanted, and adds to the sum of partners, where there is one.
+    /// Writes the gradients of a group, where wanted, and adds to the sum of rows, where there is one.
     unsafe fn write(
         &self,
         group: &Group,
@@ -341,8 +341,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         unsafe { self.chunks.write_gradients(rows, group, self.writer, sum, scratch) };
     }
 
-    /// The gradient of a vector from what its partners gave.
-    unsafe fn write_vector(&self, at: Offsets, sum: &PartnerSum) -> bool {
+    /// The gradient of a vector from what the other rows added.
+    unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) -> bool {
         if let Some(dx) = self.rows.dx {
             let (a, b) = match sum.scale {
                 None => (1.0, None),
@@ -365,22 +365,22 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     }
 }
 
-/// What partners add to the gradient of their vector.
+/// What the other rows add to the gradient of a vector.
 #[derive(Clone, Default)]
-struct PartnerSum {
-    /// `Σ g cos` of the partners: how much of the gradient lies along the vector.
+struct BroadcastSum {
+    /// `Σ g cos` of the rows: how much of the gradient lies along the vector.
     along: compensated::Compensated,
     /// Of the vector, where it is normalized.
     scale: Option<Scale>,
     elements: Vec<f64>,
-    /// Totals of many partners and their rounding errors.
+    /// Totals of many rows and their rounding errors.
     total: Vec<f64>,
     errors: Vec<f64>,
 }
 
-impl PartnerSum {
+impl BroadcastSum {
     fn new(len: usize) -> Self {
-        PartnerSum { elements: vec![0.0; len], ..Default::default() }
+        BroadcastSum { elements: vec![0.0; len], ..Default::default() }
     }
 
     fn reset(&mut self) {
@@ -405,7 +405,7 @@ impl PartnerSum {
         }
     }
 
-    fn add(&mut self, other: &PartnerSum) {
+    fn add(&mut self, other: &BroadcastSum) {
         self.along.add(other.along.total());
         self.scale = self.scale.or(other.scale);
         self.elements.iter_mut().zip(&other.elements).for_each(|(to, &more)| *to += more);

@@ -38,7 +38,7 @@ impl<T> Strided<T> {
     }
 }
 
-/// `Σ x y` of each row with its partner.
+/// `Σ x y` of each row with its counterpart.
 pub(super) struct Dots<'a, T> {
     pub vectors: [Strided<T>; 2],
     pub len: usize,
@@ -63,7 +63,7 @@ impl<T: Element> Task for Dots<'_, T> {
     }
 }
 
-/// `Σ x x`, `Σ x y` and `Σ y y` of each row with its partner.
+/// `Σ x x`, `Σ x y` and `Σ y y` of each row with its counterpart.
 pub(super) struct DotsAndSquares<'a, T> {
     pub vectors: [Strided<T>; 2],
     pub len: usize,
@@ -83,11 +83,11 @@ impl<T: Element> Task for DotsAndSquares<'_, T> {
     }
 }
 
-/// What the gradients of a row and of its partner are made of.
+/// What the gradients of a row and of its counterpart are made of.
 #[derive(Clone, Copy, Default)]
 struct Factors {
     gradients: loops::Factors,
-    /// What the partner adds to the sum for its vector.
+    /// What the row adds to the sum for its vector.
     to_sum: f64,
 }
 
@@ -98,7 +98,7 @@ impl Factors {
         Factors { gradients: loops::Factors { a: g, ..Default::default() }, to_sum: g }
     }
 
-    /// Of a cosine: `a = g / (‖x‖ ‖y‖)`, and the projections. The sum for a vector with many partners is divided by its norm in the end.
+    /// Of a cosine: `a = g / (‖x‖ ‖y‖)`, and the projections. The sum for a vector that is broadcast is divided by its norm in the end.
     #[inline(always)]
     fn normalized(Normalized { scales: [x, y], cosine }: &Normalized, g: f64) -> Self {
         let ((of_x, bound_x), (of_y, bound_y)) = (x.projection(g, *cosine), y.projection(g, *cosine));
@@ -107,7 +107,7 @@ impl Factors {
     }
 }
 
-/// The gradients of rows and their partners.
+/// The gradients of rows and their rows.
 pub(super) struct Gradients<'a, T> {
     pub vectors: [Strided<T>; 2],
     pub len: usize,
@@ -119,7 +119,7 @@ pub(super) struct Gradients<'a, T> {
     pub out_grads: &'a [f64],
     /// Each row, where the product is normalized.
     pub normalized: Option<&'a [Normalized]>,
-    /// What the partners add up to, if it is wanted.
+    /// What the rows add up to, if it is wanted.
     pub sum: &'a mut [f64],
 }
 
@@ -232,7 +232,7 @@ impl Task for Fence {
     }
 }
 
-/// `to = a sum + b x`: the gradient of a vector from what its partners gave.
+/// `to = a sum + b x`: the gradient of a vector from what its rows gave.
 pub(super) struct GradientOfSum<'a, T> {
     pub to: *mut T,
     pub a: f64,

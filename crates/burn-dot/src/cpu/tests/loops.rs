@@ -158,7 +158,7 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
             let place = |i: usize| (first as isize + i as isize * stride) as usize;
             let mut buffer = [0.0; CHUNK];
             let run = Run { at: memory.as_ptr().wrapping_add(first), stride, len };
-            // SAFETY: all places lie within `memory`.
+            // SAFETY: all places are within `memory`.
             let read = unsafe { run.gather(&mut buffer) };
             (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "stride {stride}"));
             if stride == 0 {

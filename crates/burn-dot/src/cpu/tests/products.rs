@@ -6,7 +6,7 @@ use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType, FloatDType, TensorData, bf16, f16};
 
 use super::{
-    super::{Saved, Wanted, float_dot, float_dot_grads, runs::CHUNK, space},
+    super::{Saved, Wanted, float_dot, float_dot_grads, layout, runs::CHUNK},
     EXTENTS, assert_near, wave,
 };
 use crate::{
@@ -619,7 +619,7 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
 }
 
 #[test]
-#[should_panic(expected = "a tensor of 4 numbers whose layout reaches from 0 to 999")]
+#[should_panic(expected = "a tensor of 4 elements whose layout reaches from 0 to 999")]
 fn a_layout_that_reaches_beyond_the_memory_is_refused() {
     let x = FlexTensor::new(Bytes::from_elems(vec![1f32; 4]), Layout::contiguous([1, 1000].into()), DType::F32);
     let plan = Plan::new(&Axes::Both(1), 1, false, &[1, 1000], &[1, 1000]).unwrap();
@@ -634,9 +634,9 @@ fn sizes_whose_product_wraps_are_not_taken_for_small_buffers() {
     let half = (usize::MAX >> (usize::BITS / 2)) + 1;
     assert_eq!(half.wrapping_mul(half), 0);
     let plan = Plan { m: half, k: half, lhs_shape: [1, half, half].into(), rhs_shape: [1, 2, half].into(), ..small.clone() };
-    assert!(space::is_countable(&small) && !space::is_countable(&plan));
+    assert!(layout::is_countable(&small) && !layout::is_countable(&plan));
     let broadcast = |k| Plan { batch: half, batch_shape: [half].into(), k, ..small.clone() };
-    assert!(space::is_countable(&broadcast(half / 8)) && !space::is_countable(&broadcast(half)));
+    assert!(layout::is_countable(&broadcast(half / 8)) && !layout::is_countable(&broadcast(half)));
     // Refused before anything is made or read.
     let x = waves([1, 2, 4], 0.1, DType::F32);
     let options = FloatOptions { normalize: Some(1e-6), output: None };
@@ -650,9 +650,9 @@ fn there_is_a_place_for_the_norm_of_each_vector() {
     for (lhs, rhs, counts) in [([3, 2, 4], [3, 5, 4], [6, 15]), ([1, 2, 4], [3, 5, 4], [2, 15]), ([3, 2, 4], [1, 5, 4], [6, 5])]
     {
         let plan = Plan::new(&Axes::Both(2), 1, true, &lhs, &rhs).unwrap();
-        let space = space::Space::new(&plan, space::Strides::default());
-        assert_eq!([space.vectors(space::X_INDEX), space.vectors(space::Y_INDEX)], counts);
+        let space = layout::Space::new(&plan, layout::Strides::default());
+        assert_eq!([space.vectors(layout::X_INDEX), space.vectors(layout::Y_INDEX)], counts);
         let swapped = space.swapped();
-        assert_eq!([swapped.vectors(space::X_INDEX), swapped.vectors(space::Y_INDEX)], [counts[1], counts[0]]);
+        assert_eq!([swapped.vectors(layout::X_INDEX), swapped.vectors(layout::Y_INDEX)], [counts[1], counts[0]]);
     }
 }

@@ -7,37 +7,37 @@ use smallvec::SmallVec;
 use crate::plan::Plan;
 
 /// The tensors that take part. `X` and `Y` are the inputs, in whichever order suits a kernel.
-pub(super) const X: usize = 0;
-pub(super) const Y: usize = 1;
+pub(crate) const X: usize = 0;
+pub(crate) const Y: usize = 1;
 /// The output, or its gradient.
-pub(super) const OUT: usize = 2;
+pub(crate) const OUT: usize = 2;
 /// The gradients of the inputs.
-pub(super) const DX: usize = 3;
-pub(super) const DY: usize = 4;
-/// One number for each vector of an input, such as its norm.
-pub(super) const X_INDEX: usize = 5;
-pub(super) const Y_INDEX: usize = 6;
-/// One number for each of the output, wherever that lies.
-pub(super) const OUT_INDEX: usize = 7;
+pub(crate) const DX: usize = 3;
+pub(crate) const DY: usize = 4;
+/// One element for each vector of an input, such as its norm.
+pub(crate) const X_INDEX: usize = 5;
+pub(crate) const Y_INDEX: usize = 6;
+/// One element for each of the output, wherever that is.
+pub(crate) const OUT_INDEX: usize = 7;
 const TENSORS: usize = 8;
 
 /// How far, in each tensor.
-pub(super) type Offsets = [isize; TENSORS];
+pub(crate) type Offsets = [isize; TENSORS];
 
 /// One axis: its size, and a stride along it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     pub size: usize,
     pub stride: Offsets,
 }
 
 /// Axes that run together, the last one fastest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Axes(SmallVec<[Axis; 3]>);
+pub(crate) struct Axes(SmallVec<[Axis; 3]>);
 
 /// `out[b, i, j] = Σₖ x[b, i, k] y[b, j, k]`.
 #[derive(Clone, Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     pub batch: Axes,
     pub i: Axes,
     pub j: Axes,
@@ -46,7 +46,7 @@ pub(super) struct Space {
 
 /// The strides of the tensors of a product; no strides for a tensor that does not take part.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Strides<'a> {
+pub(crate) struct Strides<'a> {
     pub lhs: &'a [isize],
     pub rhs: &'a [isize],
     pub grad_lhs: &'a [isize],
@@ -56,7 +56,7 @@ pub(super) struct Strides<'a> {
 
 /// Whether the vectors of each input and the elements of the output can be counted by an `isize`, along with their terms. All counts that
 /// kernels make of a space are parts of these products, so none of them wraps.
-pub(super) fn is_countable(plan: &Plan) -> bool {
+pub(crate) fn is_countable(plan: &Plan) -> bool {
     let Plan { m, n, k, ref batch_shape, .. } = *plan;
     let countable = |sizes: [usize; 2]| {
         let count = batch_shape.iter().chain(&sizes).try_fold(1usize, |count, &size| count.checked_mul(size));
@@ -75,7 +75,7 @@ impl Space {
         let (i_dims, j_dims) =
             (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);
         let at = |strides: &[isize], axis: usize| strides.get(axis).copied().unwrap_or(0);
-        // The vectors of an input, numbered in the order batch, free; and the numbers of the output.
+        // The vectors of an input, numbered in the order batch, free; and the elements of the output.
         let vectors = |shape: &[usize], order: &[usize]| order.iter().map(|&axis| shape[axis] as isize).product::<isize>();
         let x_index = |place: usize| vectors(&plan.lhs_shape, &plan.lhs_order[place + 1..batch_dims + i_dims]);
         let y_index = |place: usize| vectors(&plan.rhs_shape, &plan.rhs_order[place + 1..batch_dims + j_dims]);
@@ -83,7 +83,7 @@ impl Space {
 
         let batch = (0..batch_dims).map(|axis| {
             let size = plan.batch_shape[axis];
-            // An axis of size 1 that is repeated is not iterated along.
+            // An axis of size 1 that is broadcast is not iterated along.
             let own = |stride: isize, shape: &[usize]| if shape[axis] == size { stride } else { 0 };
             let lhs = |stride| own(stride, &plan.lhs_shape);
             let rhs = |stride| own(stride, &plan.rhs_shape);
@@ -130,7 +130,7 @@ impl Space {
                 Axis { size: plan.lhs_shape[lhs], stride }
             })
             .collect();
-        // A sum may run in any order; this one lets axes that lie side by side become one.
+        // A sum may run in any order; this one lets contiguous axes be collapsed.
         k.sort_by_key(|axis| core::cmp::Reverse(axis.stride[X].abs()));
         Space { batch: Axes::new(batch), i: Axes::new(i), j: Axes::new(j), k: Axes::new(k) }
     }
@@ -223,7 +223,7 @@ impl Axes {
         }
     }
 
-    /// Where the index of this number lies, from the first.
+    /// The offset of an index, from the first.
     #[inline(always)]
     pub fn offset(&self, mut index: usize) -> Offsets {
         let mut offset = [0; TENSORS];
@@ -238,7 +238,7 @@ impl Axes {
         offset
     }
 
-    /// Where these indices lie, one after the other.
+    /// The offsets of these indices, one after the other.
     #[inline(always)]
     pub fn iter(&self, indices: Range<usize>) -> Iter<'_> {
         // Most often there is one axis, and the next index is a stride away.
@@ -251,7 +251,7 @@ impl Axes {
 }
 
 /// See [`Axes::iter`]. A type, for `next` to be inlined into kernels: an adaptor's is not.
-pub(super) struct Iter<'a> {
+pub(crate) struct Iter<'a> {
     axes: &'a Axes,
     stride: Option<Offsets>,
     at: Offsets,
@@ -277,9 +277,9 @@ impl Iterator for Iter<'_> {
     }
 }
 
-/// Where a tensor lies after some strides along an axis.
+/// The offsets after some steps along an axis.
 #[inline(always)]
-pub(super) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
+pub(crate) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
     // Loops, for the same reason as above.
     let mut t = 0;
     while t < TENSORS {
@@ -290,7 +290,7 @@ pub(super) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
 }
 
 #[inline(always)]
-pub(super) fn sum(mut a: Offsets, b: Offsets) -> Offsets {
+pub(crate) fn sum(mut a: Offsets, b: Offsets) -> Offsets {
     let mut t = 0;
     while t < TENSORS {
         a[t] += b[t];
