@@ -20,8 +20,7 @@ fn allowed_epsilons(terms: usize, in_kernels: bool) -> f64 {
         0..=32 => 16.0,
         _ if is_composed() => 16.0 + 0.5 * terms as f64,
         _ if !in_kernels => (16.0 + 0.5 * terms as f64).min(4096.0),
-        33..=128 => 16.0,
-        129..=512 => 16.0,
+        33..=512 => 16.0,
         _ => (4.0 * (terms as f64).sqrt()).min(64.0),
     }
 }

@@ -107,7 +107,7 @@ impl Factors {
     }
 }
 
-/// The gradients of rows and their rows.
+/// The gradients of rows and of their counterparts.
 pub(super) struct Gradients<'a, T> {
     pub vectors: [Strided<T>; 2],
     pub len: usize,
