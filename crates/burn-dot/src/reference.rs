@@ -284,7 +284,7 @@ fn matmul_over<B: Backend>(lhs: &FloatTensor<B>, rhs: &FloatTensor<B>, terms: Ra
 /// (pytorch#32591).
 const LONGEST_ROW_SUM: usize = 512;
 
-/// The dot product of each row of `(rows, k)` with a row; one side may have a single row. Gives `(rows, 1)`.
+/// The dot product of each row of `(rows, k)` with that of the other side, which may have a single one. Gives `(rows, 1)`.
 fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> FloatTensor<B> {
     if k <= LONGEST_ROW_SUM {
         return B::float_sum_dim(B::float_mul(lhs, rhs), 1);

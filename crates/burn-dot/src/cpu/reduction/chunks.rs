@@ -12,7 +12,7 @@ use super::{
         simd,
     },
     Normalized,
-    tasks::{Dots, DotsAndSquares, Fence, GradientOfSum, Gradients, Strided},
+    tasks::{Fence, GradientOfSum, Gradients, Strided, Sums},
 };
 
 /// Rows that go to the loops at once.
@@ -199,53 +199,30 @@ impl Chunks {
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
     }
 
-    /// The dot products of a group.
+    /// The [`Sums`] of a group.
     ///
     /// # Safety
     ///
     /// The rows are within the inputs.
-    pub unsafe fn dots<T: Element>(&self, vectors: [*const T; 2], group: &Group, scratch: &mut Scratch<T>, out: &mut [f64]) {
-        if self.whole {
-            return simd::dispatch(Dots { vectors: group.vectors(vectors), len: self.inner.size, out });
-        }
-        let mut total = Compensated::default();
-        for chunk in self.chunks(group.start, GradWriter::Direct) {
-            let mut sum = [0.0];
-            // SAFETY: the caller's promise.
-            let vectors = unsafe { self.read_both(vectors, &chunk, scratch) };
-            simd::dispatch(Dots { vectors, len: chunk.range.len(), out: &mut sum });
-            total.add(sum[0]);
-        }
-        out[0] = total.total();
-    }
-
-    /// The dot products of a group, and the squares of their vectors.
-    ///
-    /// # Safety
-    ///
-    /// The rows are within the inputs.
-    pub unsafe fn dots_and_squares<T: Element>(
+    pub unsafe fn sums<T: Element, const N: usize>(
         &self,
         vectors: [*const T; 2],
         group: &Group,
         scratch: &mut Scratch<T>,
-    ) -> [[f64; 3]; GROUP] {
-        let mut out = [[0.0; 3]; GROUP];
+        out: &mut [[f64; N]],
+    ) {
         if self.whole {
-            let vectors = group.vectors(vectors);
-            simd::dispatch(DotsAndSquares { vectors, len: self.inner.size, out: &mut out[..group.rows] });
-            return out;
+            return simd::dispatch(Sums { vectors: group.vectors(vectors), len: self.inner.size, out });
         }
-        let mut totals = [Compensated::default(); 3];
+        let mut totals = [Compensated::default(); N];
         for chunk in self.chunks(group.start, GradWriter::Direct) {
-            let mut sums = [[0.0; 3]];
+            let mut sums = [[0.0; N]];
             // SAFETY: the caller's promise.
             let vectors = unsafe { self.read_both(vectors, &chunk, scratch) };
-            simd::dispatch(DotsAndSquares { vectors, len: chunk.range.len(), out: &mut sums });
+            simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
             totals.iter_mut().zip(sums[0]).for_each(|(total, sum)| total.add(sum));
         }
         out[0] = totals.map(Compensated::total);
-        out
     }
 
     /// Writes the gradients of a group, where wanted, and adds to the sum of rows, where there is one.

@@ -154,19 +154,19 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     unsafe fn forward(&self, all: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         for group in self.chunks.groups(all, range, self.writer) {
-            let mut out = [0.0; GROUP];
+            let mut out = [[0.0]; GROUP];
             let out = &mut out[..group.rows];
             // SAFETY: as all methods.
             unsafe {
                 match self.epsilon {
-                    None => self.chunks.dots([self.rows.x, self.rows.y], &group, scratch, out),
+                    None => self.chunks.sums([self.rows.x, self.rows.y], &group, scratch, out),
                     Some(epsilon) => {
                         if !self.cosines(&group, epsilon, scratch, out) {
                             return false;
                         }
                     }
                 }
-                for (row, &out) in out.iter().enumerate() {
+                for (row, &[out]) in out.iter().enumerate() {
                     *self.rows.out.offset(group.offset(row, OUT)) = O::from_f64(out);
                 }
             }
@@ -175,14 +175,14 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     }
 
     /// The cosines of a group, saved if asked for. False where a square is beyond f64.
-    unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [f64]) -> bool {
+    unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [[f64; 1]]) -> bool {
         let mut normalized = [Normalized::default(); GROUP];
         let normalized = &mut normalized[..group.rows];
         // SAFETY: as all methods.
         if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
             return false;
         }
-        for (out, normalized) in out.iter_mut().zip(&*normalized) {
+        for ([out], normalized) in out.iter_mut().zip(&*normalized) {
             *out = clamp_to_one(normalized.cosine);
         }
         if let Some(saved) = self.rows.saved {
@@ -196,9 +196,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
 
     /// Normalizes the rows of a group. False where a square is beyond f64.
     unsafe fn normalize(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
+        let mut sums = [[0.0; 3]; GROUP];
+        let sums = &mut sums[..group.rows];
         // SAFETY: as all methods.
-        let sums = unsafe { self.chunks.dots_and_squares([self.rows.x, self.rows.y], group, scratch) };
-        for (to, sums) in to.iter_mut().zip(sums) {
+        unsafe { self.chunks.sums([self.rows.x, self.rows.y], group, scratch, sums) };
+        for (to, &mut sums) in to.iter_mut().zip(sums) {
             let Some(normalized) = Normalized::new::<T::Compute>(sums, epsilon) else { return false };
             *to = normalized;
         }

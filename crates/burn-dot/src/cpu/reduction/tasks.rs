@@ -38,47 +38,29 @@ impl<T> Strided<T> {
     }
 }
 
-/// `Σ x y` of each row with its counterpart.
-pub(super) struct Dots<'a, T> {
+/// Sums of each row with its counterpart: `Σ x y`, or, if `N` is 3, `Σ x x`, `Σ x y` and `Σ y y`.
+pub(super) struct Sums<'a, T, const N: usize> {
     pub vectors: [Strided<T>; 2],
     pub len: usize,
-    pub out: &'a mut [f64],
+    pub out: &'a mut [[f64; N]],
 }
 
-impl<T: Element> Task for Dots<'_, T> {
+impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let Dots { vectors: [x, y], len, out } = self;
+        let Sums { vectors: [x, y], len, out } = self;
         for (row, out) in out.iter_mut().enumerate() {
             // SAFETY: the task was made for rows that can be read.
             let (x, y) = unsafe { (x.slice(row, len), y.slice(row, len)) };
-            *out = if T::IS_COMPUTE && len <= SHORT {
-                x.iter().zip(y).fold(0.0, |sum, (x, y)| sum + x.to_f64() * y.to_f64())
+            if N == 3 {
+                out.copy_from_slice(&loops::dot_and_squares(isa, x, y));
+            } else if T::IS_COMPUTE && len <= SHORT {
+                out[0] = x.iter().zip(y).fold(0.0, |sum, (x, y)| sum + x.to_f64() * y.to_f64());
             } else {
-                loops::dot(isa, x, y)
-            };
-        }
-    }
-}
-
-/// `Σ x x`, `Σ x y` and `Σ y y` of each row with its counterpart.
-pub(super) struct DotsAndSquares<'a, T> {
-    pub vectors: [Strided<T>; 2],
-    pub len: usize,
-    pub out: &'a mut [[f64; 3]],
-}
-
-impl<T: Element> Task for DotsAndSquares<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        let DotsAndSquares { vectors: [x, y], len, out } = self;
-        for (row, out) in out.iter_mut().enumerate() {
-            // SAFETY: the task was made for rows that can be read.
-            *out = unsafe { loops::dot_and_squares(isa, x.slice(row, len), y.slice(row, len)) };
+                out[0] = loops::dot(isa, x, y);
+            }
         }
     }
 }
