@@ -14,7 +14,7 @@ use core::fmt;
 
 use burn_core::tensor::{FloatDType, Shape};
 use serde::{Deserialize, Serialize};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use crate::error::{Axis, DotError, Operand, Shapes};
 
@@ -39,16 +39,6 @@ pub enum Axes {
     Pair(isize, isize),
     /// Several pairs, contracted together.
     Pairs(Vec<(isize, isize)>),
-}
-
-impl Axes {
-    fn pairs(&self) -> SmallVec<[(isize, isize); 4]> {
-        match self {
-            Axes::Both(axis) => smallvec![(*axis, *axis)],
-            Axes::Pair(lhs, rhs) => smallvec![(*lhs, *rhs)],
-            Axes::Pairs(pairs) => pairs.as_slice().into(),
-        }
-    }
 }
 
 impl fmt::Display for Axes {
@@ -119,43 +109,69 @@ impl<A: AxisIndex, B: AxisIndex, const N: usize> From<[(A, B); N]> for Axes {
 /// Indices of axes. As many as most tensors have are kept inline: a call on short rows takes less time than an allocation.
 pub(crate) type AxisList = SmallVec<[usize; 8]>;
 
-/// Sizes that may be unknown.
-type Sizes = SmallVec<[Option<usize>; 8]>;
+/// A size of an axis, known or not.
+pub(crate) trait Size: Copy {
+    fn known(self) -> Option<usize>;
+}
 
-/// Which axes meet: the axes resolved against two shapes whose sizes may be unknown.
+impl Size for usize {
+    fn known(self) -> Option<usize> {
+        Some(self)
+    }
+}
+
+impl Size for Option<usize> {
+    fn known(self) -> Option<usize> {
+        self
+    }
+}
+
+/// Which axes meet: the axes resolved against two shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pairing<'a> {
+pub(crate) struct Pairing<'a, S> {
     /// Sizes of the shared leading axes in the output.
-    batch: Sizes,
-    lhs: Roles<'a>,
-    rhs: Roles<'a>,
+    batch: SmallVec<[S; 8]>,
+    lhs: Roles<'a, S>,
+    rhs: Roles<'a, S>,
 }
 
 /// What each axis of one input is for. The batch axes are the leading ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Roles<'a> {
-    sizes: &'a [Option<usize>],
-    contracted: AxisList,
-    free: AxisList,
+struct Roles<'a, S> {
+    sizes: &'a [S],
+    batch_dims: usize,
+    contracted: SmallVec<[Axis; 4]>,
 }
 
-impl<'a> Pairing<'a> {
+impl<'a, S: Size> Pairing<'a, S> {
     /// Resolves `axes` and checks every size that is known.
     pub(crate) fn new(
         axes: &Axes,
         batch_dims: usize,
         broadcast_batch: bool,
-        lhs: &'a [Option<usize>],
-        rhs: &'a [Option<usize>],
+        lhs: &'a [S],
+        rhs: &'a [S],
     ) -> Result<Self, DotError> {
         // Only for an error.
-        let shapes = || Shapes { lhs: lhs.to_vec(), rhs: rhs.to_vec() };
-        let pairs = axes.pairs();
+        let sizes = |sizes: &[S]| sizes.iter().map(|size| size.known()).collect();
+        let shapes = || Shapes { lhs: sizes(lhs), rhs: sizes(rhs) };
+        let single;
+        let pairs = match axes {
+            Axes::Pairs(pairs) => &pairs[..],
+            &Axes::Pair(lhs, rhs) => {
+                single = [(lhs, rhs)];
+                &single
+            }
+            &Axes::Both(axis) => {
+                single = [(axis, axis)];
+                &single
+            }
+        };
         let lhs_axes = resolve(Operand::Lhs, pairs.iter().map(|pair| pair.0), batch_dims, lhs.len(), shapes)?;
         let rhs_axes = resolve(Operand::Rhs, pairs.iter().map(|pair| pair.1), batch_dims, rhs.len(), shapes)?;
 
         for (&lhs_axis, &rhs_axis) in lhs_axes.iter().zip(&rhs_axes) {
-            if let (Some(lhs_size), Some(rhs_size)) = (lhs[lhs_axis.index], rhs[rhs_axis.index])
+            if let (Some(lhs_size), Some(rhs_size)) = (lhs[lhs_axis.index].known(), rhs[rhs_axis.index].known())
                 && lhs_size != rhs_size
             {
                 let candidate = if pairs.len() == 1 { only_agreeing_pair(batch_dims, lhs, rhs) } else { None };
@@ -163,32 +179,42 @@ impl<'a> Pairing<'a> {
             }
         }
 
-        let mut batch = Sizes::new();
+        let mut batch = SmallVec::new();
         for axis in 0..batch_dims {
-            batch.push(match (lhs[axis], rhs[axis]) {
-                (Some(l), Some(r)) if l == r => Some(l),
-                (Some(1), other) | (other, Some(1)) if broadcast_batch => other,
+            let (l, r) = (lhs[axis], rhs[axis]);
+            batch.push(match (l.known(), r.known()) {
+                (Some(lhs), Some(rhs)) if lhs == rhs => l,
+                (Some(1), _) if broadcast_batch => r,
+                (_, Some(1)) if broadcast_batch => l,
                 (Some(lhs_size), Some(rhs_size)) => {
                     return Err(DotError::BatchMismatch { axis, lhs_size, rhs_size, shapes: shapes() });
                 }
-                (known, None) | (None, known) => known,
+                (_, None) => l,
+                (None, _) => r,
             });
         }
-
-        let roles = |axes: &[Axis], sizes: &'a [Option<usize>]| {
-            let contracted: AxisList = axes.iter().map(|axis| axis.index).collect();
-            let free = (batch_dims..sizes.len()).filter(|axis| !contracted.contains(axis)).collect();
-            Roles { sizes, contracted, free }
-        };
-        Ok(Pairing { batch, lhs: roles(&lhs_axes, lhs), rhs: roles(&rhs_axes, rhs) })
+        let roles = |sizes, contracted| Roles { sizes, batch_dims, contracted };
+        Ok(Pairing { batch, lhs: roles(lhs, lhs_axes), rhs: roles(rhs, rhs_axes) })
     }
 
     /// Batch, then the free axes of lhs, then those of rhs; `None` where a size is unknown.
     pub(crate) fn output_shape(&self) -> impl Iterator<Item = Option<usize>> {
         // Nothing free: Keras keeps (batch, 1). Without a batch the result is a number, which Burn holds as [1].
-        let alone = self.lhs.free.is_empty() && self.rhs.free.is_empty() && self.batch.len() <= 1;
-        let free = [&self.lhs, &self.rhs].into_iter().flat_map(|roles| roles.free.iter().map(|&axis| roles.sizes[axis]));
-        self.batch.iter().copied().chain(free).chain(alone.then_some(Some(1)))
+        let alone = self.lhs.free().chain(self.rhs.free()).next().is_none() && self.batch.len() <= 1;
+        let free = [&self.lhs, &self.rhs].into_iter().flat_map(|roles| roles.free().map(|axis| roles.sizes[axis]));
+        self.batch.iter().copied().chain(free).map(Size::known).chain(alone.then_some(Some(1)))
+    }
+}
+
+impl<S> Roles<'_, S> {
+    /// The axes that are neither batch nor contracted.
+    fn free(&self) -> impl Iterator<Item = usize> {
+        (self.batch_dims..self.sizes.len()).filter(|&index| self.contracted.iter().all(|axis| axis.index != index))
+    }
+
+    /// Batch, free, contracted.
+    fn order(&self) -> AxisList {
+        (0..self.batch_dims).chain(self.free()).chain(self.contracted.iter().map(|axis| axis.index)).collect()
     }
 }
 
@@ -222,10 +248,10 @@ fn resolve(
 }
 
 /// The one pair of axes whose sizes agree, as a suggestion; `None` when there are several or none.
-fn only_agreeing_pair(batch_dims: usize, lhs: &[Option<usize>], rhs: &[Option<usize>]) -> Option<(usize, usize)> {
+fn only_agreeing_pair<S: Size>(batch_dims: usize, lhs: &[S], rhs: &[S]) -> Option<(usize, usize)> {
     let mut agreeing = (batch_dims..lhs.len())
         .flat_map(|l| (batch_dims..rhs.len()).map(move |r| (l, r)))
-        .filter(|&(l, r)| lhs[l].is_some() && lhs[l] == rhs[r]);
+        .filter(|&(l, r)| lhs[l].known().is_some() && lhs[l].known() == rhs[r].known());
     let first = agreeing.next();
     if agreeing.next().is_none() { first } else { None }
 }
@@ -293,11 +319,9 @@ impl Plan {
         lhs: &[usize],
         rhs: &[usize],
     ) -> Result<Self, DotError> {
-        let known = |sizes: &[usize]| sizes.iter().copied().map(Some).collect::<Sizes>();
-        let (lhs_sizes, rhs_sizes) = (known(lhs), known(rhs));
-        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, &lhs_sizes, &rhs_sizes)?;
+        let pairing = Pairing::new(axes, batch_dims, broadcast_batch, lhs, rhs)?;
         let output: Shape = pairing.output_shape().flatten().collect();
-        let batch_shape: Shape = pairing.batch.iter().copied().flatten().collect();
+        let batch_shape: Shape = pairing.batch.as_slice().into();
         // A broadcast input takes no memory, so an input may be larger than memory, but not larger than can be counted. The output has
         // to be stored. No product below can overflow then.
         for (operand, sizes) in [(Operand::Lhs, lhs), (Operand::Rhs, rhs)] {
@@ -310,17 +334,16 @@ impl Plan {
         if !is_countable(output.iter(), isize::MAX as usize / size_of::<f64>()) {
             return Err(DotError::OutputTooLarge { output: output.to_vec(), shapes: Shapes::known(lhs, rhs) });
         }
-        let product = |axes: &[usize], sizes: &[usize]| axes.iter().map(|&axis| sizes[axis]).product();
-        let order = |roles: &Roles<'_>| (0..batch_dims).chain(roles.free.iter().chain(&roles.contracted).copied()).collect();
+        let Pairing { lhs: lhs_roles, rhs: rhs_roles, .. } = &pairing;
 
         Ok(Plan {
             batch: batch_shape.iter().product(),
-            m: product(&pairing.lhs.free, lhs),
-            k: product(&pairing.lhs.contracted, lhs),
-            n: product(&pairing.rhs.free, rhs),
-            contracted: pairing.lhs.contracted.len(),
-            lhs_order: order(&pairing.lhs),
-            rhs_order: order(&pairing.rhs),
+            m: lhs_roles.free().map(|axis| lhs[axis]).product(),
+            k: lhs_roles.contracted.iter().map(|axis| lhs[axis.index]).product(),
+            n: rhs_roles.free().map(|axis| rhs[axis]).product(),
+            contracted: lhs_roles.contracted.len(),
+            lhs_order: lhs_roles.order(),
+            rhs_order: rhs_roles.order(),
             batch_shape,
             lhs_shape: lhs.into(),
             rhs_shape: rhs.into(),

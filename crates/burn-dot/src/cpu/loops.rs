@@ -118,6 +118,31 @@ fn add_products<A: Compute, S: Isa>(isa: S, sums: &mut [[A::Vector<S>; 2]; 3], i
     sums[2][i] = A::mul_add(isa, y, y, sums[2][i]);
 }
 
+/// The sums of so many products, in f64, of every row of `x` and `y`, which are given as columns: element by element, that of each row. `Σ x y`,
+/// or, if `N` is 3, what [`dot_and_squares`] gives.
+#[inline(always)]
+pub(super) fn sums_of_columns<S: Isa, R: Compute, const N: usize>(isa: S, x: &[R], y: &[R], len: usize, out: &mut [[f64; N]]) {
+    let rows = out.len();
+    for (block, out) in out.chunks_exact_mut(S::F64_LANES).enumerate() {
+        let mut sums = [isa.splat_f64s(0.0); N];
+        for j in 0..len {
+            let at = j * rows + block * S::F64_LANES;
+            let (x, y) = (R::load::<f64, S>(isa, &x[at..]), R::load::<f64, S>(isa, &y[at..]));
+            for (sum, (x, y)) in sums.iter_mut().zip(if N == 3 { [(x, x), (x, y), (y, y)] } else { [(x, y); 3] }) {
+                *sum = isa.mul_add_e_f64s(x, y, *sum);
+            }
+        }
+        for (n, sum) in sums.into_iter().enumerate() {
+            let mut sums = [0.0; MAX_LANES];
+            isa.store_f64(sum, &mut sums);
+            out.iter_mut().zip(sums).for_each(
+                #[inline(always)]
+                |(out, sum)| out[n] = sum,
+            );
+        }
+    }
+}
+
 /// `sums += x x`, element by element, for each row `x`, of which there are at most [`SQUARED_ROWS`]. A square too small for the compute
 /// dtype may be lost, one too large for it be infinite.
 #[inline(always)]
@@ -179,8 +204,9 @@ pub(super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN
     pair: Pair<T>,
     factors: Factors,
 ) {
-    // A 16-bit float loses no digit in f32, which has the range of the factors most of the time.
-    let in_f32 = PLAIN || !T::IS_COMPUTE && fits_f32(factors);
+    // A 16-bit float loses no digit in f32, which has the range of the factors most of the time. A vector that does not fill a register of
+    // f32 may fill one of f64.
+    let in_f32 = if PLAIN { pair.len >= S::F32_LANES } else { !T::IS_COMPUTE && fits_f32(factors) };
     // SAFETY: the caller's promise.
     unsafe {
         if in_f32 {
