@@ -40,6 +40,8 @@
 //! An input is saved only if some tracked gradient needs it, and by its node: under gradient checkpointing it is recomputed from its
 //! own parents if these are light; norms stay. The product itself counts as heavy, as Burn's matrix product does: its output is saved.
 
+use alloc::sync::Arc;
+
 use burn_core::backend::{
     Autodiff, Backend, TensorMetadata,
     autodiff::{
@@ -69,7 +71,7 @@ struct State<B: Backend> {
     rhs: Option<NodeId>,
     saved: Saved<B>,
     dtype: FloatDType,
-    plan: Plan,
+    plan: Arc<Plan>,
     options: FloatOptions,
 }
 
@@ -142,7 +144,7 @@ impl<B: Backend> Backward<B, 1> for CastFiniteGrad {
 }
 
 impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
-    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Arc<Plan>, options: FloatOptions) -> FloatTensor<Self> {
         match FloatDot.prepare::<C>([lhs.node(), rhs.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let normalized = options.normalize.is_some();

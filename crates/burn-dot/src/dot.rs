@@ -1,6 +1,6 @@
 //! [`DotConfig`] and [`Dot`].
 
-use alloc::{format, string::ToString, vec::Vec};
+use alloc::{format, string::ToString, sync::Arc, vec::Vec};
 use core::fmt;
 
 use burn_core as burn; // The derive macros write paths that begin with `burn`.
@@ -316,7 +316,7 @@ impl Dot {
         lhs: Tensor<D1, K>,
         rhs: Tensor<D2, K>,
     ) -> Result<Tensor<DO, K>, DotError> {
-        let plan = self.plan::<D1, D2, DO, K>(&lhs, &rhs)?;
+        let plan = Arc::new(self.plan::<D1, D2, DO, K>(&lhs, &rhs)?);
         let float = lhs.dtype().is_float();
         let (lhs, rhs) = (lhs.into_dispatch(), rhs.into_dispatch());
         Ok(Tensor::from_dispatch(if float {

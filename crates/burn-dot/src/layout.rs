@@ -33,7 +33,7 @@ pub(crate) struct Axis {
 
 /// Axes that run together, the last one fastest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Axes(SmallVec<[Axis; 3]>);
+pub(crate) struct Axes(SmallVec<[Axis; 2]>);
 
 /// `out[b, i, j] = Σₖ x[b, i, k] y[b, j, k]`.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ impl Space {
             stride[OUT_INDEX] = out_index(batch_dims + i_dims + place);
             Axis { size: plan.rhs_shape[axis], stride }
         });
-        let mut k: SmallVec<[Axis; 3]> = (0..plan.contracted)
+        let mut k: SmallVec<[Axis; 2]> = (0..plan.contracted)
             .map(|place| {
                 let lhs = plan.lhs_order[batch_dims + i_dims + place];
                 let rhs = plan.rhs_order[batch_dims + j_dims + place];
@@ -141,27 +141,23 @@ impl Space {
         self.batch.split_by(place).0.len() * free.len()
     }
 
-    /// The same product with the inputs exchanged.
-    pub fn swapped(self) -> Self {
-        let swap = |axes: Axes| {
-            Axes(
-                axes.0
-                    .into_iter()
-                    .map(|Axis { size, stride: [x, y, out, dx, dy, x_index, y_index, out_index] }| Axis {
-                        size,
-                        stride: [y, x, out, dy, dx, y_index, x_index, out_index],
-                    })
-                    .collect(),
-            )
-        };
-        Space { batch: swap(self.batch), i: swap(self.j), j: swap(self.i), k: swap(self.k) }
+    /// Exchanges the inputs.
+    pub fn swap(&mut self) {
+        for axes in [&mut self.batch, &mut self.i, &mut self.j, &mut self.k] {
+            for axis in &mut axes.0 {
+                for (x, y) in [(X, Y), (DX, DY), (X_INDEX, Y_INDEX)] {
+                    axis.stride.swap(x, y);
+                }
+            }
+        }
+        core::mem::swap(&mut self.i, &mut self.j);
     }
 }
 
 impl Axes {
     /// Axes without those of size 1, and with each two that stride as one made one.
     pub fn new(axes: impl IntoIterator<Item = Axis>) -> Self {
-        let mut merged: SmallVec<[Axis; 3]> = SmallVec::new();
+        let mut merged: SmallVec<[Axis; 2]> = SmallVec::new();
         for axis in axes {
             match merged.last_mut() {
                 _ if axis.size == 1 => {}

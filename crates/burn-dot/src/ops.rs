@@ -18,6 +18,8 @@
     expect(unused_variables, reason = "without a backend the macro has nowhere to send the arguments of default bodies")
 )]
 
+use alloc::sync::Arc;
+
 use burn_core as burn; // The macro writes paths that begin with `burn`.
 use burn_core::backend::{
     Backend, Device as _, Dispatch, DispatchDeviceId, ExtensionType, TensorMetadata, backend_extension,
@@ -72,7 +74,7 @@ impl Saved<burn_core::backend::Flex> {
 )]
 pub trait DotOps: Backend {
     /// The product of float tensors.
-    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Arc<Plan>, options: FloatOptions) -> FloatTensor<Self> {
         reference::float_dot::<Self>(lhs, rhs, &plan, options)
     }
 
@@ -80,7 +82,7 @@ pub trait DotOps: Backend {
     fn float_dot_tracked(
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, Saved<Self>) {
         (Self::float_dot(lhs, rhs, plan, options), Saved::Nothing)
@@ -92,7 +94,7 @@ pub trait DotOps: Backend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         #[extension_type] _saved: Saved<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
@@ -105,14 +107,14 @@ pub trait DotOps: Backend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         #[extension_type] _saved: Saved<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options)
     }
 
     /// The product of integer tensors, in the dtype of the output if one is given.
-    fn int_dot(lhs: IntTensor<Self>, rhs: IntTensor<Self>, plan: Plan, output: Option<IntDType>) -> IntTensor<Self> {
+    fn int_dot(lhs: IntTensor<Self>, rhs: IntTensor<Self>, plan: Arc<Plan>, output: Option<IntDType>) -> IntTensor<Self> {
         reference::int_dot::<Self>(lhs, rhs, &plan, output)
     }
 
@@ -161,7 +163,7 @@ pub(crate) fn float_dot_composed(
     options: FloatOptions,
 ) -> FloatTensor<Dispatch> {
     if plan.is_trivial() {
-        return Dispatch::float_dot(lhs, rhs, plan.clone(), options); // Nothing to compose.
+        return Dispatch::float_dot(lhs, rhs, Arc::new(plan.clone()), options); // Nothing to compose.
     }
     let (lhs, rhs) = (Dispatch::float_in_memory_order(lhs), Dispatch::float_in_memory_order(rhs));
     let input: FloatDType = lhs.dtype().into();
@@ -246,14 +248,14 @@ impl Kernel {
 /// Kernels where they apply, else the composition.
 #[cfg(feature = "flex")]
 impl DotOps for Flex {
-    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Plan, options: FloatOptions) -> FloatTensor<Self> {
+    fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Arc<Plan>, options: FloatOptions) -> FloatTensor<Self> {
         Kernel::forward(lhs, rhs, &plan, options, false).0
     }
 
     fn float_dot_tracked(
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, Saved<Self>) {
         Kernel::forward(lhs, rhs, &plan, options, true)
@@ -264,7 +266,7 @@ impl DotOps for Flex {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: Saved<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
@@ -277,7 +279,7 @@ impl DotOps for Flex {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: Saved<Self>,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, saved, &plan, options, cpu::Wanted::BOTH);

@@ -62,6 +62,43 @@ pub(super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T]
     total.total()
 }
 
+/// `Σ x y`, or, if `N` is 3, `Σ x x`, `Σ x y` and `Σ y y`, of a few elements, in f64.
+#[inline(always)]
+pub(super) fn short_sums<S: Isa, T: Element, const N: usize>(isa: S, x: &[T], y: &[T]) -> [f64; N] {
+    let lanes = S::F64_LANES;
+    let mut vectors = [isa.splat_f64s(0.0); N];
+    let (mut x, mut y) = (x.chunks_exact(lanes), y.chunks_exact(lanes));
+    for (x, y) in (&mut x).zip(&mut y) {
+        let (x, y) = (T::load::<f64, S>(isa, x), T::load::<f64, S>(isa, y));
+        for (n, sum) in vectors.iter_mut().enumerate() {
+            let (a, b) = factors::<_, N>(n, x, y);
+            *sum = isa.mul_add_e_f64s(a, b, *sum);
+        }
+    }
+    let mut sums = [0.0; N];
+    for (sum, vector) in sums.iter_mut().zip(vectors) {
+        *sum = isa.reduce_sum_f64s(vector);
+    }
+    for (x, y) in x.remainder().iter().zip(y.remainder()) {
+        let (x, y) = (x.to_f64(), y.to_f64());
+        for (n, sum) in sums.iter_mut().enumerate() {
+            let (a, b) = factors::<_, N>(n, x, y);
+            *sum += a * b;
+        }
+    }
+    sums
+}
+
+/// What the n-th of `N` sums is of.
+#[inline(always)]
+fn factors<V: Copy, const N: usize>(n: usize, x: V, y: V) -> (V, V) {
+    match n {
+        0 if N == 3 => (x, x),
+        2 => (y, y),
+        _ => (x, y),
+    }
+}
+
 /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
 pub(super) fn dot_and_squares<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> [f64; 3] {
@@ -116,31 +153,6 @@ fn add_products<A: Compute, S: Isa>(isa: S, sums: &mut [[A::Vector<S>; 2]; 3], i
     sums[0][i] = A::mul_add(isa, x, x, sums[0][i]);
     sums[1][i] = A::mul_add(isa, x, y, sums[1][i]);
     sums[2][i] = A::mul_add(isa, y, y, sums[2][i]);
-}
-
-/// The sums of so many products, in f64, of every row of `x` and `y`, which are given as columns: element by element, that of each row. `Σ x y`,
-/// or, if `N` is 3, what [`dot_and_squares`] gives.
-#[inline(always)]
-pub(super) fn sums_of_columns<S: Isa, R: Compute, const N: usize>(isa: S, x: &[R], y: &[R], len: usize, out: &mut [[f64; N]]) {
-    let rows = out.len();
-    for (block, out) in out.chunks_exact_mut(S::F64_LANES).enumerate() {
-        let mut sums = [isa.splat_f64s(0.0); N];
-        for j in 0..len {
-            let at = j * rows + block * S::F64_LANES;
-            let (x, y) = (R::load::<f64, S>(isa, &x[at..]), R::load::<f64, S>(isa, &y[at..]));
-            for (sum, (x, y)) in sums.iter_mut().zip(if N == 3 { [(x, x), (x, y), (y, y)] } else { [(x, y); 3] }) {
-                *sum = isa.mul_add_e_f64s(x, y, *sum);
-            }
-        }
-        for (n, sum) in sums.into_iter().enumerate() {
-            let mut sums = [0.0; MAX_LANES];
-            isa.store_f64(sum, &mut sums);
-            out.iter_mut().zip(sums).for_each(
-                #[inline(always)]
-                |(out, sum)| out[n] = sum,
-            );
-        }
-    }
 }
 
 /// `sums += x x`, element by element, for each row `x`, of which there are at most [`SQUARED_ROWS`]. A square too small for the compute

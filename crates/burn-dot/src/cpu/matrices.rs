@@ -76,8 +76,10 @@ pub(super) unsafe fn backward<T, O>(
     let cosines = cosines.as_deref();
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
+        let mut space = space.clone();
+        space.swap();
         // SAFETY: as above.
-        unsafe { gradient(tensors, dy, &space.clone().swapped(), norms.map(|[x, y]| [y, x]), cosines) };
+        unsafe { gradient(tensors, dy, &space, norms.map(|[x, y]| [y, x]), cosines) };
     }
     if let Some(dx) = dx {
         // SAFETY: as above.

@@ -158,7 +158,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     save: bool,
 ) -> Option<Forward> {
     let mut out = Fresh::<O>::new(Layout::contiguous(plan.output.clone()));
-    let space = Space::new(
+    let mut space = Space::new(
         plan,
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.strides(), ..Default::default() },
     );
@@ -182,10 +182,10 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
         });
         return Some(Forward { out: out.into_tensor(), saved });
     };
-    let (x, y, space) = match vector {
-        Operand::Lhs => (x, y, space),
-        Operand::Rhs => (y, x, space.swapped()),
-    };
+    let (x, y) = if vector == Operand::Lhs { (x, y) } else { (y, x) };
+    if vector == Operand::Rhs {
+        space.swap();
+    }
     let shape = saved_rows(plan);
     let read_again = path(Pass::Backward) != Path::Gemm;
     let mut saved = (read_again && worth(shape.iter().product(), size_of::<f64>()))
@@ -246,15 +246,15 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     grad: &FlexTensor,
     saved: Option<&Saved>,
     plan: &Plan,
-    space: Space,
+    mut space: Space,
     epsilon: Option<f64>,
     vector: Operand,
 ) -> bool {
     let in_place = lhs.is_in_place() || rhs.is_in_place();
-    let (x, y, space) = match vector {
-        Operand::Lhs => (lhs, rhs, space),
-        Operand::Rhs => (rhs, lhs, space.swapped()),
-    };
+    let (x, y) = if vector == Operand::Lhs { (lhs, rhs) } else { (rhs, lhs) };
+    if vector == Operand::Rhs {
+        space.swap();
+    }
     // Only read.
     let out = base_ptr::<O>(grad).cast_mut();
     let saved = saved.and_then(|saved| saved.read_by::<f64>(SavedBy::Rows(vector), saved_rows(plan).iter().product()));

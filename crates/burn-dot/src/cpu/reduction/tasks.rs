@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use super::{
     super::{
-        element::{Compute, Element},
+        element::Element,
         loops::{self, Pair},
         runs::CHUNK,
         simd::{self, Isa, Task},
@@ -12,11 +12,8 @@ use super::{
     Normalized,
 };
 
-/// Rows of so few elements are multiplied a row to a lane: of 8, cutting each into registers takes longer than the arithmetic.
+/// Rows of so few elements are summed in f64 at once: chains, and checks of what they lose, take longer than the arithmetic.
 const SHORT: usize = 16;
-
-/// Lanes of the widest vector, of f32 by AVX-512.
-const MOST_LANES: usize = 16;
 
 /// Contiguous rows at equal strides.
 #[derive(Clone, Copy)]
@@ -52,74 +49,18 @@ impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(mut self, isa: S) {
-        let short = T::IS_COMPUTE && self.len <= SHORT;
-        // SAFETY: the task was made for rows that can be read, here and below.
-        let first = if short { unsafe { self.short_rows(isa) } } else { 0 };
+    fn run<S: Isa>(self, isa: S) {
         let Sums { vectors: [x, y], len, out } = self;
-        for (row, out) in out.iter_mut().enumerate().skip(first) {
-            // SAFETY: as above.
+        for (row, out) in out.iter_mut().enumerate() {
+            // SAFETY: the task was made for rows that can be read.
             let (x, y) = unsafe { (x.slice(row, len), y.slice(row, len)) };
-            if N == 3 {
+            if len <= SHORT {
+                *out = loops::short_sums(isa, x, y);
+            } else if N == 3 {
                 out.copy_from_slice(&loops::dot_and_squares(isa, x, y));
-            } else if short {
-                out[0] = x.iter().zip(y).fold(0.0, |sum, (x, y)| sum + x.to_f64() * y.to_f64());
             } else {
                 out[0] = loops::dot(isa, x, y);
             }
-        }
-    }
-}
-
-impl<T: Element, const N: usize> Sums<'_, T, N> {
-    /// The sums of short rows of the compute dtype, as many rows at once as a vector has lanes. Returns how many are done.
-    ///
-    /// # Safety
-    ///
-    /// The rows can be read, and nobody writes to them.
-    #[inline(always)]
-    unsafe fn short_rows<S: Isa>(&mut self, isa: S) -> usize {
-        let (lanes, len) = (<T::Compute>::lanes::<S>(), self.len);
-        // The scalar fallback has nothing to gain.
-        let whole = if lanes >= <T::Compute>::block::<S>() { self.out.len() / lanes * lanes } else { 0 };
-        for first in (0..whole).step_by(lanes) {
-            let mut columns = [[<T::Compute>::default(); SHORT * MOST_LANES]; 2];
-            for (columns, vectors) in columns.iter_mut().zip(self.vectors) {
-                // SAFETY: the caller's promise.
-                unsafe { read_columns(isa, vectors, first, len, columns) };
-            }
-            let [x, y] = &columns;
-            loops::sums_of_columns(isa, x, y, len, &mut self.out[first..][..lanes]);
-        }
-        whole
-    }
-}
-
-/// Short rows as columns: element by element, that of every row.
-///
-/// # Safety
-///
-/// As many rows as a vector has lanes can be read from `first` on.
-#[inline(always)]
-unsafe fn read_columns<S: Isa, T: Element>(isa: S, rows: Strided<T>, first: usize, len: usize, to: &mut [T::Compute]) {
-    let (lanes, block) = (<T::Compute>::lanes::<S>(), <T::Compute>::block::<S>());
-    let mut from = [core::ptr::null(); MOST_LANES];
-    for (row, from) in from[..lanes].iter_mut().enumerate() {
-        *from = rows.row(first + row).cast::<T::Compute>();
-    }
-    let whole = len / block * block;
-    for row in (0..lanes).step_by(block) {
-        for j in (0..whole).step_by(block) {
-            let mut from = from;
-            from[row..][..block].iter_mut().for_each(|from| *from = from.wrapping_add(j));
-            // SAFETY: the caller's promise; there is room for `len` times as many elements as lanes.
-            unsafe { <T::Compute>::transpose(isa, &from[row..][..block], to[j * lanes + row..].as_mut_ptr(), lanes) };
-        }
-    }
-    for j in whole..len {
-        for (row, from) in from[..lanes].iter().enumerate() {
-            // SAFETY: the caller's promise.
-            to[j * lanes + row] = unsafe { *from.add(j) };
         }
     }
 }

@@ -652,7 +652,8 @@ fn there_is_a_place_for_the_norm_of_each_vector() {
         let plan = Plan::new(&Axes::Both(2), 1, true, &lhs, &rhs).unwrap();
         let space = layout::Space::new(&plan, layout::Strides::default());
         assert_eq!([space.vectors(layout::X_INDEX), space.vectors(layout::Y_INDEX)], counts);
-        let swapped = space.swapped();
+        let mut swapped = space.clone();
+        swapped.swap();
         assert_eq!([swapped.vectors(layout::X_INDEX), swapped.vectors(layout::Y_INDEX)], [counts[1], counts[0]]);
     }
 }
