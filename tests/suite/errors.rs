@@ -247,7 +247,8 @@ fn a_feature_that_is_missing_in_burn_dot() {
 fn a_floor_that_is_not_a_positive_finite_number() {
     for epsilon in [0.0, -1e-6, f64::INFINITY, f64::NAN] {
         let config = DotConfig::new(1).with_normalize(true).with_epsilon(epsilon);
-        let text = format!("Dot: epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6");
+        let text =
+            format!("Dot: epsilon is {epsilon}; the least norm to divide by must be a positive finite number, such as 1e-6");
         assert_eq!(config.try_init().unwrap_err().to_string(), text);
         assert_eq!(config.output_shape(&[None, None], &[None, None]).unwrap_err().to_string(), text);
     }

@@ -1,4 +1,4 @@
-//! The floor on the norm, scale, half precision, range, NaN, infinities, nothing at all.
+//! Epsilon, scale, f16 and bf16, range, NaN, infinities, nothing at all.
 
 use burn::prelude::*;
 use burn::tensor::DType;

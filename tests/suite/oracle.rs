@@ -37,7 +37,7 @@ pub struct Product {
     /// Axes of lhs and rhs that meet.
     pub pairs: Vec<(usize, usize)>,
     pub batch_dims: usize,
-    /// The floor on the norm, where normalized.
+    /// Epsilon, where normalized.
     pub floor: Option<f64>,
 }
 

@@ -264,7 +264,7 @@ pub enum DotError {
         /// Both shapes.
         shapes: Shapes,
     },
-    /// The floor on the norm is zero, negative, infinite or NaN.
+    /// The epsilon is zero, negative, infinite or NaN.
     InvalidEpsilon {
         /// The value given.
         epsilon: f64,
@@ -372,7 +372,7 @@ impl fmt::Display for DotError {
                 "burn-dot was built without the feature for {device}; add {feature} to its features in Cargo.toml; {shapes}"
             ),
             Self::InvalidEpsilon { epsilon } => {
-                write!(f, "epsilon is {epsilon}; the floor on the norm must be a positive finite number, such as 1e-6")
+                write!(f, "epsilon is {epsilon}; the least norm to divide by must be a positive finite number, such as 1e-6")
             }
         }
     }

@@ -35,7 +35,7 @@ use crate::{DotConfig, plan::Axes};
 ///
 /// The options that Keras does not have (`epsilon`, `batch_dims`, `broadcast_batch`, `output_dtype`, several pairs in `axes`)
 /// are further keys, left out where they hold their defaults, so Keras reads a configuration that uses only its own. A
-/// configuration of Keras 3 says nothing of its floor of 1e-7: call [`with_epsilon(1e-7)`](DotConfig::with_epsilon) to match it.
+/// configuration of Keras 3 says nothing of its epsilon of 1e-7: call [`with_epsilon(1e-7)`](DotConfig::with_epsilon) to match it.
 /// Written again, that configuration has a key `epsilon`, which Keras refuses.
 ///
 /// Keras casts the inputs of a layer to its `dtype`. Here they keep theirs: cast them, or choose the output's by

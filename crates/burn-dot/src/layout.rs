@@ -273,7 +273,7 @@ impl Iterator for Iter<'_> {
     }
 }
 
-/// The offsets after some steps along an axis.
+/// The offsets after some strides along an axis.
 #[inline(always)]
 pub(crate) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
     // Loops, for the same reason as above.

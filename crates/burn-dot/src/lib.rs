@@ -45,10 +45,10 @@ pub use error::{Axis, DotError, Operand, Shapes};
 pub use keras::KerasLayer;
 pub use plan::{Axes, AxisIndex};
 
-/// Gives memory that is kept for results on flex back to the allocator: at most 96 MiB of results that were freed.
+/// Gives memory that is cached for results on flex back to the allocator: at most 96 MiB of results that were freed.
 ///
-/// They are kept because new memory costs more than many products: the next result of the same size takes a freed one. Without the
-/// features `flex` and `std` nothing is kept.
+/// They are cached because new memory costs more than many products: the next result of the same size takes a freed one. Without the
+/// features `flex` and `std` nothing is cached.
 ///
 /// ```
 /// burn_dot::release_memory();

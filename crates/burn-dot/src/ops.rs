@@ -128,7 +128,7 @@ pub trait DotOps: Backend {
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its epsilon of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
-    /// them would give infinity. Only half precision comes here; f32 and f64 have the room.
+    /// them would give infinity. Only 16-bit floats come here; f32 and f64 have the room.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
     }
@@ -172,8 +172,8 @@ pub(crate) fn float_dot_composed(
         return reference::float_dot::<Dispatch>(lhs, rhs, plan, options);
     }
     let output = Some(options.output.unwrap_or(input));
-    let widen = |x| Dispatch::float_cast_finite_grad(x, compute);
-    reference::float_dot::<Dispatch>(widen(lhs), widen(rhs), plan, FloatOptions { output, ..options })
+    let convert = |x| Dispatch::float_cast_finite_grad(x, compute);
+    reference::float_dot::<Dispatch>(convert(lhs), convert(rhs), plan, FloatOptions { output, ..options })
 }
 
 /// A product on flex in dtypes that the kernels have: its own, or the accumulator's, with casts before and after.

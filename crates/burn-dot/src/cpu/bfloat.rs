@@ -1,6 +1,6 @@
 //! Products of bf16 matrices by the instruction for them, `vdpbf16ps` of AVX512_BF16: two products at a time, added in f32.
 //!
-//! The `gemm` crate has no bf16. Its f32 needs both matrices widened first, and multiplies half as fast.
+//! The `gemm` crate has no bf16. Its f32 needs both matrices converted first, and multiplies half as fast.
 
 use alloc::vec::Vec;
 
@@ -29,7 +29,7 @@ const SMALLEST: u16 = (127 - 56) << 7;
 /// One of the matrices: its rows or columns, and the terms that are summed over.
 pub(super) struct Side {
     pub at: *const bf16,
-    pub lines: (usize, isize),
+    pub vectors: (usize, isize),
     pub terms: (usize, isize),
 }
 
@@ -152,15 +152,15 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
             unsafe { a.pack::<ROWS>(&mut packed.a) };
         }
         for (j, b_panel) in packed.b.chunks_exact(COLUMNS * pairs).enumerate() {
-            let columns = COLUMNS.min(b.lines.0 - j * COLUMNS);
-            for i in 0..a.lines.0.div_ceil(ROWS) {
-                let rows = ROWS.min(a.lines.0 - i * ROWS);
+            let columns = COLUMNS.min(b.vectors.0 - j * COLUMNS);
+            for i in 0..a.vectors.0.div_ceil(ROWS) {
+                let rows = ROWS.min(a.vectors.0 - i * ROWS);
                 unsafe {
                     let mut rows_at = [packed.a.as_ptr(); ROWS];
                     for (row, row_at) in rows_at.iter_mut().enumerate() {
                         *row_at = match in_place {
                             // Rows beyond the last are computed and not written.
-                            true => a.at.offset((i * ROWS + row.min(rows - 1)) as isize * a.lines.1).cast(),
+                            true => a.at.offset((i * ROWS + row.min(rows - 1)) as isize * a.vectors.1).cast(),
                             false => row_at.add(i * ROWS * pairs + row),
                         };
                     }
@@ -234,7 +234,7 @@ impl Side {
         let (mask, one) = unsafe { (_mm512_set1_epi16(0x7fff), _mm512_set1_epi16(1)) };
         let mut many_least = unsafe { _mm512_set1_epi16(-1) };
         let ((outer, outer_step), (inner, inner_step)) =
-            if self.lines.1 == 1 { (self.terms, self.lines) } else { (self.lines, self.terms) };
+            if self.vectors.1 == 1 { (self.terms, self.vectors) } else { (self.vectors, self.terms) };
         let mut least = u16::MAX;
         for i in 0..outer as isize {
             // SAFETY: the matrix is within its allocation, here and below.
@@ -255,42 +255,42 @@ impl Side {
         least < too_small || unsafe { _mm512_cmplt_epu16_mask(many_least, _mm512_set1_epi16(too_small as i16)) } != 0
     }
 
-    /// Brings each `WIDTH` lines together, term by term in pairs, filled up with zeros.
+    /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
     #[inline(always)]
     unsafe fn pack<const WIDTH: usize>(&self, to: &mut Vec<u32>) {
-        let &Side { at, lines: (lines, line_step), terms: (terms, term_step) } = self;
+        let &Side { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
         let pairs = terms.div_ceil(2);
-        to.resize(lines.div_ceil(WIDTH) * pairs * WIDTH, 0);
+        to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH, 0);
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
             let first = panel * WIDTH;
-            let width = WIDTH.min(lines - first);
+            let width = WIDTH.min(vectors - first);
             // SAFETY: the matrix is within its allocation, here and below.
-            let at = |line: usize, term: usize| unsafe {
-                at.offset((first + line) as isize * line_step + term as isize * term_step)
+            let at = |vector: usize, term: usize| unsafe {
+                at.offset((first + vector) as isize * vector_stride + term as isize * term_stride)
             };
             let mut done = 0;
-            if width == WIDTH && line_step == 1 {
-                // Two terms of all lines.
+            if width == WIDTH && vector_stride == 1 {
+                // Two terms of all vectors.
                 for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(terms / 2) {
                     let (x, y): (*const [u16; WIDTH], *const [u16; WIDTH]) =
                         (at(0, 2 * pair).cast(), at(0, 2 * pair + 1).cast());
                     let (x, y) = unsafe { (&*x, &*y) };
-                    for line in 0..WIDTH {
-                        to[line] = u32::from(x[line]) | u32::from(y[line]) << 16;
+                    for vector in 0..WIDTH {
+                        to[vector] = u32::from(x[vector]) | u32::from(y[vector]) << 16;
                     }
                 }
                 done = terms / 2;
-            } else if width == WIDTH && WIDTH.is_multiple_of(16) && term_step == 1 {
-                // 16 pairs of 16 lines.
+            } else if width == WIDTH && WIDTH.is_multiple_of(16) && term_stride == 1 {
+                // 16 pairs of 16 vectors.
                 while done + 16 <= terms / 2 {
-                    for line in (0..WIDTH).step_by(16) {
+                    for vector in (0..WIDTH).step_by(16) {
                         unsafe {
                             let mut square = [_mm512_setzero_si512(); 16];
                             for (i, row) in square.iter_mut().enumerate() {
-                                *row = _mm512_loadu_si512(at(line + i, 2 * done).cast());
+                                *row = _mm512_loadu_si512(at(vector + i, 2 * done).cast());
                             }
                             for (i, column) in transposed(square).into_iter().enumerate() {
-                                _mm512_storeu_si512(to[(done + i) * WIDTH + line..][..16].as_mut_ptr().cast(), column);
+                                _mm512_storeu_si512(to[(done + i) * WIDTH + vector..][..16].as_mut_ptr().cast(), column);
                             }
                         }
                     }
@@ -298,9 +298,9 @@ impl Side {
                 }
             }
             for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().skip(done) {
-                for (line, to) in to.iter_mut().enumerate() {
-                    let bits = |term: usize| match line < width && term < terms {
-                        true => u32::from(unsafe { *at(line, term) }.to_bits()),
+                for (vector, to) in to.iter_mut().enumerate() {
+                    let bits = |term: usize| match vector < width && term < terms {
+                        true => u32::from(unsafe { *at(vector, term) }.to_bits()),
                         false => 0,
                     };
                     *to = bits(2 * pair) | bits(2 * pair + 1) << 16;

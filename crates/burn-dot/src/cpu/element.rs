@@ -191,7 +191,7 @@ impl Compute for f32 {
         transpose_f32
     );
 
-    // No loop narrows f64 on its way in or widens to it on its way out; so these need not be fast.
+    // No loop converts f64 on its way in, or to f64 on its way out; so these need not be fast.
     #[inline(always)]
     fn load_f64<S: Isa>(isa: S, from: &[f64]) -> S::f32s {
         let mut x = isa.splat_f32s(0.0);

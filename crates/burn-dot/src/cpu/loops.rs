@@ -2,7 +2,7 @@
 //!
 //! Sums go on in f64. What they are made of is added in the compute dtype first, by chains so short that hardly a digit is lost: registers
 //! of f64 hold half as many elements, and set the pace where the inputs are in a cache. Where f32 does not hold the products, the sum is
-//! computed again in f64.
+//! recomputed in f64.
 
 use core::ops::{Range, RangeInclusive};
 

@@ -155,7 +155,7 @@ impl<T: Stored> Differentiated<T> {
         }
     }
 
-    /// The input again, where the kernels have refused. Those that may refuse do not work in place.
+    /// The input, where the kernels have refused. Those that may refuse do not work in place.
     pub fn into_input(self) -> FlexTensor {
         match self {
             Differentiated::Unwanted(x) | Differentiated::Apart(x, _) => x,

@@ -117,7 +117,7 @@ pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
     for_dtypes!((input, output), dtypes(), None).is_some()
 }
 
-/// The product, and, if `save` is set, what [`float_dot_grads`] can use again, where that is worth its memory.
+/// The product, and, if `save` is set, what [`float_dot_grads`] can use, where that is worth its memory.
 pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
     if plan.is_trivial() || !layout::is_countable(plan) {
         return None;
@@ -126,8 +126,8 @@ pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options
     for_dtypes!((lhs.dtype().into(), output), forward(lhs, rhs, plan, options.normalize, save), None)
 }
 
-/// The gradients of the product that are wanted, or the inputs again. An input that nobody else holds may be overwritten by its gradient.
-#[expect(clippy::result_large_err, reason = "not an error: the inputs again, moved once in a backward pass")]
+/// The gradients of the product that are wanted, or the inputs, handed back. An input that nobody else holds may be overwritten by its gradient.
+#[expect(clippy::result_large_err, reason = "not an error: the inputs, handed back, moved once in a backward pass")]
 pub(crate) fn float_dot_grads(
     inputs: [FlexTensor; 2],
     grad: &FlexTensor,
@@ -205,7 +205,7 @@ fn saved_rows(plan: &Plan) -> [usize; 2] {
     [plan.batch * plan.m * plan.n, size_of::<SavedRow>() / size_of::<f64>()]
 }
 
-#[expect(clippy::result_large_err, reason = "not an error: the inputs again, moved once in a backward pass")]
+#[expect(clippy::result_large_err, reason = "not an error: the inputs, handed back, moved once in a backward pass")]
 fn backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     [lhs, rhs]: [FlexTensor; 2],
     grad: &FlexTensor,

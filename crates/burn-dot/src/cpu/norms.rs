@@ -169,12 +169,12 @@ impl<T: Element> Task for Squares<'_, T> {
         // Vectors perpendicular to memory are read row of memory by row of memory, others one by one.
         // SAFETY: the promise made to `of_both`.
         unsafe {
-            let across = self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1;
-            if across {
-                self.across(isa);
+            let perpendicular = self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1;
+            if perpendicular {
+                self.perpendicular(isa);
             }
             for vector in 0..self.to.len() {
-                if !across {
+                if !perpendicular {
                     self.to[vector] = self.along::<S, false>(isa, vector);
                 }
                 // Zeros, or squares that f32 lost.
@@ -189,7 +189,7 @@ impl<T: Element> Task for Squares<'_, T> {
 impl<T: Element> Squares<'_, T> {
     /// Rows of memory, each with an element of every vector. Short ones that follow one another are read as one.
     #[inline(always)]
-    unsafe fn across<S: Isa>(&mut self, isa: S) {
+    unsafe fn perpendicular<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
         let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
         let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };

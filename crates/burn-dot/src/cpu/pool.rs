@@ -1,7 +1,7 @@
-//! Memory for results. A block that Burn frees is kept for the next result of its size, which the next step of a training will ask for.
+//! Memory for results. A block that Burn frees is cached for the next result of its size, which the next step of a training will ask for.
 //!
 //! The system's allocator hands blocks of 128 KiB and more back at every free, and new pages cost more than many products take. Every
-//! byte of a block is initialized: those of a new one are zeroed, which is free where the system gives zeroed pages, and a kept one holds
+//! byte of a block is initialized: those of a new one are zeroed, which is free where the system gives zeroed pages, and a cached one holds
 //! what it held. So kernels may take `&mut [T]` of a result, and a fault in one of them could show old elements, but nothing undefined.
 
 use alloc::{
@@ -23,18 +23,18 @@ use burn_core::tensor::{AllocationProperty, Bytes};
 use burn_std::{AccessError, AccessPolicy, AllocationController};
 use bytemuck::Pod;
 
-/// Bytes that are kept at most: both gradients of 65536 rows of 128 f32, 64 MiB, and what goes with them. None in the kernels' own tests, where a sanitizer is to see each
+/// Bytes that are cached at most: both gradients of 65536 rows of 128 f32, 64 MiB, and what goes with them. None in the kernels' own tests, where a sanitizer is to see each
 /// use of what was freed.
 #[cfg(feature = "std")]
-const KEPT_BYTES: usize = if cfg!(test) { 0 } else { 96 << 20 };
+const CACHED_BYTES: usize = if cfg!(test) { 0 } else { 96 << 20 };
 
-/// Blocks that are kept at most: few enough to look through.
+/// Blocks that are cached at most: few enough to look through.
 #[cfg(feature = "std")]
-const KEPT_BLOCKS: usize = 64;
+const CACHED_BLOCKS: usize = 64;
 
 /// Smaller blocks are zeroed sooner than found.
 #[cfg(feature = "std")]
-const KEPT_FROM: usize = 4 << 10;
+const CACHED_FROM: usize = 4 << 10;
 
 /// Bytes from which huge pages are asked for: those of two.
 #[cfg(target_os = "linux")]
@@ -42,9 +42,9 @@ const HUGE_FROM: usize = 4 << 20;
 
 /// The pool of the process.
 #[cfg(feature = "std")]
-static POOL: Pool = Pool::new(KEPT_BYTES);
+static POOL: Pool = Pool::new(CACHED_BYTES);
 
-/// Gives the memory that is kept for results back to the allocator.
+/// Gives the memory that is cached for results back to the allocator.
 pub(crate) fn release() {
     #[cfg(feature = "std")]
     POOL.clear();
@@ -97,7 +97,7 @@ fn advise_huge_pages(at: NonNull<u8>, len: usize) {
 pub(super) struct Loan(Option<Block>);
 
 impl Loan {
-    /// Memory for so many elements: kept, or new. It is initialized, to values that mean nothing.
+    /// Memory for so many elements: cached, or new. It is initialized, to values that mean nothing.
     ///
     /// # Panics
     ///
@@ -172,49 +172,49 @@ impl AllocationController for Loan {
 #[cfg(feature = "std")]
 struct Pool {
     limit: usize,
-    kept: Mutex<VecDeque<Block>>,
+    cached: Mutex<VecDeque<Block>>,
 }
 
 #[cfg(feature = "std")]
 impl Pool {
     const fn new(limit: usize) -> Self {
-        Pool { limit, kept: Mutex::new(VecDeque::new()) }
+        Pool { limit, cached: Mutex::new(VecDeque::new()) }
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<Block>> {
+    fn cached(&self) -> std::sync::MutexGuard<'_, VecDeque<Block>> {
         // A queue of blocks has no state that a panic could leave half-way.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The block of this layout that was freed last: a cache may still hold it.
     fn take(&self, layout: Layout) -> Option<Block> {
-        let mut kept = self.kept();
-        let place = kept.iter().rposition(|block| block.layout == layout)?;
-        kept.remove(place)
+        let mut cached = self.cached();
+        let place = cached.iter().rposition(|block| block.layout == layout)?;
+        cached.remove(place)
     }
 
     /// Keeps a block in place of the oldest ones.
     fn give(&self, block: Block) {
         let size = block.layout.size();
-        if size < KEPT_FROM || size > self.limit {
+        if size < CACHED_FROM || size > self.limit {
             return;
         }
         // Freed when the lock is: that may take a while.
         let mut oldest = Vec::new();
-        let mut kept = self.kept();
-        let mut bytes = size + kept.iter().map(|block| block.layout.size()).sum::<usize>();
-        while bytes > self.limit || kept.len() >= KEPT_BLOCKS {
-            let Some(block) = kept.pop_front() else { break };
+        let mut cached = self.cached();
+        let mut bytes = size + cached.iter().map(|block| block.layout.size()).sum::<usize>();
+        while bytes > self.limit || cached.len() >= CACHED_BLOCKS {
+            let Some(block) = cached.pop_front() else { break };
             bytes -= block.layout.size();
             oldest.push(block);
         }
-        kept.push_back(block);
-        drop(kept);
+        cached.push_back(block);
+        drop(cached);
     }
 
     fn clear(&self) {
         // Freed when the lock is.
-        let blocks = core::mem::take(&mut *self.kept());
+        let blocks = core::mem::take(&mut *self.cached());
         drop(blocks);
     }
 }
@@ -245,15 +245,15 @@ mod tests {
         for size in [16, 32, 16, 8] {
             pool.give(block(size << 10));
         }
-        let sizes = |pool: &Pool| pool.kept().iter().map(|block| block.layout.size() >> 10).collect::<Vec<_>>();
+        let sizes = |pool: &Pool| pool.cached().iter().map(|block| block.layout.size() >> 10).collect::<Vec<_>>();
         assert_eq!(sizes(&pool), [32, 16, 8], "16 went for 8");
         pool.give(block(65 << 10));
-        assert_eq!(sizes(&pool), [32, 16, 8], "a block beyond the limit is not kept, and displaces none");
+        assert_eq!(sizes(&pool), [32, 16, 8], "a block beyond the limit is not cached, and displaces none");
         pool.give(block(1 << 10));
         assert_eq!(sizes(&pool), [32, 16, 8], "nor is a small one");
         let pool = Pool::new(64 << 20);
-        (0..KEPT_BLOCKS + 3).for_each(|_| pool.give(block(4 << 10)));
-        assert_eq!(pool.kept().len(), KEPT_BLOCKS);
+        (0..CACHED_BLOCKS + 3).for_each(|_| pool.give(block(4 << 10)));
+        assert_eq!(pool.cached().len(), CACHED_BLOCKS);
         pool.clear();
         assert_eq!(sizes(&pool), [0usize; 0]);
     }

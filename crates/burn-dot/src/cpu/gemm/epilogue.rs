@@ -202,7 +202,7 @@ impl<R: Compute> Task for Project<'_, R> {
 }
 
 /// Rows perpendicular to the columns of a block: some of its lanes.
-struct Across {
+struct Perpendicular {
     /// The first lane, and where its row is.
     lane: usize,
     at: Offsets,
@@ -280,22 +280,22 @@ impl<R: Compute> Project<'_, R> {
                 let rows = CHUNK.min(len - part);
                 let mut at = from;
                 at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
-                let across = Across { lane: first + part, at, rows, group: self.group(rows) };
+                let block = Perpendicular { lane: first + part, at, rows, group: self.group(rows) };
                 // SAFETY: the caller's promise.
                 unsafe {
                     if self.dots.is_none() {
-                        self.dots_across(isa, &across, &mut projections);
+                        self.dots_perpendicular(isa, &block, &mut projections);
                     }
                     for i in 0..rows {
                         let mut at = sum(self.columns[0], at);
                         at[X_INDEX] += i as isize * stride[X_INDEX];
                         (projections[i], scales[i]) = self.coefficients(at, projections[i]);
                     }
-                    for i in rows..rows * across.group {
+                    for i in rows..rows * block.group {
                         (projections[i], scales[i]) = (projections[i - rows], scales[i - rows]);
                     }
                     self.for_each_group(
-                        &across,
+                        &block,
                         #[inline(always)]
                         |_, x, p| loops::project_elementwise(isa, p, &scales[..p.len()], &projections[..p.len()], x),
                     );
@@ -315,8 +315,8 @@ impl<R: Compute> Project<'_, R> {
 
     /// Calls `f` with the index of the first column of each group, with its elements of `x`, and with those of the block.
     #[inline(always)]
-    unsafe fn for_each_group(&self, across: &Across, mut f: impl FnMut(usize, &[R], &mut [R])) {
-        let Across { lane, at, rows, group } = *across;
+    unsafe fn for_each_group(&self, block: &Perpendicular, mut f: impl FnMut(usize, &[R], &mut [R])) {
+        let Perpendicular { lane, at, rows, group } = *block;
         let mut buffer = [R::default(); CHUNK];
         for (index, columns) in self.columns.chunks(group).enumerate() {
             let (first, len) = (index * group, rows * columns.len());
@@ -330,15 +330,15 @@ impl<R: Compute> Project<'_, R> {
 
     /// `x·p` of rows perpendicular to the columns.
     #[inline(always)]
-    unsafe fn dots_across<S: Isa>(&self, isa: S, across: &Across, dots: &mut [f64; CHUNK]) {
-        let Across { rows, group, .. } = *across;
+    unsafe fn dots_perpendicular<S: Isa>(&self, isa: S, block: &Perpendicular, dots: &mut [f64; CHUNK]) {
+        let Perpendicular { rows, group, .. } = *block;
         let (mut partial, mut lost) = ([0.0; CHUNK], [0.0; CHUNK]);
         let (partial, lost, dots) = (&mut partial[..rows * group], &mut lost[..rows * group], &mut dots[..rows * group]);
         dots.fill(0.0);
         // SAFETY: the caller's promise.
         unsafe {
             self.for_each_group(
-                across,
+                block,
                 #[inline(always)]
                 |first, x, p| {
                     loops::add_elementwise_products(isa, &mut partial[..p.len()], x, p);

@@ -259,7 +259,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             return None;
         }
         let (at, stride, term) = self.strides(0..self.at.len(), terms)?;
-        Some(bfloat::Side { at: at.cast(), lines: (self.at.len(), stride), terms: (terms.len, term) })
+        Some(bfloat::Side { at: at.cast(), vectors: (self.at.len(), stride), terms: (terms.len, term) })
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.

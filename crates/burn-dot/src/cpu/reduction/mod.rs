@@ -207,7 +207,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         true
     }
 
-    /// As saved, or computed again.
+    /// As saved, or recomputed.
     unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let Some(saved) = self.rows.saved else {
             // SAFETY: as all methods.

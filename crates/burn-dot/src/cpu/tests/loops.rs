@@ -14,7 +14,7 @@ use super::{
     EXTENTS, assert_near, wave,
 };
 
-/// Every loop over numbers of one dtype, by one instruction set.
+/// Every loop over elements of one dtype, by one instruction set.
 struct EveryLoop<T> {
     len: usize,
     epsilon: f64,
@@ -99,10 +99,10 @@ impl<T: Element> Task for EveryLoop<T> {
         loops::add_elementwise_products(isa, &mut sums, &x, &y);
         (0..len).for_each(|i| near("add_elementwise_products", sums[i], [before[i], fx[i] * fy[i]]));
         for count in [1, 2, SQUARED_ROWS - 1, SQUARED_ROWS] {
-            let lines: Vec<&[T]> = (0..count).map(|line| if line % 2 == 0 { &x[..] } else { &y[..] }).collect();
+            let rows: Vec<&[T]> = (0..count).map(|row| if row % 2 == 0 { &x[..] } else { &y[..] }).collect();
             let (of_x, of_y) = (count.div_ceil(2) as f64, (count / 2) as f64);
             let mut sums = before.clone();
-            loops::add_squares(isa, &mut sums, &lines);
+            loops::add_squares(isa, &mut sums, &rows);
             for i in 0..len {
                 let squares = of_x * fx[i] * fx[i] + of_y * fy[i] * fy[i];
                 let name = alloc::format!("add_squares of {count} rows of {len}");
@@ -230,7 +230,7 @@ fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
     simd::for_each_isa(|| BeyondF32);
 }
 
-/// Numbers at the edges of the half dtypes, by one instruction set.
+/// Elements at the edges of the 16-bit dtypes, by one instruction set.
 struct Edges;
 
 impl Task for Edges {
@@ -264,7 +264,7 @@ impl Task for Edges {
                 }
             }
         }
-        // Halfway between two numbers, the even one is nearest.
+        // Halfway between two elements, the even one is nearest.
         check::<S, f16>(isa, "f16", 65504.0, 2049.0, 2048.0);
         check::<S, bf16>(isa, "bf16", bf16::MAX.into(), 257.0, 256.0);
     }

@@ -10,7 +10,7 @@ mod threads;
 
 const EXTENTS: [usize; 8] = [0, 1, 15, 16, 17, 127, 128, 129];
 
-/// Distinct numbers of both signs.
+/// Distinct elements of both signs.
 fn wave(count: usize, phase: f64) -> Vec<f64> {
     (0..count).map(|i| 1.3 * (phase + i as f64 * 1.618).sin() + 0.2).collect()
 }

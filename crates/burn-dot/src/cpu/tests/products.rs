@@ -18,12 +18,12 @@ fn tensor(x: &[f64], shape: &[usize], dtype: DType) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype))
 }
 
-/// A tensor of distinct numbers of both signs.
+/// A tensor of distinct elements of both signs.
 fn waves(shape: [usize; 3], phase: f64, dtype: DType) -> FlexTensor {
     tensor(&wave(shape.iter().product(), phase), &shape, dtype)
 }
 
-fn numbers(x: FlexTensor) -> Vec<f64> {
+fn elements(x: FlexTensor) -> Vec<f64> {
     x.into_data().iter().collect()
 }
 
@@ -31,7 +31,7 @@ fn numbers(x: FlexTensor) -> Vec<f64> {
 pub(super) fn constant_product([m, n, k]: [usize; 3], [x, y]: [f64; 2], dtype: DType) -> Vec<f64> {
     let (lhs, rhs) = (tensor(&vec![x; m * k], &[1, m, k], dtype), tensor(&vec![y; n * k], &[1, n, k], dtype));
     let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
-    numbers(float_dot(&lhs, &rhs, &plan, FloatOptions { normalize: None, output: None }, false).expect("a kernel").out)
+    elements(float_dot(&lhs, &rhs, &plan, FloatOptions { normalize: None, output: None }, false).expect("a kernel").out)
 }
 
 /// Both gradients.
@@ -56,19 +56,19 @@ pub(super) struct Case {
     /// Whether the contracted axis comes last, else before the free one.
     pub k_last: [bool; 2],
     pub dtype: DType,
-    pub floor: Option<f64>,
+    pub epsilon: Option<f64>,
 }
 
 impl Case {
     /// Compares the output and both gradients with plain loops in f64.
     pub fn check(self) {
-        let Case { batch, m, n, k, k_last, dtype, floor } = self;
+        let Case { batch, m, n, k, k_last, dtype, epsilon } = self;
         let shape = |free: usize, last: bool| if last { [batch, free, k] } else { [batch, k, free] };
         let (lhs_shape, rhs_shape) = (shape(m, k_last[0]), shape(n, k_last[1]));
         let (lhs, rhs, grad) = (waves(lhs_shape, 0.1, dtype), waves(rhs_shape, 0.4, dtype), waves([batch, m, n], 0.7, dtype));
         let axis = |last: bool| if last { 2 } else { 1 };
         let plan = Plan::new(&Axes::Pair(axis(k_last[0]), axis(k_last[1])), 1, false, &lhs_shape, &rhs_shape).unwrap();
-        let options = FloatOptions { normalize: floor, output: None };
+        let options = FloatOptions { normalize: epsilon, output: None };
         let given = float_dot(&lhs, &rhs, &plan, options, true);
         // Also held here: what is not shared is overwritten.
         let grads = |saved: Option<&Saved>| gradients([&lhs, &rhs], &grad, saved, &plan, options);
@@ -78,21 +78,25 @@ impl Case {
         }
         let given = given.expect("a kernel");
         let (given, saved) = (given.out, given.saved);
-        let grads = |saved| grads(saved).expect("a kernel").map(numbers);
-        let (out, [grad_lhs, grad_rhs]) = (numbers(given), grads(None));
+        let grads = |saved| grads(saved).expect("a kernel").map(elements);
+        let (out, [grad_lhs, grad_rhs]) = (elements(given), grads(None));
         if saved.is_some() {
             assert_eq!(grads(saved.as_ref()), [grad_lhs.clone(), grad_rhs.clone()], "{self:?}: with what was saved");
         }
 
-        let (x, y, g) = (numbers(lhs), numbers(rhs), numbers(grad));
+        let (x, y, g) = (elements(lhs), elements(rhs), elements(grad));
         let place = |b: usize, free: usize, term: usize, count: usize, last: bool| {
             if last { (b * count + free) * k + term } else { (b * k + term) * count + free }
         };
         let vector = |x: &[f64], b: usize, i: usize, count: usize, last: bool| {
-            let numbers: Vec<f64> = (0..k).map(|term| x[place(b, i, term, count, last)]).collect();
-            let norm = numbers.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let divisor = floor.map_or(1.0, |floor| norm.max(floor));
-            (numbers.iter().map(|x| x / divisor).collect::<Vec<f64>>(), divisor, floor.is_some_and(|floor| norm >= floor))
+            let elements: Vec<f64> = (0..k).map(|term| x[place(b, i, term, count, last)]).collect();
+            let norm = elements.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let divisor = epsilon.map_or(1.0, |epsilon| norm.max(epsilon));
+            (
+                elements.iter().map(|x| x / divisor).collect::<Vec<f64>>(),
+                divisor,
+                epsilon.is_some_and(|epsilon| norm >= epsilon),
+            )
         };
         let epsilon = match dtype {
             DType::F64 => f64::EPSILON,
@@ -141,9 +145,9 @@ fn every_case(sizes: impl Fn(usize) -> Vec<[usize; 4]>) {
     for extent in EXTENTS {
         for [batch, m, n, k] in sizes(extent) {
             for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
-                for floor in [None, Some(1e-6), Some(3.0)] {
+                for epsilon in [None, Some(1e-6), Some(3.0)] {
                     for k_last in [[true, true], [false, true], [true, false], [false, false]] {
-                        Case { batch, m, n, k, k_last, dtype, floor }.check();
+                        Case { batch, m, n, k, k_last, dtype, epsilon }.check();
                     }
                 }
             }
@@ -169,7 +173,7 @@ fn matrices_agree_with_plain_loops() {
 #[test]
 fn long_rows_and_wide_blocks_agree_with_plain_loops() {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
-        for floor in [None, Some(1e-6)] {
+        for epsilon in [None, Some(1e-6)] {
             for [batch, m, n, k] in [
                 [1, 1, 2, 2 * CHUNK + 3],
                 [1, 2, 3, 2 * CHUNK + 3],
@@ -179,7 +183,7 @@ fn long_rows_and_wide_blocks_agree_with_plain_loops() {
                 [2, 35, 65, 68],
             ] {
                 for k_last in [[true, true], [false, false], [true, false], [false, true]] {
-                    Case { batch, m, n, k, k_last, dtype, floor }.check();
+                    Case { batch, m, n, k, k_last, dtype, epsilon }.check();
                 }
             }
         }
@@ -192,7 +196,7 @@ fn projections_of_whole_rows_agree_with_plain_loops() {
     for dtype in [DType::F32, DType::F16] {
         for [batch, m, n, k] in [[1, 600, 40, 2], [1, 66, 64, CHUNK + 3]] {
             for k_last in [[true, true], [false, false]] {
-                Case { batch, m, n, k, k_last, dtype, floor: Some(1e-6) }.check();
+                Case { batch, m, n, k, k_last, dtype, epsilon: Some(1e-6) }.check();
             }
         }
     }
@@ -211,7 +215,7 @@ fn packed_lanes_serve_every_block_of_broadcast_vectors() {
         }
         let (lhs, rhs) = (tensor(&x, &[1, m, k], dtype), tensor(&y, &[1, n, k], dtype));
         for transposed in [false, true] {
-            let (x, y) = (numbers(lhs.clone()), numbers(rhs.clone()));
+            let (x, y) = (elements(lhs.clone()), elements(rhs.clone()));
             let at = |x: &FlexTensor| if transposed { x.permute(&[0, 2, 1]) } else { x.clone() };
             let contiguous = |x: FlexTensor| if transposed { x.to_contiguous() } else { x };
             let (lhs, rhs) = (contiguous(at(&lhs)), contiguous(at(&rhs)));
@@ -219,7 +223,7 @@ fn packed_lanes_serve_every_block_of_broadcast_vectors() {
             let shapes = [lhs.layout().shape().to_vec(), rhs.layout().shape().to_vec()];
             let plan = Plan::new(&Axes::Pair(axis, axis), 1, false, &shapes[0], &shapes[1]).unwrap();
             let options = FloatOptions { normalize: None, output: Some(FloatDType::F32).filter(|_| dtype != DType::F64) };
-            let given = numbers(float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out);
+            let given = elements(float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out);
             for (at, given) in given.into_iter().enumerate() {
                 let terms = || x[at / n * k..][..k].iter().zip(&y[at % n * k..][..k]).map(|(x, y)| x * y);
                 let place = alloc::format!("{dtype:?} {m}·{n}, transposed {transposed}: {at}");
@@ -245,15 +249,15 @@ fn work_over_threads_agrees_with_plain_loops() {
 
 #[cfg(feature = "rayon")]
 fn work_over_threads() {
-    for floor in [None, Some(1e-6)] {
+    for epsilon in [None, Some(1e-6)] {
         for [batch, m, n, k] in
             [[1100, 1, 1, 128], [1, 1, 1100, 128], [3, 700, 1, 65], [1, 70, 60, 40], [3, 50, 40, 30], [1, 2, 3, 16_500]]
         {
-            Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor }.check();
+            Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, epsilon }.check();
         }
         // More than one block of vectors, whose norms are made by several threads.
         for k_last in [[true, true], [false, false]] {
-            Case { batch: 1, m: 600, n: 2, k: 96, k_last, dtype: DType::F32, floor }.check();
+            Case { batch: 1, m: 600, n: 2, k: 96, k_last, dtype: DType::F32, epsilon }.check();
         }
     }
 }
@@ -270,8 +274,8 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
     for (x, y) in [([1e-39; 2], [1e38; 2]), ([1e-20; 2], [1e-20; 2]), ([-1e-39; 2], [2.0; 2]), ([more, small], [small, -small])]
     {
         let tensor = |x: [f64; 2], shape: [usize; 3]| {
-            let numbers = x.repeat(shape.iter().product::<usize>() / 2);
-            tensor(&numbers, &shape, DType::BF16)
+            let elements = x.repeat(shape.iter().product::<usize>() / 2);
+            tensor(&elements, &shape, DType::BF16)
         };
         let out = float_dot(&tensor(x, lhs_shape), &tensor(y, rhs_shape), &plan, options, false).expect("a kernel").out;
         let [x, y] = [x, y].map(|x| x.map(|x| bf16::from_f64(x).to_f64()));
@@ -284,11 +288,11 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
 #[test]
 fn large_bf16_matrices_agree_with_plain_loops() {
     for last in [true, false] {
-        Case { batch: 1, m: 10, n: 300, k: 1030, k_last: [last; 2], dtype: DType::BF16, floor: None }.check();
+        Case { batch: 1, m: 10, n: 300, k: 1030, k_last: [last; 2], dtype: DType::BF16, epsilon: None }.check();
     }
 }
 
-/// With whole registers and a rest: where a row is one with itself, and where it holds a number that is none.
+/// With whole registers and a rest: where a row is one with itself, and where it holds NaN.
 #[test]
 fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
     let options = FloatOptions { normalize: Some(1e-6), output: None };
@@ -322,17 +326,18 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
     }
 }
 
-/// With rows that begin anywhere in a line and are longer than a buffer.
+/// With rows that begin anywhere in a cache line and are longer than a buffer.
 #[test]
 fn gradients_written_past_the_caches_agree_with_plain_loops() {
-    let case = |[batch, n, k]: [usize; 3], dtype, floor| Case { batch, m: 1, n, k, k_last: [true, true], dtype, floor }.check();
+    let case =
+        |[batch, n, k]: [usize; 3], dtype, epsilon| Case { batch, m: 1, n, k, k_last: [true, true], dtype, epsilon }.check();
     case([130, 1, 1027], DType::F32, Some(1e-6));
     case([2, 65, 1027], DType::F64, None);
 }
 
-/// Axes of the second matrix that do not lie in line are brought together, across the edges of its blocks.
+/// Axes of the second matrix that are not contiguous are collapsed, perpendicular the edges of its blocks.
 #[test]
-fn short_axes_brought_together_agree_with_plain_loops() {
+fn collapsed_axes_agree_with_plain_loops() {
     let ([batch, m, k], [s, t]) = ([2, 130, 9], [9, 70]);
     let (lhs_shape, rhs_shape) = ([batch, m, k], [batch, s, k, t]);
     let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &lhs_shape, &rhs_shape).unwrap();
@@ -377,25 +382,25 @@ fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
     }
 }
 
-/// In the last of many vectors, along the terms and across. Its squares overflow in f32, or do not; its norm is just too small, or is not.
+/// In the last of many vectors, along the terms and perpendicular to them. Its squares overflow in f32, or do not; its norm is just too small, or is not.
 #[test]
 fn vectors_whose_norms_a_matrix_product_does_not_bear_are_for_the_composition() {
     let (m, n, k) = (1100, 17, 96);
     let root = (k as f64).sqrt();
     for (dtype, k_last) in [DType::F32, DType::BF16].into_iter().flat_map(|dtype| [true, false].map(|last| (dtype, last))) {
-        for (number, floor, for_the_kernel) in [
+        for (element, epsilon, for_the_kernel) in [
             (3e20, 1e-12, false),
             (1e15, 1e-12, false),
             (2e-9 / root, 1e-12, true),
             (5e-10 / root, 1e-12, false),
             (f64::NAN, 1e-6, true),
         ] {
-            let name = alloc::format!("{dtype:?}, {number:e}, terms last: {k_last}");
-            let options = FloatOptions { normalize: Some(floor), output: Some(DType::F32.into()) };
+            let name = alloc::format!("{dtype:?}, {element:e}, terms last: {k_last}");
+            let options = FloatOptions { normalize: Some(epsilon), output: Some(DType::F32.into()) };
             let place =
                 |vector: usize, term: usize, vectors: usize| if k_last { vector * k + term } else { term * vectors + vector };
             let mut x = wave(m * k, 0.1);
-            (0..k).for_each(|term| x[place(m - 1, term, m)] = number);
+            (0..k).for_each(|term| x[place(m - 1, term, m)] = element);
             let shape = |vectors: usize| if k_last { [1, vectors, k] } else { [1, k, vectors] };
             // Half of the terms are zeros: a cosine of one would be one for a norm too small, too.
             let mut y = vec![0.0; n * k];
@@ -406,10 +411,10 @@ fn vectors_whose_norms_a_matrix_product_does_not_bear_are_for_the_composition() 
             let given = float_dot(&lhs, &rhs, &plan, options, false);
             assert_eq!(given.is_some(), for_the_kernel, "{name}");
             let Some(given) = given else { continue };
-            let given = numbers(given.out);
+            let given = elements(given.out);
             assert!(given[..(m - 1) * n].iter().all(|x| x.is_finite()), "{name}: the other rows");
             for &given in &given[(m - 1) * n..] {
-                if number.is_nan() {
+                if element.is_nan() {
                     assert!(given.is_nan(), "{name}: {given}");
                 } else {
                     assert_near(&name, given, core::f64::consts::FRAC_1_SQRT_2, 1.0, f32::EPSILON.into());
@@ -430,7 +435,7 @@ fn cosines_along_several_axes_before_the_free_ones_agree_with_plain_loops() {
         let (x, y) = (wave(s * f * t * m, 0.1), wave(s * t * n, 0.4));
         let (lhs, rhs) = (tensor(&x, &lhs_shape, dtype), tensor(&y, &rhs_shape, dtype));
         let given = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out;
-        for (at, given) in numbers(given).into_iter().enumerate() {
+        for (at, given) in elements(given).into_iter().enumerate() {
             let (i, j) = (at / n, at % n);
             let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
             for (s_at, t_at) in (0..s).flat_map(|s| (0..t).map(move |t| (s, t))) {
@@ -452,8 +457,8 @@ fn cosines_of_halves_given_as_f32_are_as_exact_as_f32() {
         let plan = Plan::new(&Axes::Both(2), 1, false, &[1, m, k], &[1, n, k]).unwrap();
         let options = FloatOptions { normalize: Some(1e-6), output: Some(DType::F32.into()) };
         let given = float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out;
-        let [x, y] = [lhs, rhs].map(numbers);
-        for (at, given) in numbers(given).into_iter().enumerate() {
+        let [x, y] = [lhs, rhs].map(elements);
+        for (at, given) in elements(given).into_iter().enumerate() {
             let (x, y) = (&x[at / n * k..][..k], &y[at % n * k..][..k]);
             let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let expected = sum(x, y) / (sum(x, x) * sum(y, y)).sqrt();
@@ -462,10 +467,10 @@ fn cosines_of_halves_given_as_f32_are_as_exact_as_f32() {
     }
 }
 
-/// Norms of the one form and of the other, kept by a product whose gradients may go another way.
+/// Norms of the one form and of the other, saved by a product whose gradients may go another way.
 #[test]
 fn norms_are_kept_where_they_are_little_beside_the_inputs() {
-    // The shapes; the shape of what is kept, if anything.
+    // The shapes; the shape of what is saved, if anything.
     let cases: [([usize; 3], [usize; 3], &[usize]); 10] = [
         ([3, 1, 64], [3, 1, 64], &[3, 3]),
         ([3, 1, 4], [3, 1, 4], &[]),
@@ -499,18 +504,18 @@ fn norms_are_kept_where_they_are_little_beside_the_inputs() {
     }
 }
 
-/// What one path kept, for the gradients of another: the same numbers in memory, stored along the terms or across.
+/// What one path saved, for the gradients of another: the same elements in memory, stored along the terms or perpendicular to them.
 #[test]
 fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows() {
     let plan = Plan::new(&Axes::Both(2), 1, false, &[3, 1, 64], &[3, 4, 64]).unwrap();
     let lhs = waves([3, 1, 64], 0.1, DType::F64);
     let along = waves([3, 4, 64], 0.4, DType::F64);
-    let across = FlexTensor::from_data(along.transpose(1, 2).into_data()).transpose(1, 2);
+    let perpendicular = FlexTensor::from_data(along.transpose(1, 2).into_data()).transpose(1, 2);
     let grad = waves([3, 1, 4], 0.7, DType::F64);
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     let saved = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().saved.expect("norms");
-    assert_eq!([&along, &across].map(|rhs| saved(rhs).by), [SavedBy::Rows(Operand::Lhs), SavedBy::Matrices]);
-    for (rhs, other) in [(&along, &across), (&across, &along)] {
+    assert_eq!([&along, &perpendicular].map(|rhs| saved(rhs).by), [SavedBy::Rows(Operand::Lhs), SavedBy::Matrices]);
+    for (rhs, other) in [(&along, &perpendicular), (&perpendicular, &along)] {
         let grads = |saved: Option<&Saved>| {
             let grads = gradients([&lhs, rhs], &grad, saved, &plan, options);
             grads.unwrap().map(FlexTensor::into_data)
@@ -520,20 +525,20 @@ fn norms_kept_of_rows_are_left_alone_by_matrices_and_those_of_matrices_by_rows()
         // What claims to be from this path, and is too short, or repeats, or of another dtype, or from the other operand.
         let claims = |norms: FlexTensor| Saved { norms, by: own.by };
         let short = own.norms.narrow(0, 0, 1);
-        let repeated = short.clone().with_layout(Layout::new(
+        let broadcast = short.clone().with_layout(Layout::new(
             own.norms.layout().shape().clone(),
             vec![0; own.norms.layout().num_dims()],
             0,
         ));
         let f32s = waves([1, 1, own.norms.layout().num_elements()], 0.0, DType::F32);
         let of_rhs = Saved { by: SavedBy::Rows(Operand::Rhs), ..own.clone() };
-        for wrong in [claims(other.norms), claims(short), claims(repeated), claims(f32s), of_rhs] {
+        for wrong in [claims(other.norms), claims(short), claims(broadcast), claims(f32s), of_rhs] {
             assert_eq!(grads(Some(&wrong)), grads(None), "{:?}", wrong.by);
         }
     }
 }
 
-/// In whole registers: with a floor of 1e-6 the gradient of a vector of zeros is a million times its partner.
+/// In whole registers: with a epsilon of 1e-6 the gradient of a vector of zeros is a million times its counterpart.
 #[test]
 fn gradients_that_a_half_cannot_hold_saturate() {
     let (shape, options) = ([1, 1, 70], FloatOptions { normalize: Some(1e-6), output: None });
@@ -585,12 +590,12 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
     for (lhs_shape, rhs_shape, (lhs_axis, rhs_axis), plain, normalized) in cases {
         let plan = Plan::new(&Axes::Pair(lhs_axis, rhs_axis), 1, true, &lhs_shape, &rhs_shape).unwrap();
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
-            for floor in [None, Some(1e-6)] {
+            for epsilon in [None, Some(1e-6)] {
                 for unique in [[true, false], [false, true], [true, true]] {
                     let tensor = |shape: [usize; 3], phase: f64| waves(shape, phase, dtype);
                     let grad_shape = [lhs_shape[0].max(rhs_shape[0]), plan.m, plan.n];
                     let (lhs, rhs, grad) = (tensor(lhs_shape, 0.1), tensor(rhs_shape, 0.4), tensor(grad_shape, 0.7));
-                    let options = FloatOptions { normalize: floor, output: None };
+                    let options = FloatOptions { normalize: epsilon, output: None };
                     let grads = |inputs: [FlexTensor; 2]| {
                         let grads = float_dot_grads(inputs, &grad, None, &plan, options, Wanted::BOTH).ok().unwrap();
                         [grads.lhs, grads.rhs].map(Option::unwrap)
@@ -602,13 +607,13 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
                     let given = grads([lhs, rhs]);
                     drop(others);
                     // f64 has rows that only the composition can normalize, and it needs the inputs.
-                    let gives = match floor {
+                    let gives = match epsilon {
                         None => plain,
                         Some(_) => normalized.map(|gives| gives && dtype != DType::F64),
                     };
                     for side in 0..2 {
                         let name =
-                            alloc::format!("{lhs_shape:?}, {rhs_shape:?}, {dtype:?}, {floor:?}, {unique:?}, side {side}");
+                            alloc::format!("{lhs_shape:?}, {rhs_shape:?}, {dtype:?}, {epsilon:?}, {unique:?}, side {side}");
                         assert_eq!(given[side].bytes(), expected[side].bytes(), "{name}");
                         assert_eq!(given[side].bytes().as_ptr() == homes[side], gives[side] && unique[side], "{name}");
                     }
@@ -631,12 +636,13 @@ fn a_layout_that_reaches_beyond_the_memory_is_refused() {
 #[test]
 fn sizes_whose_product_wraps_are_not_taken_for_small_buffers() {
     let small = Plan::new(&Axes::Both(2), 1, false, &[1, 2, 4], &[1, 2, 4]).unwrap();
-    let half = (usize::MAX >> (usize::BITS / 2)) + 1;
-    assert_eq!(half.wrapping_mul(half), 0);
-    let plan = Plan { m: half, k: half, lhs_shape: [1, half, half].into(), rhs_shape: [1, 2, half].into(), ..small.clone() };
+    let large = (usize::MAX >> (usize::BITS / 2)) + 1;
+    assert_eq!(large.wrapping_mul(large), 0);
+    let plan =
+        Plan { m: large, k: large, lhs_shape: [1, large, large].into(), rhs_shape: [1, 2, large].into(), ..small.clone() };
     assert!(layout::is_countable(&small) && !layout::is_countable(&plan));
-    let broadcast = |k| Plan { batch: half, batch_shape: [half].into(), k, ..small.clone() };
-    assert!(layout::is_countable(&broadcast(half / 8)) && !layout::is_countable(&broadcast(half)));
+    let broadcast = |k| Plan { batch: large, batch_shape: [large].into(), k, ..small.clone() };
+    assert!(layout::is_countable(&broadcast(large / 8)) && !layout::is_countable(&broadcast(large)));
     // Refused before anything is made or read.
     let x = waves([1, 2, 4], 0.1, DType::F32);
     let options = FloatOptions { normalize: Some(1e-6), output: None };

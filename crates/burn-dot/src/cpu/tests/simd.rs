@@ -71,7 +71,7 @@ impl<T: Oracle> Task for Conversions<T> {
             }
         }
 
-        // Each value, the number halfway to the next, and its neighbours in f32.
+        // Each value, the element halfway to the next, and its neighbours in f32.
         let (mut between, mut rounded) = (Vec::new(), vec![T::default(); 4 * all.len()]);
         for pair in wide.windows(2) {
             let halfway = pair[0] / 2.0 + pair[1] / 2.0;

@@ -145,7 +145,7 @@ fn a_product_does_not_wait_for_threads_that_are_busy() {
     let (done, finished) = mpsc::channel();
     pool.spawn(move || {
         let (batch, m, n, k) = (1100, 1, 1, 128);
-        Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, floor: None }.check();
+        Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, epsilon: None }.check();
         done.send(()).unwrap();
     });
     let in_time = finished.recv_timeout(Duration::from_secs(100));
