@@ -193,9 +193,9 @@ impl Axes {
         (Axes(with), Axes(without))
     }
 
-    /// The runs along the last axis that together make these indices: for each, how many came before it, its length, and where it
+    /// The segments along the last axis that together make these indices: for each, how many came before it, its length, and where it
     /// begins.
-    pub fn runs(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {
+    pub fn segments(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {
         let (outer, inner) = self.inner();
         let mut next = indices.start;
         core::iter::from_fn(move || {

@@ -27,14 +27,14 @@ const COLUMNS: usize = 32;
 const SMALLEST: u16 = (127 - 56) << 7;
 
 /// One of the matrices: its rows or columns, and the terms that are summed over.
-pub(super) struct Side {
+pub(super) struct MatRef {
     pub at: *const bf16,
     pub vectors: (usize, isize),
     pub terms: (usize, isize),
 }
 
 /// Where the product goes: as f32, or rounded to bf16.
-pub(super) struct To<T> {
+pub(super) struct MatMut<T> {
     pub at: *mut T,
     pub row_stride: isize,
     pub column_stride: isize,
@@ -115,7 +115,7 @@ pub(super) struct Packed {
 /// # Safety
 ///
 /// Both matrices are within their allocations, `to` within one that nothing else reads or writes.
-pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut Packed) -> bool {
+pub(super) unsafe fn multiply<T: Sum>(to: MatMut<T>, a: MatRef, b: MatRef, packed: &mut Packed) -> bool {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     if let Some(simd) = Bf16::try_new() {
         return simd.vectorize(Multiply { to, a, b, packed });
@@ -126,9 +126,9 @@ pub(super) unsafe fn multiply<T: Sum>(to: To<T>, a: Side, b: Side, packed: &mut 
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 struct Multiply<'a, T> {
-    to: To<T>,
-    a: Side,
-    b: Side,
+    to: MatMut<T>,
+    a: MatRef,
+    b: MatRef,
     packed: &'a mut Packed,
 }
 
@@ -199,7 +199,7 @@ unsafe fn panels(rows: [*const u32; ROWS], stride: usize, b: &[u32]) -> [[__m512
 }
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
-impl<T: Sum> To<T> {
+impl<T: Sum> MatMut<T> {
     #[inline(always)]
     unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
         // SAFETY: the promise made to `multiply`.
@@ -225,7 +225,7 @@ impl<T: Sum> To<T> {
 }
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
-impl Side {
+impl MatRef {
     /// Whether there is an element smaller than [`SMALLEST`] that is not zero.
     #[inline(always)]
     unsafe fn has_small(&self) -> bool {
@@ -258,7 +258,7 @@ impl Side {
     /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
     #[inline(always)]
     unsafe fn pack<const WIDTH: usize>(&self, to: &mut Vec<u32>) {
-        let &Side { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
+        let &MatRef { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
         let pairs = terms.div_ceil(2);
         to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH, 0);
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {

@@ -36,8 +36,8 @@ mod memory;
 mod norms;
 mod pool;
 mod reduction;
-mod runs;
 mod simd;
+mod strided;
 #[cfg(test)]
 mod tests;
 mod threads;

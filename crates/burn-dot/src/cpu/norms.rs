@@ -11,8 +11,8 @@ use super::{
     element::{self, Compute, Element},
     layout::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
     loops::{self, SQUARED_ROWS},
-    runs::{CHUNK, Run},
     simd::{self, Isa, Task},
+    strided::{CHUNK, Strided},
     threads::{self, SharedPtr},
 };
 
@@ -194,7 +194,7 @@ impl<T: Element> Squares<'_, T> {
         let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
         let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
-        for (_, len, from) in k.runs(terms.clone()) {
+        for (_, len, from) in k.segments(terms.clone()) {
             // SAFETY: the caller's promise.
             let x = unsafe { x.offset(from[tensor]) };
             let mut rest = 0..len;
@@ -233,7 +233,7 @@ impl<T: Element> Squares<'_, T> {
     unsafe fn along<S: Isa, const EXACT: bool>(&self, isa: S, vector: usize) -> f64 {
         let k_stride = self.k.inner().1.stride[self.tensor];
         let mut square = Compensated::default();
-        for (_, len, from) in self.k.runs(self.terms.clone()) {
+        for (_, len, from) in self.k.segments(self.terms.clone()) {
             let at = self.x.wrapping_offset(from[self.tensor] + vector as isize * self.stride);
             if k_stride == 1 {
                 // SAFETY: the caller's promise.
@@ -244,7 +244,7 @@ impl<T: Element> Squares<'_, T> {
             for first in (0..len).step_by(CHUNK) {
                 let at = at.wrapping_offset(first as isize * k_stride);
                 // SAFETY: as above.
-                let run = unsafe { Run { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
+                let run = unsafe { Strided { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
                 square.add(square_of::<S, T, EXACT>(isa, run));
             }
         }

@@ -8,8 +8,8 @@ use super::{
         element::{self, Compute, Element},
         layout::{Axes, Offsets, X_INDEX, sum},
         loops, norms,
-        runs::{CHUNK, RunMut},
         simd::{self, Isa, Task},
+        strided::{CHUNK, StridedMut},
     },
     pack::Input,
 };
@@ -99,7 +99,7 @@ impl<R: Compute> Output<R> {
     /// The block is initialized and within the output, which nothing else reads or writes there.
     pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &[Offsets], finite: bool) {
         let stride = lanes.0.inner().1.stride[self.tensor];
-        for (first, len, from) in lanes.0.runs(lanes.1) {
+        for (first, len, from) in lanes.0.segments(lanes.1) {
             for (column, &at) in columns.iter().enumerate() {
                 let to = self.at(sum(at, from)[self.tensor]);
                 // SAFETY: the caller's promise.
@@ -137,7 +137,7 @@ impl<C: Element> Task for StoreRun<'_, C> {
                 if self.stride == 1 {
                     core::ptr::copy_nonoverlapping(rounded.as_ptr(), at, rounded.len());
                 } else {
-                    RunMut { at, stride: self.stride }.scatter(rounded);
+                    StridedMut { at, stride: self.stride }.scatter(rounded);
                 }
             }
             at = at.wrapping_offset(from.len() as isize * self.stride);
@@ -250,7 +250,7 @@ impl<R: Compute> Project<'_, R> {
                     continue;
                 }
                 let (projection, scale) = self.coefficients(at, dot.total());
-                for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
+                for (first, len, from) in self.lanes.0.segments(self.lanes.1.clone()) {
                     for part in (0..len).step_by(CHUNK) {
                         let len = CHUNK.min(len - part);
                         let mut x_at = sum(at, from);
@@ -275,7 +275,7 @@ impl<R: Compute> Project<'_, R> {
     unsafe fn across_columns<S: Isa>(&self, isa: S) {
         let stride = self.lanes.0.inner().1.stride;
         let (mut projections, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
-        for (first, len, from) in self.lanes.0.runs(self.lanes.1.clone()) {
+        for (first, len, from) in self.lanes.0.segments(self.lanes.1.clone()) {
             for part in (0..len).step_by(CHUNK) {
                 let rows = CHUNK.min(len - part);
                 let mut at = from;

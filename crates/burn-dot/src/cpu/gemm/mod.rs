@@ -346,7 +346,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
             return false;
         }
-        let to = bfloat::To { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
+        let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
             // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
@@ -361,7 +361,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
         self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
         let block = self.block_in_output::<bf16>();
-        let to = bfloat::To { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
+        let to = bfloat::MatMut { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
             // SAFETY: the caller's promise; inputs and output are bf16.

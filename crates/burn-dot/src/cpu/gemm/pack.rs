@@ -38,7 +38,7 @@ unsafe impl<R> Send for Input<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Input<R> {}
 
-/// Copies `outer.0` runs of `inner.0` elements, at these strides, in the compute dtype, each run contiguous and `to_stride` after the last.
+/// Copies `outer.0` segments of `inner.0` elements, at these strides, in the compute dtype, each contiguous and `to_stride` after the last.
 ///
 /// # Safety
 ///
@@ -84,10 +84,10 @@ unsafe fn load<T: Element>(
     to: *mut T::Compute,
     to_stride: usize,
 ) {
-    simd::dispatch(LoadRuns::<T> { from: from.cast(), outer, inner, to, to_stride });
+    simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride });
 }
 
-struct LoadRuns<T: Element> {
+struct LoadStrided<T: Element> {
     from: *const T,
     outer: (usize, isize),
     inner: (usize, isize),
@@ -95,12 +95,12 @@ struct LoadRuns<T: Element> {
     to_stride: usize,
 }
 
-impl<T: Element> Task for LoadRuns<T> {
+impl<T: Element> Task for LoadStrided<T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let LoadRuns { from, outer, inner: (len, stride), to, to_stride } = self;
+        let LoadStrided { from, outer, inner: (len, stride), to, to_stride } = self;
         for i in 0..outer.0 {
             // SAFETY: the promise made to `Load`.
             unsafe {
@@ -137,8 +137,8 @@ impl<R> Copy for Side<'_, R> {}
 /// The terms of one block of K, and where they are.
 pub(super) struct KBlock<'a, R> {
     pub len: usize,
-    /// The first of each run along the last axis, its length, and where it is.
-    runs: Vec<(usize, usize, Offsets)>,
+    /// The first of each segment along the last axis, its length, and where it is.
+    segments: Vec<(usize, usize, Offsets)>,
     last: Axis,
     factors: Vec<R>,
     axes: &'a Axes,
@@ -146,16 +146,16 @@ pub(super) struct KBlock<'a, R> {
 
 impl<'a, R: Compute> KBlock<'a, R> {
     pub fn new(axes: &'a Axes) -> Self {
-        KBlock { len: 0, runs: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
+        KBlock { len: 0, segments: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
     }
 
     pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, terms: Range<usize>) {
         self.len = terms.len();
-        self.runs.clear();
-        self.runs.extend(self.axes.runs(terms));
+        self.segments.clear();
+        self.segments.extend(self.axes.segments(terms));
         let Some((factors, index)) = side.factors else { return };
         self.factors.clear();
-        for &(_, len, from) in &self.runs {
+        for &(_, len, from) in &self.segments {
             let first = at[index] + from[index];
             self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[index]) as usize].abs()));
         }
@@ -163,7 +163,7 @@ impl<'a, R: Compute> KBlock<'a, R> {
 
     /// Whether the terms of an input have one stride.
     fn single(&self) -> Option<Offsets> {
-        match self.runs[..] {
+        match self.segments[..] {
             [(_, _, from)] => Some(from),
             _ => None,
         }
@@ -209,7 +209,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         self.unit_at = unit_at;
         self.at.clear();
         let stride = self.side.free.inner().1.stride;
-        for (_, len, from) in self.side.free.runs(vectors) {
+        for (_, len, from) in self.side.free.segments(vectors) {
             let mut at = sum(unit_at, from);
             for _ in 0..len {
                 self.at.push(at);
@@ -254,12 +254,12 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     /// The block as a matrix for the instruction for bf16.
-    pub fn bf16_side(&self, terms: &KBlock<'_, R>) -> Option<bfloat::Side> {
+    pub fn bf16_side(&self, terms: &KBlock<'_, R>) -> Option<bfloat::MatRef> {
         if self.side.factors.is_some() {
             return None;
         }
         let (at, stride, term) = self.strides(0..self.at.len(), terms)?;
-        Some(bfloat::Side { at: at.cast(), vectors: (self.at.len(), stride), terms: (terms.len, term) })
+        Some(bfloat::MatRef { at: at.cast(), vectors: (self.at.len(), stride), terms: (terms.len, term) })
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
@@ -267,11 +267,16 @@ impl<'a, R: Compute> Vectors<'a, R> {
     /// # Safety
     ///
     /// They are within the input.
-    pub unsafe fn broadcast(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, few_panels: bool) -> tile::Strided<R> {
+    pub unsafe fn broadcast(
+        &mut self,
+        vectors: Range<usize>,
+        terms: &KBlock<'_, R>,
+        few_panels: bool,
+    ) -> tile::BroadcastColumns<R> {
         if let Some((at, column, term)) = self.in_place(vectors.clone(), terms)
             && (term == 1 || few_panels)
         {
-            return tile::Strided { at, column, term };
+            return tile::BroadcastColumns { at, column, term };
         }
         self.buffer.resize(self.buffer.len().max(BROADCAST * terms.len), R::default());
         let mut buffer = core::mem::take(&mut self.buffer);
@@ -287,7 +292,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         self.buffer = buffer;
-        tile::Strided { at: self.buffer.as_ptr(), column, term }
+        tile::BroadcastColumns { at: self.buffer.as_ptr(), column, term }
     }
 
     /// Rows of a panel where they are, if they can be read there and reading them once or twice is all that is to be done.
@@ -351,7 +356,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
                 None => {
                     let stride = input.stride(&terms.last);
                     for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
-                        for &(first, len, from) in &terms.runs {
+                        for &(first, len, from) in &terms.segments {
                             let from = input.offset(sum(self.at[vector], from));
                             input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len);
                         }
@@ -374,7 +379,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             while next < vectors.end && self.place(next) - self.place(first) == (next - first) as isize {
                 next += 1;
             }
-            for &(term, len, from) in &terms.runs {
+            for &(term, len, from) in &terms.segments {
                 let from = input.offset(sum(self.at[first], from));
                 // SAFETY: the caller's promise: a panel has `width` elements for each term.
                 unsafe {

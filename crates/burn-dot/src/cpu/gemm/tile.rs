@@ -14,7 +14,7 @@ const CHAIN: usize = 64;
 
 /// Columns that are broadcast, at two strides.
 #[derive(Clone, Copy)]
-pub(super) struct Strided<T> {
+pub(super) struct BroadcastColumns<T> {
     pub at: *const T,
     /// From one column of the tile to the next.
     pub column: isize,
@@ -50,7 +50,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
     terms: usize,
     a: Panel<R>,
-    b: Strided<R>,
+    b: BroadcastColumns<R>,
     (to, stride): (*mut R, isize),
     (rows, columns): (usize, usize),
     write: Write<R>,
@@ -63,7 +63,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
                 // Known when this is compiled: tiles too wide for the instruction set are not.
                 if const { $n <= $most } {
                     while columns - done >= $n {
-                        let b = Strided { at: b.at.offset(done as isize * b.column), ..b };
+                        let b = BroadcastColumns { at: b.at.offset(done as isize * b.column), ..b };
                         let to = (to.offset(done as isize * stride), stride);
                         let scale = match write.scale {
                             Some([row, column]) => Some([row, column.add(done)]),
@@ -89,7 +89,7 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
     terms: usize,
     a: Panel<R>,
-    b: Strided<R>,
+    b: BroadcastColumns<R>,
     (to, stride): (*mut R, isize),
     rows: usize,
     write: Write<R>,
@@ -119,7 +119,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
     terms: usize,
     a: Panel<R>,
-    b: Strided<R>,
+    b: BroadcastColumns<R>,
 ) -> [[R::Vector<S>; V]; N] {
     let zero = R::splat(isa, R::default());
     let mut totals = [[zero; V]; N];

@@ -8,11 +8,11 @@ use super::{
         compensated::Compensated,
         element::Element,
         layout::{self, Axes, Axis, DX, DY, Offsets, X, Y, advance},
-        runs::{CHUNK, Run, RunMut},
         simd,
+        strided::{CHUNK, Strided, StridedMut},
     },
     Normalized,
-    tasks::{Fence, GradientOfSum, Gradients, Strided, Sums},
+    tasks::{Fence, GradientOfSum, Gradients, StridedRows, Sums},
 };
 
 /// Rows that go to the loops at once.
@@ -67,10 +67,10 @@ impl Group {
     }
 
     /// The vectors of a group whose rows are whole.
-    fn vectors<T>(&self, [x, y]: [*const T; 2]) -> [Strided<T>; 2] {
+    fn vectors<T>(&self, [x, y]: [*const T; 2]) -> [StridedRows<T>; 2] {
         [
-            Strided { at: x.wrapping_offset(self.start[X]), stride: self.stride[X] },
-            Strided { at: y.wrapping_offset(self.start[Y]), stride: self.stride[Y] },
+            StridedRows { at: x.wrapping_offset(self.start[X]), stride: self.stride[X] },
+            StridedRows { at: y.wrapping_offset(self.start[Y]), stride: self.stride[Y] },
         ]
     }
 }
@@ -179,14 +179,14 @@ impl Chunks {
     /// # Safety
     ///
     /// The chunk is within the input.
-    unsafe fn read<T: Element>(&self, x: *const T, tensor: usize, chunk: &Chunk, scratch: &mut Scratch<T>) -> Strided<T> {
+    unsafe fn read<T: Element>(&self, x: *const T, tensor: usize, chunk: &Chunk, scratch: &mut Scratch<T>) -> StridedRows<T> {
         let at = x.wrapping_offset(chunk.at[tensor]);
         if self.contiguous {
-            return Strided { at, stride: 0 };
+            return StridedRows { at, stride: 0 };
         }
-        let run = Run { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
+        let run = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
         // SAFETY: the caller's promise; a chunk fits a buffer.
-        Strided { at: unsafe { run.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
+        StridedRows { at: unsafe { run.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
     }
 
     /// [`Chunks::read`] of both inputs.
@@ -194,7 +194,12 @@ impl Chunks {
     /// # Safety
     ///
     /// The chunk is within both.
-    unsafe fn read_both<T: Element>(&self, [x, y]: [*const T; 2], chunk: &Chunk, scratch: &mut Scratch<T>) -> [Strided<T>; 2] {
+    unsafe fn read_both<T: Element>(
+        &self,
+        [x, y]: [*const T; 2],
+        chunk: &Chunk,
+        scratch: &mut Scratch<T>,
+    ) -> [StridedRows<T>; 2] {
         // SAFETY: the caller's promise.
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
     }
@@ -276,7 +281,7 @@ impl Chunks {
                 for (side, tensor) in [(0, DX), (1, DY)] {
                     if let Some(at) = places[side] {
                         // SAFETY: as above.
-                        unsafe { RunMut { at, stride: self.inner.stride[tensor] }.scatter(&scratch.grads[side][..len]) };
+                        unsafe { StridedMut { at, stride: self.inner.stride[tensor] }.scatter(&scratch.grads[side][..len]) };
                     }
                 }
             }
@@ -308,7 +313,7 @@ impl Chunks {
             simd::dispatch(GradientOfSum { to, a, sum: &sum[chunk.range], b, x });
             if writer == GradWriter::Scatter {
                 // SAFETY: as above.
-                unsafe { RunMut { at, stride: self.inner.stride[DX] }.scatter(&scratch.grads[0][..len]) };
+                unsafe { StridedMut { at, stride: self.inner.stride[DX] }.scatter(&scratch.grads[0][..len]) };
             }
         }
     }

@@ -6,8 +6,8 @@ use super::{
     super::{
         element::Element,
         loops::{self, Pair},
-        runs::CHUNK,
         simd::{self, Isa, Task},
+        strided::CHUNK,
     },
     Normalized,
 };
@@ -17,12 +17,12 @@ const SHORT: usize = 16;
 
 /// Contiguous rows at equal strides.
 #[derive(Clone, Copy)]
-pub(super) struct Strided<T> {
+pub(super) struct StridedRows<T> {
     pub at: *const T,
     pub stride: isize,
 }
 
-impl<T> Strided<T> {
+impl<T> StridedRows<T> {
     #[inline(always)]
     fn row(self, row: usize) -> *const T {
         self.at.wrapping_offset(row as isize * self.stride)
@@ -40,7 +40,7 @@ impl<T> Strided<T> {
 
 /// Sums of each row with its counterpart: `Σ x y`, or, if `N` is 3, `Σ x x`, `Σ x y` and `Σ y y`.
 pub(super) struct Sums<'a, T, const N: usize> {
-    pub vectors: [Strided<T>; 2],
+    pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     pub out: &'a mut [[f64; N]],
 }
@@ -91,7 +91,7 @@ impl Factors {
 
 /// The gradients of rows and of their counterparts.
 pub(super) struct Gradients<'a, T> {
-    pub vectors: [Strided<T>; 2],
+    pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],

@@ -8,8 +8,8 @@ use super::{
     super::{
         element::Element,
         loops::{self, Factors, Pair, SQUARED_ROWS},
-        runs::{CHUNK, Run, RunMut},
         simd::{self, Isa, Task},
+        strided::{CHUNK, Strided, StridedMut},
     },
     EXTENTS, assert_near, wave,
 };
@@ -157,7 +157,7 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
             let first = if stride < 0 { 2 * len } else { 1 };
             let place = |i: usize| (first as isize + i as isize * stride) as usize;
             let mut buffer = [0.0; CHUNK];
-            let run = Run { at: memory.as_ptr().wrapping_add(first), stride, len };
+            let run = Strided { at: memory.as_ptr().wrapping_add(first), stride, len };
             // SAFETY: all places are within `memory`.
             let read = unsafe { run.gather(&mut buffer) };
             (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "stride {stride}"));
@@ -165,7 +165,7 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
                 continue; // Nothing writes to one place twice.
             }
             let mut target = memory.clone();
-            let run = RunMut { at: target.as_mut_ptr().wrapping_add(first), stride };
+            let run = StridedMut { at: target.as_mut_ptr().wrapping_add(first), stride };
             // SAFETY: as above.
             unsafe {
                 run.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());

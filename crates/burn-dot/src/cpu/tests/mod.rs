@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
+mod case;
+mod cosines;
 mod loops;
+mod memory;
 mod products;
 mod simd;
 #[cfg(feature = "rayon")]

@@ -13,7 +13,7 @@ use burn_core::tensor::DType;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::super::threads::{for_each, for_each_range, part};
-use super::products::Case;
+use super::case::Case;
 
 /// Work that is worth all threads.
 const LARGE: usize = usize::MAX;

@@ -5,13 +5,13 @@ pub(super) const CHUNK: usize = 512;
 
 /// Elements at equal strides.
 #[derive(Clone, Copy)]
-pub(super) struct Run<T> {
+pub(super) struct Strided<T> {
     pub at: *const T,
     pub stride: isize,
     pub len: usize,
 }
 
-impl<T: Copy> Run<T> {
+impl<T: Copy> Strided<T> {
     /// Copies the elements into a buffer.
     ///
     /// # Safety
@@ -35,12 +35,12 @@ impl<T: Copy> Run<T> {
 
 /// Places at equal strides, to be written.
 #[derive(Clone, Copy)]
-pub(super) struct RunMut<T> {
+pub(super) struct StridedMut<T> {
     pub at: *mut T,
     pub stride: isize,
 }
 
-impl<T: Copy> RunMut<T> {
+impl<T: Copy> StridedMut<T> {
     /// Copies elements to where they belong.
     ///
     /// # Safety
