@@ -139,25 +139,31 @@ pub(super) struct Grid {
     pub block: usize,
 }
 
-/// Terms that one unit adds where there are no planes: shared memory costs more than it saves for fewer.
+/// A plain row as short as this is left to Burn's fused multiply-and-sum where there are no planes: shared memory costs more than it saves.
 pub(super) const SHORT_ROW: usize = 512;
+
+/// Vectors that a unit adds before another one shares its row, and units of a cube whose rows share its memory: fewer cubes wait for each other.
+const VECTORS_PER_UNIT: usize = 8;
+const UNITS_PER_CUBE: usize = 64;
 
 impl Grid {
     /// `perpendicular`: neighbours in memory belong to different rows, so neighbouring units had better have different rows, too.
-    pub fn new(device: Units, rows: usize, vectors: usize, width: usize, perpendicular: bool) -> Self {
-        let reduction = forced().unwrap_or_else(|| match device.planes {
+    pub fn new(device: Units, rows: usize, vectors: usize, perpendicular: bool) -> Self {
+        let reduction = forced().unwrap_or(match device.planes {
             _ if perpendicular && rows >= 4096 => Reduction::Unit,
             true if vectors <= 2 => Reduction::Unit,
             true if rows < 512 && vectors >= 64 * device.plane => Reduction::Shared,
             true => Reduction::Plane,
-            false if vectors * width <= SHORT_ROW => Reduction::Unit,
+            false if vectors <= VECTORS_PER_UNIT => Reduction::Unit,
             false => Reduction::Shared,
         });
         let (units, rows) = match reduction {
-            Reduction::Unit => (1, device.most.min(64)),
+            Reduction::Unit => (1, device.most.min(UNITS_PER_CUBE)),
             Reduction::Plane => (device.plane, (device.most / device.plane).max(1)),
-            // Eight vectors for each unit, if there are so many.
-            Reduction::Shared => ((vectors / 8).next_power_of_two().clamp(32.min(device.most), device.most), 1),
+            Reduction::Shared => {
+                let units = (vectors / VECTORS_PER_UNIT).next_power_of_two().clamp(8.min(device.most), device.most);
+                (units, (device.most.min(UNITS_PER_CUBE) / units).max(1))
+            }
         };
         Grid { reduction, units, rows, block: block(vectors.div_ceil(units)) }
     }
@@ -169,7 +175,7 @@ impl Grid {
 
     pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::Rows {
         let wide = accumulator == FloatDType::F64;
-        kernels::Rows { reduction: self.reduction, units: self.units, row_axes, term_axes, wide }
+        kernels::Rows { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
     }
 }
 
@@ -198,5 +204,41 @@ pub(super) fn forced() -> Option<Reduction> {
         2 => Some(Reduction::Plane),
         3 => Some(Reduction::Shared),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_share_a_row_by_its_length_and_by_what_the_device_has() {
+        let gpu = Units { planes: true, plane: 32, most: 256 };
+        let without_planes = Units { planes: false, plane: 8, most: 256 };
+        let small = Units { planes: false, plane: 1, most: 4 };
+        // Device, rows, vectors of a row, perpendicular: reduction, units that share a row, rows that share a cube.
+        let cases = [
+            (gpu, 1 << 20, 1, false, Reduction::Unit, 1, 64),
+            (gpu, 1 << 20, 32, false, Reduction::Plane, 32, 8),
+            (gpu, 1 << 16, 4096, false, Reduction::Plane, 32, 8),
+            // Too few rows to keep the device busy, a plane for each.
+            (gpu, 4, 1 << 20, false, Reduction::Shared, 256, 1),
+            // Neighbouring units read neighbouring rows.
+            (gpu, 1 << 16, 512, true, Reduction::Unit, 1, 64),
+            (gpu, 64, 512, true, Reduction::Plane, 32, 8),
+            (without_planes, 4096, 8, false, Reduction::Unit, 1, 64),
+            (without_planes, 4096, 16, false, Reduction::Shared, 8, 8),
+            (without_planes, 64, 1024, false, Reduction::Shared, 128, 1),
+            (small, 64, 1024, false, Reduction::Shared, 4, 1),
+            (small, 64, 2, false, Reduction::Unit, 1, 4),
+        ];
+        for (device, rows, vectors, perpendicular, reduction, units, cube_rows) in cases {
+            let given = Grid::new(device, rows, vectors, perpendicular);
+            let name = format!("{device:?}, {rows} rows of {vectors} vectors, perpendicular {perpendicular}");
+            assert_eq!((given.reduction, given.units, given.rows), (reduction, units, cube_rows), "{name}");
+            // No chain of roundings is long: within a block, and over the blocks of a unit.
+            let steps = vectors.div_ceil(units);
+            assert!(given.block + steps.div_ceil(given.block) <= 8 + 2 * steps.isqrt() + 2, "{name}: {given:?}");
+        }
     }
 }

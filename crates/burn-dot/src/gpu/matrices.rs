@@ -1,7 +1,7 @@
 //! Normalized matrices: Burn's matmul, and the launches around it.
 
 use burn_core::backend::{TensorMetadata, ops::FloatTensorOps};
-use burn_core::tensor::{DType, FloatDType, Shape};
+use burn_core::tensor::{FloatDType, Shape};
 use burn_cubecl::{
     CubeBackend,
     kernel::{
@@ -109,7 +109,7 @@ fn launch_norms([lhs, rhs]: [&CubeTensor; 2], norms: &CubeTensor, vectors: &Vect
     let width = width([(x, &x_axes[..]), (y, &y_axes[..])]);
     let [x_count, y_count] = vectors.counts();
     let per_row = count(&vectors.terms) / width;
-    let grid = Grid::new(Units::of(client), x_count + y_count, per_row, width, false);
+    let grid = Grid::new(Units::of(client), x_count + y_count, per_row, false);
     let (cubes, dim) = grid.launch(client, x_count + y_count);
     let accumulator = dtypes.accumulator;
     let rows = |own: &AxisGroup| grid.rows(own.len(), vectors.terms.len(), accumulator);
@@ -283,7 +283,7 @@ fn launch_project(
     let written = [0, 1].into_iter().filter(|&side| grads[side].is_some()).map(|side| (to[side], &axes[side][..]));
     let width = width(written.chain([(View::new(product_x, X), &rows[0][..])]));
     let per_row = len / width;
-    let grid = Grid::new(Units::of(client), counts[0] + counts[1], per_row, width, false);
+    let grid = Grid::new(Units::of(client), counts[0] + counts[1], per_row, false);
     let (cubes, dim) = grid.launch(client, counts[0] + counts[1]);
     let contiguous = |tensor: &CubeTensor, side: usize| View::new(tensor, X).arg(&rows[side]);
     // SAFETY: units and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is wanted

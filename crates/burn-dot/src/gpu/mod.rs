@@ -35,10 +35,10 @@ mod rows;
 pub use kernels::Reduction;
 pub use launch::force_reduction;
 
-use burn_core::backend::{BackendTypes, TensorMetadata, tensor::FloatTensor};
+use burn_core::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_core::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, CubeDevice};
-use burn_fusion::{Fusion, FusionBackend};
+use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 
 use self::{
     launch::{SHORT_ROW, Units, forced},
@@ -205,6 +205,64 @@ impl DotOps for CubeBackend {
     dot_ops!();
 }
 
-impl<B: FusionBackend + GpuOps + BackendTypes<Device = CubeDevice>> DotOps for Fusion<B> {
+impl<B: FusionBackend<FusionRuntime: FusionRuntime<FusionDevice = CubeDevice>> + GpuOps> DotOps for Fusion<B> {
     dot_ops!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Axes;
+
+    #[test]
+    fn rows_and_normalized_matrices_have_kernels_and_all_else_is_composed() {
+        use Operand::{Lhs, Rhs};
+        use Pass::{Backward, Forward};
+        let gpu = Units { planes: true, plane: 32, most: 256 };
+        let without_planes = Units { planes: false, ..gpu };
+        let (plain, cosine) = (None, Some(1e-6));
+        let rows = |vector| Some(Way::Rows(vector));
+        let matrices = Some(Way::Matrices);
+        type Case = (&'static [usize], &'static [usize], (isize, isize), Option<f64>, Units, Pass, Option<Way>);
+        let cases: &[Case] = &[
+            // Rows.
+            (&[5, 64], &[5, 64], (1, 1), cosine, gpu, Forward, rows(Lhs)),
+            (&[5, 64], &[5, 64], (1, 1), cosine, without_planes, Backward, rows(Lhs)),
+            (&[5, 64], &[5, 64], (1, 1), plain, gpu, Forward, rows(Lhs)),
+            (&[5, 64], &[5, 64], (1, 1), plain, without_planes, Forward, None),
+            (&[5, 513], &[5, 513], (1, 1), plain, without_planes, Forward, rows(Lhs)),
+            // A vector with many, on either side, and in any order of axes.
+            (&[5, 64], &[5, 3, 64], (1, 2), cosine, gpu, Forward, rows(Lhs)),
+            (&[5, 64, 3], &[5, 64], (1, 1), cosine, gpu, Backward, rows(Rhs)),
+            // A vector for all batches, and batches that are broadcast both ways: two sums would meet in a gradient.
+            (&[1, 64], &[5, 64], (1, 1), cosine, gpu, Backward, rows(Lhs)),
+            (&[5, 64], &[1, 64], (1, 1), cosine, gpu, Backward, rows(Rhs)),
+            (&[5, 64], &[1, 3, 64], (1, 2), cosine, gpu, Forward, matrices),
+            (&[5, 64], &[1, 3, 64], (1, 2), cosine, gpu, Backward, None),
+            // Matrices.
+            (&[5, 4, 64], &[5, 3, 64], (2, 2), cosine, gpu, Forward, matrices),
+            (&[5, 4, 64], &[5, 3, 64], (2, 2), cosine, gpu, Backward, matrices),
+            (&[5, 4, 64], &[5, 3, 64], (2, 2), plain, gpu, Forward, None),
+            (&[1, 4, 9000], &[1, 3, 9000], (2, 2), cosine, gpu, Forward, None),
+            (&[1, 4, 9000], &[1, 3, 9000], (2, 2), cosine, gpu, Backward, matrices),
+            (&[1, 9000, 4], &[1, 3, 4], (2, 2), cosine, gpu, Backward, None),
+            // Nothing to compute.
+            (&[5, 0], &[5, 0], (1, 1), cosine, gpu, Forward, None),
+        ];
+        for &(lhs, rhs, axes, normalize, device, pass, expected) in cases {
+            let plan = Plan::new(&Axes::from(axes), 1, true, lhs, rhs).unwrap();
+            let options = FloatOptions { normalize, output: None };
+            let given = choose(&plan, FloatDType::F32, options, device, false, pass);
+            assert_eq!(given, expected, "{lhs:?} · {rhs:?} along {axes:?}, {normalize:?}, {device:?}, {pass:?}");
+        }
+        let plan = Plan::new(&Axes::from(1), 1, true, &[5, 64], &[5, 64]).unwrap();
+        let way = |input, output| {
+            let options = FloatOptions { normalize: cosine, output };
+            choose(&plan, input, options, gpu, false, Forward)
+        };
+        assert_eq!(way(FloatDType::F16, Some(FloatDType::F32)), rows(Lhs));
+        // Stored as f32, computed as whatever the device likes: Burn's to choose.
+        assert_eq!(way(FloatDType::Flex32, None), None);
+        assert_eq!(way(FloatDType::F32, Some(FloatDType::Flex32)), None);
+    }
 }

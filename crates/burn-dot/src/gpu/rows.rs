@@ -72,7 +72,7 @@ pub(super) fn forward(
         .iter()
         .any(|&place| terms[last].stride[place] != 1 && rows.as_slice().last().is_some_and(|row| row.stride[place] == 1));
     let client = lhs.client.clone();
-    let grid = Grid::new(Units::of(&client), row_count, vectors, width, perpendicular);
+    let grid = Grid::new(Units::of(&client), row_count, vectors, perpendicular);
     let (cubes, dim) = grid.launch(&client, row_count);
 
     let save = save && options.normalize.is_some();

@@ -32,7 +32,7 @@ pub enum Reduction {
     Unit,
     /// One plane for each row.
     Plane,
-    /// One cube for each row, by shared memory.
+    /// Some units of a cube for each row, by shared memory.
     Shared,
 }
 
@@ -40,8 +40,9 @@ pub enum Reduction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rows {
     pub reduction: Reduction,
-    /// Units that share a row; a power of two.
+    /// Units that share a row, a power of two; and rows that share a cube.
     pub units: usize,
+    pub cube_rows: usize,
     /// Row axes of a view, and contracted ones behind them.
     pub row_axes: usize,
     pub term_axes: usize,
@@ -131,7 +132,7 @@ pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: Rows) 
     match comptime!(rows.reduction) {
         Reduction::Unit => sums,
         Reduction::Plane => plane_sum(sums),
-        Reduction::Shared => tree::<A, M>(sums, rows.units, false),
+        Reduction::Shared => tree::<A, M>(sums, rows, false),
     }
 }
 
@@ -141,28 +142,30 @@ pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: Row
     match comptime!(rows.reduction) {
         Reduction::Unit => largest,
         Reduction::Plane => plane_max(largest),
-        Reduction::Shared => tree::<A, M>(largest, rows.units, true),
+        Reduction::Shared => tree::<A, M>(largest, rows, true),
     }
 }
 
-/// Reduces the values of a cube's units in pairs.
+/// Reduces the values of the units that share a row in pairs.
 #[cube]
-fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] units: usize, #[comptime] largest: bool) -> Vector<A, M> {
-    let mut values = Shared::<[Vector<A, M>]>::new_slice(units);
-    let own = UNIT_POS_X as usize;
+fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: Rows, #[comptime] largest: bool) -> Vector<A, M> {
+    let units = comptime!(rows.units);
+    let mut values = Shared::<[Vector<A, M>]>::new_slice(comptime!(rows.units * rows.cube_rows));
+    let first = UNIT_POS_Y as usize * units;
+    let own = first + UNIT_POS_X as usize;
     values[own] = value;
     sync_cube();
     #[unroll]
     for level in 0..comptime!(units.ilog2() as usize) {
         let half = comptime!(units >> (level + 1));
-        if own < half {
+        if (UNIT_POS_X as usize) < half {
             let other = own + half;
             let (a, b) = (values[own], values[other]);
             values[own] = if comptime!(largest) { max(a, b) } else { a + b };
         }
         sync_cube();
     }
-    values[0]
+    values[first]
 }
 
 /// A vector's norm in its scale, at least epsilon.
