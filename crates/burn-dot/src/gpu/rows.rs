@@ -134,15 +134,16 @@ pub(super) fn backward(
         },
     );
     let (shapes, normalize) = ([&plan.lhs_shape[..], &plan.rhs_shape[..]], options.normalize.is_some());
+    let x_is_lhs = vector == Operand::Lhs;
     match vector {
         Operand::Lhs => {
             let wanted = [wanted.lhs, wanted.rhs];
-            Gradients { space, inputs: [&lhs, &rhs], shapes, grad: &grad, saved, dtypes, normalize, wanted }.launch()
+            Gradients { space, inputs: [&lhs, &rhs], shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
         }
         Operand::Rhs => {
             let (inputs, shapes, wanted) = ([&rhs, &lhs], [shapes[1], shapes[0]], [wanted.rhs, wanted.lhs]);
             let space = space.swapped();
-            let [x, y] = Gradients { space, inputs, shapes, grad: &grad, saved, dtypes, normalize, wanted }.launch();
+            let [x, y] = Gradients { space, inputs, shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
             [y, x]
         }
     }
@@ -163,6 +164,7 @@ struct Gradients<'a> {
     saved: &'a CubeTensor,
     dtypes: DTypes,
     normalize: bool,
+    x_is_lhs: bool,
     wanted: [bool; 2],
 }
 
@@ -257,6 +259,7 @@ impl Gradients<'_> {
                     sum_axes,
                     term_axes: terms.len(),
                     normalize: self.normalize,
+                    x_is_lhs: self.x_is_lhs,
                     grad_x: self.wanted[0],
                     grad_y: self.wanted[1],
                     saturate,

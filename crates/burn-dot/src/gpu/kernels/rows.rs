@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::{Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, store, within};
 
-/// What is saved of a normalized row: for each of x and y the cosine (0 where the norm is epsilon), and the norm's inverse and scale.
+/// What is saved of a normalized row: for lhs, then for rhs, the cosine (0 where the norm is epsilon), and the norm's inverse and scale.
 pub const SAVED: usize = 6;
 
 /// How a row is passed over: its vectors of `N` elements, in blocks of so many steps.
@@ -147,6 +147,8 @@ pub struct Gradients {
     pub sum_axes: usize,
     pub term_axes: usize,
     pub normalize: bool,
+    /// Whether x is lhs, whose norm is saved before that of rhs.
+    pub x_is_lhs: bool,
     pub grad_x: bool,
     pub grad_y: bool,
     /// Whether gradients stay in the finite range of their dtype.
@@ -186,6 +188,8 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     let own_axes = comptime!(options.own_axes);
     let sum_axes = comptime!(options.sum_axes);
     let terms_at = comptime!(own_axes + sum_axes);
+    let x_saved = comptime!(if options.x_is_lhs { 0 } else { SAVED / 2 });
+    let y_saved = comptime!(if options.x_is_lhs { SAVED / 2 } else { 0 });
     let element = vector * N::value();
     let x_at = offset(x, own, 0usize, own_axes) + offset(x, element, terms_at, options.term_axes);
     let y_own = offset(y, own, 0usize, own_axes) + offset(y, element, terms_at, options.term_axes);
@@ -200,8 +204,9 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     let mut x_scale = A::new(1.0);
     if comptime!(options.normalize) {
         // The same for all y.
-        x_inverse = saved[saved_own + 1];
-        x_scale = saved[saved_own + 2];
+        let norm = saved_own + x_saved;
+        x_inverse = saved[norm + 1];
+        x_scale = saved[norm + 2];
     }
     if comptime!(options.normalize || options.grad_y) {
         unit_x = Vector::<A, N>::cast_from(x[x_at / N::value()]) * Vector::new(x_scale) * Vector::new(x_inverse);
@@ -220,10 +225,11 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
             let mut y_along = A::new(0.0);
             if comptime!(options.normalize) {
                 let saved_at = saved_own + offset(saved, at, own_axes, sum_axes);
-                block_along += g * saved[saved_at];
-                y_along = saved[saved_at + 3];
-                y_inverse = saved[saved_at + 4];
-                y_scale = saved[saved_at + 5];
+                let norm = saved_at + y_saved;
+                block_along += g * saved[saved_at + x_saved];
+                y_along = saved[norm];
+                y_inverse = saved[norm + 1];
+                y_scale = saved[norm + 2];
             }
             let mut unit_y = zero;
             if comptime!(options.normalize || options.grad_x) {
