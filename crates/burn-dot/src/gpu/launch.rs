@@ -77,9 +77,9 @@ pub(super) fn width<'a>(views: impl IntoIterator<Item = (View<'a>, &'a [Axis])>)
     views.into_iter().map(|(view, axes)| view.width(axes)).min().unwrap_or(1)
 }
 
-/// The type that indices into all of these need.
-pub(super) fn address<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> AddressType {
-    tensors.into_iter().map(CubeTensor::required_address_type).max().unwrap_or_default()
+/// The type that indices into all of these need, and numbers up to `most`: an expanded tensor has more elements than its memory.
+pub(super) fn address<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>, most: usize) -> AddressType {
+    tensors.into_iter().map(CubeTensor::required_address_type).fold(AddressType::from_len(most), AddressType::max)
 }
 
 /// A contiguous tensor that nobody has written yet, on the device of another one.

@@ -86,7 +86,7 @@ pub(super) fn forward(
             &client,
             cubes,
             dim,
-            address([&lhs, &rhs, &out, &saved]),
+            address([&lhs, &rhs, &out, &saved], row_count.max(count(&terms))),
             width,
             x.arg(&axes),
             y.arg(&axes),
@@ -229,7 +229,8 @@ impl Gradients<'_> {
         let (sums, terms) = rest.split_at(sum_axes);
         let vectors = count(terms) / width;
         let client = &grad_x.client;
-        let (cubes, dim) = elementwise(client, count(own) * vectors * chunks);
+        let units = count(own) * vectors * chunks;
+        let (cubes, dim) = elementwise(client, units);
         let DTypes { input, output, accumulator } = self.dtypes;
         // SAFETY: as in `forward` for what is read. Each unit writes the elements of grad_x that its own index, chunk and vector name, and
         // those of grad_y for the vectors y of its chunk; indices beyond the last chunk write nothing. Strides of a gradient that is
@@ -239,7 +240,7 @@ impl Gradients<'_> {
                 client,
                 cubes,
                 dim,
-                address([self.inputs[0], self.inputs[1], self.grad, self.saved, grad_x, grad_y]),
+                address([self.inputs[0], self.inputs[1], self.grad, self.saved, grad_x, grad_y], units.max(count(sums))),
                 width,
                 x.arg(axes),
                 y.arg(axes),
@@ -285,7 +286,7 @@ fn sum_chunks(chunks: &CubeTensor, shape: &[usize], dtypes: DTypes, saturate: bo
             client,
             cubes,
             dim,
-            address([chunks, &out]),
+            address([chunks, &out], vectors),
             width,
             whole(chunks),
             whole(&out),

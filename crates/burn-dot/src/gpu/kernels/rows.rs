@@ -3,10 +3,11 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
-use super::{Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, store, within};
+use super::{Norm, Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, store, within};
 
 /// What is saved of a normalized row: for lhs, then for rhs, the cosine (0 where the norm is epsilon), and the norm's inverse and scale.
-pub const SAVED: usize = 6;
+pub const SAVED: usize = 2 * NORM;
+const NORM: usize = 3;
 
 /// How a row is passed over: its vectors of `N` elements, in blocks of so many steps.
 #[derive(CubeType, Clone, Copy)]
@@ -97,10 +98,10 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
 ) {
     let own = own_row();
     let row = min(own, row_count - 1);
+    let writes = own < row_count && UNIT_POS_X == 0;
     let terms = Terms { vectors, block };
     let one = A::new(1.0);
     let first = pass::<E, N, A>(x, y, row, one, one, terms, rows, normalize, false);
-    let writes = own < row_count && UNIT_POS_X == 0;
     if comptime!(normalize) {
         let mut largest = Vector::<A, Const<2>>::empty();
         largest.insert(0usize, first.largest_x);
@@ -121,14 +122,8 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
         if writes {
             out[row] = O::cast_from(within::<A>(cosine, one));
             if comptime!(save) {
-                let at = row * SAVED;
-                let zero = A::new(0.0);
-                saved[at] = select(x_norm.below_epsilon, zero, cosine);
-                saved[at + 1] = x_norm.inverse;
-                saved[at + 2] = x_norm.scale;
-                saved[at + 3] = select(y_norm.below_epsilon, zero, cosine);
-                saved[at + 4] = y_norm.inverse;
-                saved[at + 5] = y_norm.scale;
+                save_norm::<A>(saved, row * SAVED, cosine, &x_norm);
+                save_norm::<A>(saved, row * SAVED + NORM, cosine, &y_norm);
             }
         }
     } else {
@@ -137,6 +132,13 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
             out[row] = O::cast_from(total.extract(0usize));
         }
     }
+}
+
+#[cube]
+fn save_norm<A: Float>(saved: &mut Tensor<A>, at: usize, cosine: A, norm: &Norm<A>) {
+    saved[at] = select(norm.below_epsilon, A::new(0.0), cosine);
+    saved[at + 1] = norm.inverse;
+    saved[at + 2] = norm.scale;
 }
 
 /// What the kernel of both gradients is compiled for. Views have own axes (those of x's vectors), sum axes (x is the same along them),
@@ -153,6 +155,30 @@ pub struct Gradients {
     pub grad_y: bool,
     /// Whether gradients stay in the finite range of their dtype.
     pub saturate: bool,
+}
+
+/// The elements of a vector that a unit has, divided by the norm that is saved there: scaled first, for small ones not to be lost.
+#[cube]
+fn unit_vector<E: Float, N: Size, A: Float>(
+    x: &Tensor<Vector<E, N>>,
+    at: usize,
+    saved: &Tensor<A>,
+    norm: usize,
+    #[comptime] normalize: bool,
+) -> Vector<A, N> {
+    let x = Vector::<A, N>::cast_from(x[at / N::value()]);
+    if comptime!(normalize) { x * Vector::new(saved[norm + 2]) * Vector::new(saved[norm + 1]) } else { x }
+}
+
+/// A gradient divided by the norm that is saved there: scaled last, for it not to overflow on the way.
+#[cube]
+fn over_norm<A: Float, N: Size>(
+    gradient: Vector<A, N>,
+    saved: &Tensor<A>,
+    norm: usize,
+    #[comptime] normalize: bool,
+) -> Vector<A, N> {
+    if comptime!(normalize) { gradient * Vector::new(saved[norm + 1]) * Vector::new(saved[norm + 2]) } else { gradient }
 }
 
 /// Both gradients. A unit has `N` elements of a vector x, and goes along a chunk of the vectors y that meet it:
@@ -178,75 +204,47 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     #[comptime] options: Gradients,
     #[define(E, G, D, A)] _dtypes: [ElemType; 4],
 ) {
-    let vector = ABSOLUTE_POS % vectors;
-    let rest = ABSOLUTE_POS / vectors;
-    let own = rest % own_count;
-    let index = rest / own_count;
+    let element = ABSOLUTE_POS % vectors * N::value();
+    let own = ABSOLUTE_POS / vectors % own_count;
+    let index = ABSOLUTE_POS / vectors / own_count;
     if index * chunk >= sum_count {
         terminate!();
     }
-    let own_axes = comptime!(options.own_axes);
-    let sum_axes = comptime!(options.sum_axes);
-    let terms_at = comptime!(own_axes + sum_axes);
-    let x_saved = comptime!(if options.x_is_lhs { 0 } else { SAVED / 2 });
-    let y_saved = comptime!(if options.x_is_lhs { SAVED / 2 } else { 0 });
-    let element = vector * N::value();
-    let x_at = offset(x, own, 0usize, own_axes) + offset(x, element, terms_at, options.term_axes);
-    let y_own = offset(y, own, 0usize, own_axes) + offset(y, element, terms_at, options.term_axes);
-    let grad_own = offset(grad, own, 0usize, own_axes);
-    let saved_own = offset(saved, own, 0usize, own_axes);
-    let grad_y_own = offset(&*grad_y, own, 0usize, own_axes) + offset(&*grad_y, element, terms_at, options.term_axes);
-
     let limit = limit.get::<A>();
-    let zero = Vector::<A, N>::new(A::new(0.0));
-    let mut unit_x = zero;
-    let mut x_inverse = A::new(1.0);
-    let mut x_scale = A::new(1.0);
-    if comptime!(options.normalize) {
-        // The same for all y.
-        let norm = saved_own + x_saved;
-        x_inverse = saved[norm + 1];
-        x_scale = saved[norm + 2];
-    }
+    let x_norm = offset(saved, own, 0usize, options.own_axes) + comptime!(if options.x_is_lhs { 0 } else { NORM });
+    let mut unit_x = Vector::<A, N>::new(A::new(0.0));
     if comptime!(options.normalize || options.grad_y) {
-        unit_x = Vector::<A, N>::cast_from(x[x_at / N::value()]) * Vector::new(x_scale) * Vector::new(x_inverse);
+        // Saved with each vector y that meets it; here with the first of them.
+        unit_x = unit_vector::<E, N, A>(x, place(x, own, element, options), saved, x_norm, options.normalize);
     }
-    let mut sum = zero;
+    let mut sum = Vector::<A, N>::new(A::new(0.0));
     let mut along = A::new(0.0);
     let end = min((index + 1) * chunk, sum_count);
     let mut start = index * chunk;
     while start < end {
-        let mut block_sum = zero;
+        let mut block_sum = Vector::<A, N>::new(A::new(0.0));
         let mut block_along = A::new(0.0);
         for at in start..min(start + block, end) {
-            let g = A::cast_from(grad[grad_own + offset(grad, at, own_axes, sum_axes)]);
-            let mut y_inverse = A::new(1.0);
-            let mut y_scale = A::new(1.0);
-            let mut y_along = A::new(0.0);
-            if comptime!(options.normalize) {
-                let saved_at = saved_own + offset(saved, at, own_axes, sum_axes);
-                let norm = saved_at + y_saved;
-                block_along += g * saved[saved_at + x_saved];
-                y_along = saved[norm];
-                y_inverse = saved[norm + 1];
-                y_scale = saved[norm + 2];
-            }
-            let mut unit_y = zero;
+            let g = A::cast_from(grad[partner(grad, own, at, options)]);
+            let norms = partner(saved, own, at, options);
+            let y_norm = norms + comptime!(if options.x_is_lhs { NORM } else { 0 });
+            let mut unit_y = Vector::<A, N>::new(A::new(0.0));
             if comptime!(options.normalize || options.grad_x) {
-                let y_at = y_own + offset(y, at, own_axes, sum_axes);
-                unit_y = Vector::<A, N>::cast_from(y[y_at / N::value()]) * Vector::new(y_scale) * Vector::new(y_inverse);
+                let y_at = place(y, own, element, options) + offset(y, at, options.own_axes, options.sum_axes);
+                unit_y = unit_vector::<E, N, A>(y, y_at, saved, y_norm, options.normalize);
             }
-            if comptime!(options.grad_x) {
-                block_sum += Vector::new(g) * unit_y;
+            block_sum += Vector::new(g) * unit_y;
+            if comptime!(options.normalize && options.grad_x) {
+                block_along += g * saved[norms + comptime!(if options.x_is_lhs { 0 } else { NORM })];
             }
             if comptime!(options.grad_y) {
                 let mut given = unit_x;
                 if comptime!(options.normalize) {
-                    given -= Vector::new(y_along) * unit_y;
+                    given -= Vector::new(saved[y_norm]) * unit_y;
                 }
-                given = given * Vector::new(g) * Vector::new(y_inverse) * Vector::new(y_scale);
-                let grad_y_at = grad_y_own + offset(&*grad_y, at, own_axes, sum_axes);
-                grad_y[grad_y_at / N::value()] = store::<E, A, N>(given, limit, options.saturate);
+                let given = over_norm::<A, N>(given * Vector::new(g), saved, y_norm, options.normalize);
+                let to = place(&*grad_y, own, element, options) + offset(&*grad_y, at, options.own_axes, options.sum_axes);
+                grad_y[to / N::value()] = store::<E, A, N>(given, limit, options.saturate);
             }
         }
         sum += block_sum;
@@ -255,13 +253,25 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     }
     if comptime!(options.grad_x) {
         if comptime!(options.normalize) {
-            sum = (sum - Vector::new(along) * unit_x) * Vector::new(x_inverse) * Vector::new(x_scale);
+            sum -= Vector::new(along) * unit_x;
         }
-        let grad_x_at = index * chunk_stride
-            + offset(&*grad_x, own, 0usize, own_axes)
-            + offset(&*grad_x, element, terms_at, options.term_axes);
-        grad_x[grad_x_at / N::value()] = store::<D, A, N>(sum, limit, options.saturate);
+        let given = over_norm::<A, N>(sum, saved, x_norm, options.normalize);
+        let to = index * chunk_stride + place(&*grad_x, own, element, options);
+        grad_x[to / N::value()] = store::<D, A, N>(given, limit, options.saturate);
     }
+}
+
+/// Where an element of a vector x is, or of the first of the vectors y that meet it.
+#[cube]
+fn place<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, element: usize, #[comptime] options: Gradients) -> usize {
+    let terms_at = comptime!(options.own_axes + options.sum_axes);
+    offset(tensor, own, 0usize, options.own_axes) + offset(tensor, element, terms_at, options.term_axes)
+}
+
+/// Where the output of a vector x with one of its vectors y is.
+#[cube]
+fn partner<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, at: usize, #[comptime] options: Gradients) -> usize {
+    offset(tensor, own, 0usize, options.own_axes) + offset(tensor, at, options.own_axes, options.sum_axes)
 }
 
 /// The sum of the chunks that [`backward`] left of a gradient, one behind the other.
