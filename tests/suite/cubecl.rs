@@ -10,7 +10,7 @@ use burn_dot::DotConfig;
 
 use crate::{
     cases::{Case, table},
-    device::{device, float_dtypes},
+    device::{device, float_dtypes, is_cubecl},
     oracle::{self, Array, indices},
     run::{Layout, apply, array, assert_close, assert_exact, out_rank, product, rounded, tensor, tolerance, wave, with_ranks},
 };
@@ -181,11 +181,6 @@ fn an_empty_product_has_zero_gradients_whatever_was_in_memory() {
 #[test]
 fn empty_inputs_may_come_from_an_operation() {
     assert_zeros(&empty_contractions_and_free_axes(), true);
-}
-
-/// Whether the device is one of CubeCL's, where Burn 0.22.1 has the faults below.
-fn is_cubecl() -> bool {
-    matches!(std::env::var("BURN_DEVICE").as_deref(), Ok("wgpu" | "cuda" | "rocm" | "cpu"))
 }
 
 /// cubek-reduce 0.3.1 reads several numbers at once where the axes next in memory agree between input and output. It counts every

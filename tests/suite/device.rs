@@ -71,3 +71,8 @@ pub fn integers_wrap() -> bool {
 pub fn is_ieee() -> bool {
     matches!(std::env::var("BURN_DEVICE").as_deref(), Err(_) | Ok("flex" | "ndarray" | "tch"))
 }
+
+/// Whether the device is one of CubeCL's.
+pub fn is_cubecl() -> bool {
+    matches!(std::env::var("BURN_DEVICE").as_deref(), Ok("wgpu" | "cuda" | "rocm" | "cpu"))
+}

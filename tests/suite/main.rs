@@ -14,6 +14,8 @@ mod gradcheck_faults;
 mod gradcheck_steps;
 mod gradients;
 mod interchange;
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
+mod kernels;
 mod layer;
 mod numerics;
 mod oracle;

@@ -170,6 +170,12 @@ impl Axes {
         Axes(merged)
     }
 
+    /// One by one, the last one fastest.
+    #[cfg(feature = "_cube")]
+    pub fn as_slice(&self) -> &[Axis] {
+        &self.0
+    }
+
     /// How many indices there are.
     pub fn len(&self) -> usize {
         self.0.iter().map(|axis| axis.size).product()

@@ -29,19 +29,26 @@ mod backward;
 mod cpu;
 mod dot;
 mod error;
+#[cfg(feature = "_cube")]
+mod gpu;
 mod keras;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "_cube"))]
+#[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "the kernels for GPUs iterate on the device"))]
 mod layout;
 // All that is unused then hangs on the trait in here.
 #[cfg_attr(not(feature = "autodiff"), allow(dead_code, reason = "only a backward pass asks for gradients"))]
 mod ops;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "_cube"))]
 mod path;
 mod plan;
 mod reference;
 
 pub use dot::{Dot, DotConfig, dot};
 pub use error::{Axis, DotError, Operand, Shapes};
+/// For tests.
+#[cfg(feature = "_cube")]
+#[doc(hidden)]
+pub use gpu::{Reduction, force_reduction};
 pub use keras::KerasLayer;
 pub use plan::{Axes, AxisIndex};
 

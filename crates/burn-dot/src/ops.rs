@@ -43,7 +43,7 @@ use crate::{
 pub enum Saved<B: Backend> {
     Nothing,
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that keep any"))]
+    #[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels keep any"))]
     Norms(FloatTensor<B>, SavedBy),
 }
 
@@ -66,8 +66,8 @@ impl Saved<burn_core::backend::Flex> {
     Autodiff: cfg(feature = "autodiff"),
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    // One entry for every CubeCL runtime.
-    Cube: cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu")),
+    // One entry for every CubeCL runtime, with and without fusion: see `gpu`.
+    Cube: cfg(feature = "_cube"),
     LibTorch: cfg(feature = "tch"),
     Remote: cfg(feature = "remote"),
     Capture: cfg(feature = "capture"),
@@ -144,10 +144,7 @@ pub(crate) fn missing_feature(device: &Device) -> Option<&'static str> {
     let (enabled, feature) = match backend {
         DispatchDeviceId::Flex => (cfg!(feature = "flex"), "\"flex\""),
         DispatchDeviceId::NdArray => (cfg!(feature = "ndarray"), "\"ndarray\""),
-        DispatchDeviceId::Cube => (
-            cfg!(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu")),
-            "\"wgpu\", \"cuda\", \"rocm\" or \"cpu\", as for burn,",
-        ),
+        DispatchDeviceId::Cube => (cfg!(feature = "_cube"), "\"wgpu\", \"cuda\", \"rocm\" or \"cpu\", as for burn,"),
         DispatchDeviceId::LibTorch => (cfg!(feature = "tch"), "\"tch\""),
         DispatchDeviceId::Remote => (cfg!(feature = "remote"), "\"remote\""),
         DispatchDeviceId::Capture => (cfg!(feature = "capture"), "\"capture\""),
@@ -288,14 +285,6 @@ impl DotOps for Flex {
 }
 #[cfg(feature = "ndarray")]
 impl DotOps for burn_core::backend::NdArray {}
-#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
-// With and without fusion: the alias names whichever Burn was built with.
-impl DotOps for burn_core::backend::Cube {
-    fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
-        let shape = tensor.shape();
-        reference::in_memory_order::<Self>(tensor, shape)
-    }
-}
 #[cfg(feature = "tch")]
 impl DotOps for burn_core::backend::LibTorch {}
 #[cfg(feature = "remote")]

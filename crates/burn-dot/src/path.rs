@@ -23,11 +23,12 @@ impl Path {
     /// perpendicular to memory: a matrix is read better by its rows there. An operand whose counterpart is broadcast along the batch is chosen
     /// last, and in the forward pass only: in the backward pass two sums would meet, over the batch and over the vectors.
     ///
-    /// Strides decide whether an operand is chosen, never which: backward reads what forward saved of it.
-    pub fn choose(plan: &Plan, strides: [&[isize]; 2], pass: Pass) -> Path {
+    /// Strides decide whether an operand is chosen, never which: backward reads what forward saved of it. Where they are not known, no
+    /// vector is taken to be perpendicular.
+    pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, pass: Pass) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
-                let other = Input::other(plan, strides, vector);
+                let other = Input::other(plan, strides.unwrap_or_default(), vector);
                 let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
                 single && (broadcast || !other.is_broadcast(plan)) && !other.is_perpendicular(plan)
             })
@@ -60,7 +61,7 @@ impl<'a> Input<'a> {
 
     /// Whether neighbours in memory belong to different vectors.
     fn is_perpendicular(&self, plan: &Plan) -> bool {
-        let contiguous = |axes: &[usize]| axes.iter().any(|&axis| self.shape[axis] > 1 && self.strides[axis] == 1);
+        let contiguous = |axes: &[usize]| axes.iter().any(|&axis| self.shape[axis] > 1 && self.strides.get(axis) == Some(&1));
         let (free, contracted) =
             self.order[plan.batch_shape.len()..].split_at(self.order.len() - plan.batch_shape.len() - plan.contracted);
         contiguous(free) && !contiguous(contracted)
@@ -119,7 +120,7 @@ mod tests {
         for &(lhs, rhs, axes, exchanged, pass, expected) in cases {
             let plan = Plan::new(&Axes::from(axes), 1, true, lhs, rhs).unwrap();
             let (lhs_strides, rhs_strides) = (strides(lhs, None), strides(rhs, exchanged));
-            let given = Path::choose(&plan, [&lhs_strides, &rhs_strides], pass);
+            let given = Path::choose(&plan, Some([&lhs_strides, &rhs_strides]), pass);
             assert_eq!(given, expected, "{lhs:?} · {rhs:?} along {axes:?}, {exchanged:?}, {pass:?}");
         }
     }

@@ -302,7 +302,7 @@ pub struct Plan {
 
 /// Which kernel saved something for the backward pass: only the same one can read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "flex alone has kernels that save"))]
+#[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels save"))]
 pub enum SavedBy {
     /// Rows, where this input has a single vector for each batch index.
     Rows(Operand),
@@ -349,6 +349,13 @@ impl Plan {
             rhs_shape: rhs.into(),
             output,
         })
+    }
+
+    /// Whether a batch of 1 of either input meets a larger one.
+    #[cfg(feature = "_cube")]
+    pub(crate) fn is_broadcast(&self) -> bool {
+        let batch = &self.batch_shape[..];
+        [&self.lhs_shape, &self.rhs_shape].into_iter().any(|shape| shape[..batch.len()] != *batch)
     }
 
     /// Whether the output holds nothing, or nothing but zeros: no arithmetic is needed.

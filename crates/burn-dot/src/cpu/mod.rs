@@ -165,7 +165,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let (x, y) = (base_ptr::<T>(lhs), base_ptr::<T>(rhs));
     let inputs = lhs.layout().num_elements().saturating_add(rhs.layout().num_elements()).saturating_mul(size_of::<T>());
     let worth = |count: usize, size: usize| save && epsilon.is_some() && count.saturating_mul(size) <= inputs / SAVED_PART;
-    let path = |pass: Pass| Path::choose(plan, [lhs.layout().strides(), rhs.layout().strides()], pass);
+    let path = |pass: Pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass);
     let Path::Reduction { vector } = path(Pass::Forward) else {
         let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
         let norms = match epsilon {
@@ -214,7 +214,7 @@ fn backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     epsilon: Option<f64>,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    let path = Path::choose(plan, [lhs.layout().strides(), rhs.layout().strides()], Pass::Backward);
+    let path = Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), Pass::Backward);
     // Rows are overwritten by their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product
     // needs only the other input: the second gradient overwrites its input.
     let (over_lhs, over_rhs) = match path {

@@ -1,0 +1,234 @@
+//! What stands around Burn's matmul where inputs are normalized: norms before, cosines behind; in the backward pass unit vectors before,
+//! projections behind.
+
+use burn_cubecl::cubecl;
+use cubecl::prelude::*;
+
+use super::{
+    Rows, add_units, max_units, norm_of, offset, own_row,
+    rows::{Terms, pass},
+    safe_scale, store, within,
+};
+
+/// What is saved of a vector: the inverse and the scale of its norm, and 0 where the norm is epsilon, else 1.
+pub const SAVED: usize = 3;
+
+/// One pass of a unit over its part of a vector of x or of y: the sum of squares, and the largest element.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn square<E: Float, N: Size, A: Float>(
+    x: &Tensor<Vector<E, N>>,
+    y: &Tensor<Vector<E, N>>,
+    row: usize,
+    x_count: usize,
+    scale: A,
+    terms: Terms,
+    #[comptime] x_rows: Rows,
+    #[comptime] y_rows: Rows,
+    #[comptime] scaled: bool,
+) -> Vector<A, Const<2>> {
+    let mut found = Vector::<A, Const<2>>::new(A::new(0.0));
+    if row < x_count {
+        let sums = pass::<E, N, A>(x, x, row, scale, scale, terms, x_rows, true, scaled);
+        found.insert(0usize, sums.dot);
+        found.insert(1usize, sums.largest_x);
+    } else {
+        let sums = pass::<E, N, A>(y, y, row - x_count, scale, scale, terms, y_rows, true, scaled);
+        found.insert(0usize, sums.dot);
+        found.insert(1usize, sums.largest_x);
+    }
+    found
+}
+
+/// The norms of the vectors of both inputs, those of x first.
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+pub fn norms<E: Float, N: Size, A: Float>(
+    x: &Tensor<Vector<E, N>>,
+    y: &Tensor<Vector<E, N>>,
+    norms: &mut Tensor<A>,
+    epsilon: InputScalar,
+    x_count: usize,
+    y_count: usize,
+    vectors: usize,
+    block: usize,
+    #[comptime] x_rows: Rows,
+    #[comptime] y_rows: Rows,
+    #[define(E, A)] _dtypes: [ElemType; 2],
+) {
+    let own = own_row();
+    let count = x_count + y_count;
+    let row = min(own, count - 1);
+    let terms = Terms { vectors, block };
+    let (zero, one) = (A::new(0.0), A::new(1.0));
+    let first = square::<E, N, A>(x, y, row, x_count, one, terms, x_rows, y_rows, false);
+    let mut partial = first.extract(0usize);
+    let epsilon = epsilon.get::<A>();
+    let largest = max_units::<A, Const<1>>(Vector::new(first.extract(1usize)), x_rows).extract(0usize);
+    // The product of the inputs is made by a matmul, without scales: it is trusted for a wider range than that of sums of squares.
+    let reach = max(largest, epsilon);
+    let least = A::new(comptime!(2f32.powi(if x_rows.wide { -100 } else { -20 })));
+    let unsafe_product = (largest > zero && largest < least) || reach >= A::new(comptime!(2f32.powi(40)));
+    let scale = select(unsafe_product, safe_scale::<A>(reach, x_rows.wide), one);
+    if scale != one {
+        partial = square::<E, N, A>(x, y, row, x_count, scale, terms, x_rows, y_rows, true).extract(0usize);
+    }
+    let square = add_units::<A, Const<1>>(Vector::new(partial), x_rows).extract(0usize);
+    let norm = norm_of::<A>(square, largest, scale, epsilon);
+    if own < count && UNIT_POS_X == 0 {
+        let at = row * SAVED;
+        norms[at] = norm.inverse;
+        norms[at + 1] = norm.scale;
+        norms[at + 2] = select(norm.below_epsilon, zero, one);
+    }
+}
+
+/// What the kernel behind the product is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epilogue {
+    pub out_axes: usize,
+    pub term_axes: usize,
+}
+
+/// Cosines from the product of the inputs as they are: scaled by both norms, clamped, converted. An element whose vectors are not in the
+/// range where that product is safe is multiplied again.
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+pub fn cosines<E: Float, O: Float, A: Float>(
+    product: &Tensor<A>,
+    x: &Tensor<E>,
+    y: &Tensor<E>,
+    x_norms: &Tensor<A>,
+    y_norms: &Tensor<A>,
+    out: &mut Tensor<O>,
+    count: usize,
+    x_count: usize,
+    terms: usize,
+    block: usize,
+    #[comptime] axes: Epilogue,
+    #[define(E, O, A)] _dtypes: [ElemType; 3],
+) {
+    let at = ABSOLUTE_POS;
+    if at >= count {
+        terminate!();
+    }
+    let x_norm = offset(x_norms, at, 0usize, axes.out_axes);
+    let y_norm = offset(y_norms, at, 0usize, axes.out_axes) + x_count * SAVED;
+    let x_inverse = x_norms[x_norm];
+    let x_scale = x_norms[x_norm + 1];
+    let y_inverse = y_norms[y_norm];
+    let y_scale = y_norms[y_norm + 1];
+    let mut dot = product[at];
+    if x_scale != A::new(1.0) || y_scale != A::new(1.0) {
+        let x_row = offset(x, at, 0usize, axes.out_axes);
+        let y_row = offset(y, at, 0usize, axes.out_axes);
+        dot = A::new(0.0);
+        let mut start = comptime!(0usize).runtime();
+        while start < terms {
+            let mut part = A::new(0.0);
+            for term in start..min(start + block, terms) {
+                let x_at = x_row + offset(x, term, axes.out_axes, axes.term_axes);
+                let y_at = y_row + offset(y, term, axes.out_axes, axes.term_axes);
+                part += A::cast_from(x[x_at]) * x_scale * (A::cast_from(y[y_at]) * y_scale);
+            }
+            dot += part;
+            start += block;
+        }
+    }
+    out[at] = O::cast_from(within::<A>(dot * x_inverse * y_inverse, A::new(1.0)));
+}
+
+/// Row axes of both inputs' views, and the contracted axes behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sides {
+    pub x_axes: usize,
+    pub y_axes: usize,
+    pub term_axes: usize,
+}
+
+/// The vectors of both inputs divided by their norms, contiguous.
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+pub fn units<E: Float, N: Size, A: Float>(
+    x: &Tensor<Vector<E, N>>,
+    y: &Tensor<Vector<E, N>>,
+    norms: &Tensor<A>,
+    unit_x: &mut Tensor<Vector<A, N>>,
+    unit_y: &mut Tensor<Vector<A, N>>,
+    x_count: usize,
+    y_count: usize,
+    vectors: usize,
+    #[comptime] sides: Sides,
+    #[define(E, A)] _dtypes: [ElemType; 2],
+) {
+    let row = ABSOLUTE_POS / vectors;
+    if row >= x_count + y_count {
+        terminate!();
+    }
+    let element = ABSOLUTE_POS % vectors * N::value();
+    let norm = row * SAVED;
+    let inverse = Vector::<A, N>::new(norms[norm]);
+    let scale = Vector::<A, N>::new(norms[norm + 1]);
+    if row < x_count {
+        let at = offset(x, row, 0usize, sides.x_axes) + offset(x, element, sides.x_axes, sides.term_axes);
+        unit_x[ABSOLUTE_POS] = Vector::<A, N>::cast_from(x[at / N::value()]) * scale * inverse;
+    } else {
+        let row = row - x_count;
+        let at = offset(y, row, 0usize, sides.y_axes) + offset(y, element, sides.y_axes, sides.term_axes);
+        let to = ABSOLUTE_POS - x_count * vectors;
+        unit_y[to] = Vector::<A, N>::cast_from(y[at / N::value()]) * scale * inverse;
+    }
+}
+
+/// Gradients of both inputs from those of their unit vectors, `p`: `(p − u (u·p)) / ‖x‖`. Inputs without a gradient have no rows.
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+pub fn project<E: Float, N: Size, A: Float>(
+    unit_x: &Tensor<Vector<A, N>>,
+    unit_y: &Tensor<Vector<A, N>>,
+    product_x: &Tensor<Vector<A, N>>,
+    product_y: &Tensor<Vector<A, N>>,
+    norms: &Tensor<A>,
+    grad_x: &mut Tensor<Vector<E, N>>,
+    grad_y: &mut Tensor<Vector<E, N>>,
+    limit: InputScalar,
+    x_count: usize,
+    y_count: usize,
+    norms_before: usize,
+    vectors: usize,
+    block: usize,
+    #[comptime] rows: Rows,
+    #[comptime] sides: Sides,
+    #[comptime] saturate: bool,
+    #[define(E, A)] _dtypes: [ElemType; 2],
+) {
+    let own = own_row();
+    let count = x_count + y_count;
+    let row = min(own, count - 1);
+    let terms = Terms { vectors, block };
+    let one = A::new(1.0);
+    let partial = if row < x_count {
+        pass::<A, N, A>(unit_x, product_x, row, one, one, terms, rows, false, false).dot
+    } else {
+        pass::<A, N, A>(unit_y, product_y, row - x_count, one, one, terms, rows, false, false).dot
+    };
+    let along = add_units::<A, Const<1>>(Vector::new(partial), rows).extract(0usize);
+    let norm = (norms_before + row) * SAVED;
+    let inverse = Vector::<A, N>::new(norms[norm]);
+    let scale = Vector::<A, N>::new(norms[norm + 1]);
+    let along = Vector::<A, N>::new(along * norms[norm + 2]);
+    let limit = limit.get::<A>();
+    if own < count {
+        for term in range_stepped(UNIT_POS_X as usize, vectors, rows.units) {
+            let element = term * N::value();
+            if row < x_count {
+                let from = row * vectors + term;
+                let to = offset(&*grad_x, row, 0usize, sides.x_axes) + offset(&*grad_x, element, sides.x_axes, sides.term_axes);
+                let given = (product_x[from] - unit_x[from] * along) * inverse * scale;
+                grad_x[to / N::value()] = store::<E, A, N>(given, limit, saturate);
+            } else {
+                let from = (row - x_count) * vectors + term;
+                let to = offset(&*grad_y, row - x_count, 0usize, sides.y_axes)
+                    + offset(&*grad_y, element, sides.y_axes, sides.term_axes);
+                let given = (product_y[from] - unit_y[from] * along) * inverse * scale;
+                grad_y[to / N::value()] = store::<E, A, N>(given, limit, saturate);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! How kernels are launched: tensors as strided views, vector widths, grids, and which units share a row.
+
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use burn_core::backend::TensorMetadata;
+use burn_core::backend::cubecl::dtype_to_storage_type;
+use burn_core::tensor::{DType, FloatDType, Shape};
+use burn_cubecl::{cubecl, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use cubecl::{
+    client::Client,
+    features::Plane,
+    ir::ElemType,
+    prelude::*,
+    server::CubeCountSelection,
+    zspace::{Strides, Tiling},
+};
+use smallvec::{SmallVec, smallvec};
+
+use super::kernels::{self, Reduction};
+use crate::layout::{Axes, Axis};
+
+/// Axes of a view, one group behind the other.
+pub(super) type AxisGroup = SmallVec<[Axis; 3]>;
+
+/// The contracted axes of a view: at least one, for vectors to run along.
+pub(super) fn terms(k: &Axes) -> AxisGroup {
+    match k.as_slice() {
+        [] => smallvec![Axis { size: 1, stride: Default::default() }],
+        axes => axes.into(),
+    }
+}
+
+/// How many indices some axes have.
+pub(super) fn count(axes: &[Axis]) -> usize {
+    axes.iter().map(|axis| axis.size).product()
+}
+
+/// A tensor along the axes of a product.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub tensor: &'a CubeTensor,
+    /// Which strides of the axes are its own, and how many elements they count.
+    pub place: usize,
+    pub times: usize,
+}
+
+impl<'a> View<'a> {
+    pub fn new(tensor: &'a CubeTensor, place: usize) -> Self {
+        View { tensor, place, times: 1 }
+    }
+
+    /// An index into the tensor stands for `times` elements.
+    pub fn of_groups(tensor: &'a CubeTensor, place: usize, times: usize) -> Self {
+        View { tensor, place, times }
+    }
+
+    fn strides(&self, axes: &[Axis]) -> Strides {
+        axes.iter().map(|axis| axis.stride[self.place] as usize * self.times).collect()
+    }
+
+    pub fn arg(&self, axes: &[Axis]) -> TensorArg {
+        let shape = axes.iter().map(|axis| axis.size).collect::<Shape>();
+        let handle = self.tensor.handle.clone().binding();
+        TensorBinding { handle, strides: self.strides(axes), shape, tiling: Tiling::UNTILED }.into_tensor_arg()
+    }
+
+    /// The widest vectors along the last axis.
+    fn width(&self, axes: &[Axis]) -> usize {
+        let shape = axes.iter().map(|axis| axis.size).collect::<Shape>();
+        let widths = self.tensor.client.io_optimized_vector_sizes(self.tensor.dtype.size());
+        cubecl::tensor_vector_size_parallel(widths, &shape, &self.strides(axes), axes.len() - 1)
+    }
+}
+
+/// The widest vectors that all views have along their last axis.
+pub(super) fn width<'a>(views: impl IntoIterator<Item = (View<'a>, &'a [Axis])>) -> usize {
+    views.into_iter().map(|(view, axes)| view.width(axes)).min().unwrap_or(1)
+}
+
+/// The type that indices into all of these need, and numbers up to `most`: an expanded tensor has more elements than its memory.
+pub(super) fn address<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>, most: usize) -> AddressType {
+    tensors.into_iter().map(CubeTensor::required_address_type).fold(AddressType::from_len(most), AddressType::max)
+}
+
+/// A contiguous tensor that nobody has written yet, on the device of another one.
+pub(super) fn empty(like: &CubeTensor, shape: &[usize], dtype: FloatDType) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device(), shape.iter().copied().collect(), dtype.into())
+}
+
+/// A tensor whole, in the order of its memory.
+pub(super) fn whole(tensor: &CubeTensor) -> TensorArg {
+    tensor.clone().into_tensor_arg()
+}
+
+pub(super) fn elem(dtype: impl Into<DType>) -> ElemType {
+    dtype_to_storage_type(dtype.into())
+}
+
+/// A number that the dtype holds, the nearest to `x` that is neither zero nor infinite.
+pub(super) fn scalar(x: f64, dtype: FloatDType) -> InputScalar {
+    let info = dtype.finfo();
+    InputScalar::new(x.clamp(info.min_positive, info.max), elem(dtype))
+}
+
+/// Units for so many elements, one each.
+pub(super) fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new(client, units);
+    (cubecl::calculate_cube_count_elemwise(client, units, dim), dim)
+}
+
+/// What a device has for reductions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Units {
+    /// Whether units of a plane can add; only where all planes have one size (cubecl#1451).
+    pub planes: bool,
+    pub plane: usize,
+    /// The most in a cube; a power of two.
+    pub most: usize,
+}
+
+impl Units {
+    pub fn of(client: &Client) -> Self {
+        let properties = client.properties();
+        let hardware = &properties.hardware;
+        let planes = properties.features.plane.contains(Plane::Ops) && hardware.plane_size_min == hardware.plane_size_max;
+        let most = hardware.max_units_per_cube.clamp(1, 256);
+        Units { planes, plane: hardware.plane_size_max.max(1) as usize, most: 1 << most.ilog2() }
+    }
+}
+
+/// How rows are reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grid {
+    pub reduction: Reduction,
+    /// Units that share a row, and rows that share a cube.
+    units: usize,
+    rows: usize,
+    /// Vectors that a unit adds before it begins a new sum.
+    pub block: usize,
+}
+
+/// A plain row as short as this is left to Burn's fused multiply-and-sum where there are no planes: shared memory costs more than it saves.
+pub(super) const SHORT_ROW: usize = 512;
+
+/// Vectors that a unit adds before another one shares its row, and units of a cube whose rows share its memory: fewer cubes wait for each other.
+const VECTORS_PER_UNIT: usize = 8;
+const UNITS_PER_CUBE: usize = 64;
+
+impl Grid {
+    /// `perpendicular`: neighbours in memory belong to different rows, so neighbouring units had better have different rows, too.
+    pub fn new(device: Units, rows: usize, vectors: usize, perpendicular: bool) -> Self {
+        let reduction = forced().unwrap_or(match device.planes {
+            _ if perpendicular && rows >= 4096 => Reduction::Unit,
+            true if vectors <= 2 => Reduction::Unit,
+            true if rows < 512 && vectors >= 64 * device.plane => Reduction::Shared,
+            true => Reduction::Plane,
+            false if vectors <= VECTORS_PER_UNIT => Reduction::Unit,
+            false => Reduction::Shared,
+        });
+        let (units, rows) = match reduction {
+            Reduction::Unit => (1, device.most.min(UNITS_PER_CUBE)),
+            Reduction::Plane => (device.plane, (device.most / device.plane).max(1)),
+            Reduction::Shared => {
+                let units = (vectors / VECTORS_PER_UNIT).next_power_of_two().clamp(8.min(device.most), device.most);
+                (units, (device.most.min(UNITS_PER_CUBE) / units).max(1))
+            }
+        };
+        Grid { reduction, units, rows, block: block(vectors.div_ceil(units)) }
+    }
+
+    pub fn launch(&self, client: &Client, rows: usize) -> (CubeCount, CubeDim) {
+        let cubes = CubeCountSelection::new(client, rows.div_ceil(self.rows) as u32).cube_count();
+        (cubes, CubeDim::new_2d(self.units as u32, self.rows as u32))
+    }
+
+    pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::Rows {
+        let wide = accumulator == FloatDType::F64;
+        kernels::Rows { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
+    }
+}
+
+/// How many terms of a long sum to add to a sum of their own, for the longest chain of roundings to be short.
+pub(super) fn block(terms: usize) -> usize {
+    terms.isqrt().max(8)
+}
+
+/// See [`force_reduction`].
+static FORCED: AtomicU8 = AtomicU8::new(0);
+
+/// Makes all launches from now on reduce rows this way, and the kernels take rows that are composed otherwise: for tests.
+pub fn force_reduction(reduction: Option<Reduction>) {
+    let number = match reduction {
+        None => 0,
+        Some(Reduction::Unit) => 1,
+        Some(Reduction::Plane) => 2,
+        Some(Reduction::Shared) => 3,
+    };
+    FORCED.store(number, Ordering::Relaxed);
+}
+
+pub(super) fn forced() -> Option<Reduction> {
+    match FORCED.load(Ordering::Relaxed) {
+        1 => Some(Reduction::Unit),
+        2 => Some(Reduction::Plane),
+        3 => Some(Reduction::Shared),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_share_a_row_by_its_length_and_by_what_the_device_has() {
+        let gpu = Units { planes: true, plane: 32, most: 256 };
+        let without_planes = Units { planes: false, plane: 8, most: 256 };
+        let small = Units { planes: false, plane: 1, most: 4 };
+        // Device, rows, vectors of a row, perpendicular: reduction, units that share a row, rows that share a cube.
+        let cases = [
+            (gpu, 1 << 20, 1, false, Reduction::Unit, 1, 64),
+            (gpu, 1 << 20, 32, false, Reduction::Plane, 32, 8),
+            (gpu, 1 << 16, 4096, false, Reduction::Plane, 32, 8),
+            // Too few rows to keep the device busy, a plane for each.
+            (gpu, 4, 1 << 20, false, Reduction::Shared, 256, 1),
+            // Neighbouring units read neighbouring rows.
+            (gpu, 1 << 16, 512, true, Reduction::Unit, 1, 64),
+            (gpu, 64, 512, true, Reduction::Plane, 32, 8),
+            (without_planes, 4096, 8, false, Reduction::Unit, 1, 64),
+            (without_planes, 4096, 16, false, Reduction::Shared, 8, 8),
+            (without_planes, 64, 1024, false, Reduction::Shared, 128, 1),
+            (small, 64, 1024, false, Reduction::Shared, 4, 1),
+            (small, 64, 2, false, Reduction::Unit, 1, 4),
+        ];
+        for (device, rows, vectors, perpendicular, reduction, units, cube_rows) in cases {
+            let given = Grid::new(device, rows, vectors, perpendicular);
+            let name = format!("{device:?}, {rows} rows of {vectors} vectors, perpendicular {perpendicular}");
+            assert_eq!((given.reduction, given.units, given.rows), (reduction, units, cube_rows), "{name}");
+            // No chain of roundings is long: within a block, and over the blocks of a unit.
+            let steps = vectors.div_ceil(units);
+            assert!(given.block + steps.div_ceil(given.block) <= 8 + 2 * steps.isqrt() + 2, "{name}: {given:?}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Normalized matrices: Burn's matmul, and the launches around it.
+
+use burn_core::backend::{TensorMetadata, ops::FloatTensorOps};
+use burn_core::tensor::{FloatDType, Shape};
+use burn_cubecl::{
+    CubeBackend,
+    kernel::{
+        matmul::{MatmulStrategy, matmul},
+        untile,
+    },
+    tensor::CubeTensor,
+};
+
+use super::{
+    Wanted,
+    kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
+    launch::{AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, terms, whole, width},
+    rows::{DTypes, contiguous, strides},
+};
+use crate::{
+    layout::{Axes, Axis, DX, DY, Space, Strides, X, X_INDEX, Y, Y_INDEX},
+    plan::{FloatOptions, Plan},
+    reference,
+};
+
+/// Elements saved for the backward pass.
+pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
+    let batch = |shape: &[usize]| shape[..plan.batch_shape.len()].iter().product::<usize>();
+    [(batch(&plan.lhs_shape) * plan.m + batch(&plan.rhs_shape) * plan.n) * SAVED]
+}
+
+/// The vectors of both inputs: their axes, and the contracted ones.
+struct Vectors {
+    x: AxisGroup,
+    y: AxisGroup,
+    terms: AxisGroup,
+}
+
+impl Vectors {
+    fn new(space: &Space) -> Self {
+        let own = |place: usize, free: &Axes| {
+            let batch = space.batch.split_by(place).0;
+            Axes::new(batch.as_slice().iter().chain(free.as_slice()).copied()).as_slice().into()
+        };
+        Vectors { x: own(X_INDEX, &space.i), y: own(Y_INDEX, &space.j), terms: terms(&space.k) }
+    }
+
+    /// Axes of views of lhs and of rhs.
+    fn axes(&self) -> [AxisGroup; 2] {
+        [&self.x, &self.y].map(|own| own.iter().chain(&self.terms).copied().collect())
+    }
+
+    fn counts(&self) -> [usize; 2] {
+        [count(&self.x), count(&self.y)]
+    }
+
+    fn sides(&self) -> Sides {
+        Sides { x_axes: self.x.len(), y_axes: self.y.len(), term_axes: self.terms.len() }
+    }
+}
+
+/// The product, and what is saved of it.
+pub(super) fn forward(lhs: CubeTensor, rhs: CubeTensor, plan: &Plan, options: FloatOptions) -> (CubeTensor, CubeTensor) {
+    let dtypes = DTypes::new(lhs.dtype().into(), options);
+    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
+    let vectors = Vectors::new(&space);
+    let norms = empty(&lhs, &saved_shape(plan), dtypes.accumulator);
+    launch_norms([&lhs, &rhs], &norms, &vectors, dtypes, options);
+    let product = {
+        let lhs = matrix(lhs.clone(), &plan.lhs_order, &plan.lhs_shape, plan, plan.m);
+        let rhs = matrix(rhs.clone(), &plan.rhs_order, &plan.rhs_shape, plan, plan.n);
+        multiply(lhs, transposed(rhs), &shape(&plan.batch_shape, [plan.m, plan.n]), dtypes.accumulator)
+    };
+    let out = empty(&lhs, &plan.output, dtypes.output);
+    launch_cosines(&product, [&lhs, &rhs], &norms, &out, &space, vectors.counts()[0], dtypes);
+    (out, norms)
+}
+
+fn shape(batch: &[usize], matrix: [usize; 2]) -> Vec<usize> {
+    batch.iter().copied().chain(matrix).collect()
+}
+
+/// An input as `(batch, free, k)`: a view where its strides allow it.
+fn matrix(x: CubeTensor, order: &[usize], sizes: &[usize], plan: &Plan, free: usize) -> CubeTensor {
+    let shape = shape(&sizes[..plan.batch_shape.len()], [free, plan.k]);
+    CubeBackend::float_reshape(CubeBackend::float_permute(x, order), Shape::from(shape))
+}
+
+fn transposed(x: CubeTensor) -> CubeTensor {
+    let rank = x.rank();
+    CubeBackend::float_swap_dims(x, rank - 2, rank - 1)
+}
+
+/// Burn's matmul into a contiguous tensor of the accumulator's dtype.
+fn multiply(lhs: CubeTensor, rhs: CubeTensor, shape: &[usize], dtype: FloatDType) -> CubeTensor {
+    let out = empty(&lhs, shape, dtype);
+    match matmul(lhs, rhs, Some(out), MatmulStrategy::default(), dtype.into()) {
+        Ok(out) => out,
+        // As Burn's own product does.
+        Err(error) => panic!("Dot: Burn has no matrix product for these inputs: {error:?}"),
+    }
+}
+
+fn launch_norms([lhs, rhs]: [&CubeTensor; 2], norms: &CubeTensor, vectors: &Vectors, dtypes: DTypes, options: FloatOptions) {
+    let client = &lhs.client;
+    let [x_axes, y_axes] = vectors.axes();
+    let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
+    let width = width([(x, &x_axes[..]), (y, &y_axes[..])]);
+    let [x_count, y_count] = vectors.counts();
+    let per_row = count(&vectors.terms) / width;
+    let grid = Grid::new(Units::of(client), x_count + y_count, per_row, false);
+    let (cubes, dim) = grid.launch(client, x_count + y_count);
+    let accumulator = dtypes.accumulator;
+    let rows = |own: &AxisGroup| grid.rows(own.len(), vectors.terms.len(), accumulator);
+    // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. `norms` has `SAVED` elements for each vector of
+    // both inputs, and each is written by the units of its row.
+    unsafe {
+        kernels::norms::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address([lhs, rhs, norms], (x_count + y_count).max(count(&vectors.terms))),
+            width,
+            x.arg(&x_axes),
+            y.arg(&y_axes),
+            whole(norms),
+            scalar(options.normalize.unwrap_or(1.0), accumulator),
+            x_count,
+            y_count,
+            per_row,
+            grid.block,
+            rows(&vectors.x),
+            rows(&vectors.y),
+            [elem(dtypes.input), elem(accumulator)],
+        );
+    }
+}
+
+fn launch_cosines(
+    product: &CubeTensor,
+    [lhs, rhs]: [&CubeTensor; 2],
+    norms: &CubeTensor,
+    out: &CubeTensor,
+    space: &Space,
+    x_count: usize,
+    dtypes: DTypes,
+) {
+    let client = &out.client;
+    // The order of the output.
+    let of_out = Axes::new([&space.batch, &space.i, &space.j].into_iter().flat_map(|axes| axes.as_slice().iter().copied()));
+    let terms = terms(&space.k);
+    let axes: AxisGroup = of_out.as_slice().iter().chain(&terms).copied().collect();
+    let (cubes, dim) = elementwise(client, of_out.len());
+    // SAFETY: product and output are contiguous and hold an element for each unit before `of_out.len()`, which alone reads and writes. The
+    // other views' axes are those of `Space`; those of norms count the vectors of an input, and those of rhs are behind those of lhs.
+    unsafe {
+        kernels::cosines::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address([product, lhs, rhs, norms, out], count(&terms)),
+            whole(product),
+            View::new(lhs, X).arg(&axes),
+            View::new(rhs, Y).arg(&axes),
+            View::of_groups(norms, X_INDEX, SAVED).arg(of_out.as_slice()),
+            View::of_groups(norms, Y_INDEX, SAVED).arg(of_out.as_slice()),
+            whole(out),
+            of_out.len(),
+            x_count,
+            count(&terms),
+            block(count(&terms)),
+            Epilogue { out_axes: of_out.as_slice().len(), term_axes: terms.len() },
+            [elem(dtypes.input), elem(dtypes.output), elem(dtypes.accumulator)],
+        );
+    }
+}
+
+/// The gradients that are wanted, of lhs and of rhs. No batch is broadcast.
+pub(super) fn backward(
+    [lhs, rhs]: [CubeTensor; 2],
+    grad: CubeTensor,
+    norms: &CubeTensor,
+    plan: &Plan,
+    options: FloatOptions,
+    wanted: Wanted,
+) -> [Option<CubeTensor>; 2] {
+    let dtypes = DTypes::new(lhs.dtype().into(), options);
+    let accumulator = dtypes.accumulator;
+    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let space = Space::new(
+        plan,
+        Strides {
+            lhs: &strides(&lhs),
+            rhs: &strides(&rhs),
+            grad_lhs: &contiguous(&plan.lhs_shape),
+            grad_rhs: &contiguous(&plan.rhs_shape),
+            ..Strides::default()
+        },
+    );
+    let vectors = Vectors::new(&space);
+    let sized = |free: usize| shape(&plan.batch_shape, [free, plan.k]);
+    let units = [plan.m, plan.n].map(|free| empty(&lhs, &sized(free), accumulator));
+    launch_units([&lhs, &rhs], norms, &units, &vectors, dtypes);
+
+    let grad = reference::cast::<CubeBackend>(grad, accumulator);
+    let grad = CubeBackend::float_reshape(grad, Shape::from(shape(&plan.batch_shape, [plan.m, plan.n])));
+    let product_x = wanted.lhs.then(|| multiply(grad.clone(), units[1].clone(), &sized(plan.m), accumulator));
+    let product_y = wanted.rhs.then(|| multiply(transposed(grad), units[0].clone(), &sized(plan.n), accumulator));
+    let output = |wanted: bool, shape: &[usize]| wanted.then(|| empty(&lhs, shape, dtypes.input));
+    let grads = [output(wanted.lhs, &plan.lhs_shape), output(wanted.rhs, &plan.rhs_shape)];
+    launch_project(&units, [product_x, product_y], norms, &grads, &vectors, dtypes);
+    grads
+}
+
+fn launch_units(
+    [lhs, rhs]: [&CubeTensor; 2],
+    norms: &CubeTensor,
+    [unit_x, unit_y]: &[CubeTensor; 2],
+    vectors: &Vectors,
+    dtypes: DTypes,
+) {
+    let client = &lhs.client;
+    let [x_axes, y_axes] = vectors.axes();
+    let line = contiguous_rows(1, count(&vectors.terms));
+    let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
+    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &line)]);
+    let per_row = count(&vectors.terms) / width;
+    let [x_count, y_count] = vectors.counts();
+    let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
+    // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. Units of vectors that exist write one vector of
+    // `N` elements each, at their own place in contiguous tensors of as many.
+    unsafe {
+        kernels::units::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address([lhs, rhs, norms, unit_x, unit_y], (x_count + y_count) * per_row),
+            width,
+            x.arg(&x_axes),
+            y.arg(&y_axes),
+            whole(norms),
+            whole(unit_x),
+            whole(unit_y),
+            x_count,
+            y_count,
+            per_row,
+            vectors.sides(),
+            [elem(dtypes.input), elem(dtypes.accumulator)],
+        );
+    }
+}
+
+/// Axes of contiguous rows, whatever the tensor.
+fn contiguous_rows(rows: usize, len: usize) -> [Axis; 2] {
+    [Axis { size: rows, stride: [len as isize; 8] }, Axis { size: len, stride: [1; 8] }]
+}
+
+fn launch_project(
+    units: &[CubeTensor; 2],
+    products: [Option<CubeTensor>; 2],
+    norms: &CubeTensor,
+    grads: &[Option<CubeTensor>; 2],
+    vectors: &Vectors,
+    dtypes: DTypes,
+) {
+    let client = &norms.client;
+    let len = count(&vectors.terms);
+    let mut counts = vectors.counts();
+    // An input without a gradient has no rows here. Those of rhs come second in `norms`.
+    let norms_before = if grads[0].is_some() { 0 } else { counts[0] };
+    for (count, grad) in counts.iter_mut().zip(grads) {
+        *count = if grad.is_some() { *count } else { 0 };
+    }
+    // What is not read or written has a stand-in.
+    let [product_x, product_y] =
+        [0, 1].map(|side| products[side].as_ref().or(products[1 - side].as_ref()).expect("a gradient is wanted"));
+    let stand_in = empty(norms, &[1], dtypes.input);
+    let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&stand_in));
+    let axes = vectors.axes();
+    let to = [View::new(grad_x, DX), View::new(grad_y, DY)];
+    let rows = [0, 1].map(|side| contiguous_rows(counts[side].max(1), len));
+    let written = [0, 1].into_iter().filter(|&side| grads[side].is_some()).map(|side| (to[side], &axes[side][..]));
+    let width = width(written.chain([(View::new(product_x, X), &rows[0][..])]));
+    let per_row = len / width;
+    let grid = Grid::new(Units::of(client), counts[0] + counts[1], per_row, false);
+    let (cubes, dim) = grid.launch(client, counts[0] + counts[1]);
+    let contiguous = |tensor: &CubeTensor, side: usize| View::new(tensor, X).arg(&rows[side]);
+    // SAFETY: units and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is wanted
+    // is written by the units of its row, at the strides of its own shape; the stand-in is not touched, because it has no rows.
+    unsafe {
+        kernels::project::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address([&units[0], &units[1], product_x, product_y, norms, grad_x, grad_y], len),
+            width,
+            contiguous(&units[0], 0),
+            contiguous(&units[1], 1),
+            contiguous(product_x, 0),
+            contiguous(product_y, 1),
+            whole(norms),
+            to[0].arg(&axes[0]),
+            to[1].arg(&axes[1]),
+            scalar(dtypes.limit(), dtypes.accumulator),
+            counts[0],
+            counts[1],
+            norms_before,
+            per_row,
+            grid.block,
+            grid.rows(1, 1, dtypes.accumulator),
+            vectors.sides(),
+            dtypes.is_narrow(),
+            [elem(dtypes.input), elem(dtypes.accumulator)],
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! Row products: which launches a forward and a backward pass need.
+
+use burn_core::backend::TensorMetadata;
+use burn_core::tensor::FloatDType;
+use burn_cubecl::{kernel::untile, tensor::CubeTensor};
+
+use super::{
+    Wanted,
+    kernels::rows::{self as kernels, SAVED},
+    launch::{AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, terms, whole, width},
+};
+use crate::{
+    error::Operand,
+    layout::{Axes, Axis, DX, DY, OUT, OUT_INDEX, Space, Strides, X, Y},
+    plan::{FloatOptions, Plan},
+};
+
+/// Elements saved for the backward pass of a normalized product.
+pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
+    [plan.batch * plan.m * plan.n * SAVED]
+}
+
+/// Dtypes of a product.
+#[derive(Clone, Copy)]
+pub(super) struct DTypes {
+    pub input: FloatDType,
+    pub output: FloatDType,
+    pub accumulator: FloatDType,
+}
+
+impl DTypes {
+    pub fn new(input: FloatDType, options: FloatOptions) -> Self {
+        DTypes { input, output: options.output.unwrap_or(input), accumulator: options.accumulator(input) }
+    }
+
+    /// What a normalized gradient is clamped to; see `reference::cast_finite`.
+    pub fn limit(&self) -> f64 {
+        self.input.finfo().max
+    }
+
+    /// Whether a gradient may be larger than its dtype holds.
+    pub fn is_narrow(&self) -> bool {
+        self.input != self.accumulator
+    }
+}
+
+pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {
+    tensor.meta.strides().iter().map(|&stride| stride as isize).collect()
+}
+
+/// The product, and what is saved of it if `save` and the product is normalized; else an element that nobody has written.
+pub(super) fn forward(
+    lhs: CubeTensor,
+    rhs: CubeTensor,
+    plan: &Plan,
+    options: FloatOptions,
+    save: bool,
+) -> (CubeTensor, CubeTensor) {
+    let dtypes = DTypes::new(lhs.dtype().into(), options);
+    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
+    let (x, y) = (View::new(&lhs, X), View::new(&rhs, Y));
+
+    // The order of the output.
+    let rows = Axes::new([&space.batch, &space.i, &space.j].into_iter().flat_map(|axes| axes.as_slice().iter().copied()));
+    let terms = terms(&space.k);
+    let axes: AxisGroup = rows.as_slice().iter().chain(&terms).copied().collect();
+    let width = width([(x, &axes[..]), (y, &axes[..])]);
+    let (row_count, vectors) = (rows.len(), count(&terms) / width);
+    let last = terms.len() - 1;
+    let perpendicular = [X, Y]
+        .iter()
+        .any(|&place| terms[last].stride[place] != 1 && rows.as_slice().last().is_some_and(|row| row.stride[place] == 1));
+    let client = lhs.client.clone();
+    let grid = Grid::new(Units::of(&client), row_count, vectors, perpendicular);
+    let (cubes, dim) = grid.launch(&client, row_count);
+
+    let save = save && options.normalize.is_some();
+    let out = empty(&lhs, &plan.output, dtypes.output);
+    let saved = empty(&lhs, &if save { saved_shape(plan) } else { [1] }, dtypes.accumulator);
+    // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors; the kernel reads at such indices only. It writes
+    // element `row` of the output, and `SAVED` elements there of what is saved, for rows before `row_count`, which is the output's length.
+    // No loop is endless: `block` and the number of units are positive.
+    unsafe {
+        kernels::forward::launch_unchecked(
+            &client,
+            cubes,
+            dim,
+            address([&lhs, &rhs, &out, &saved], row_count.max(count(&terms))),
+            width,
+            x.arg(&axes),
+            y.arg(&axes),
+            whole(&out),
+            whole(&saved),
+            scalar(options.normalize.unwrap_or(1.0), dtypes.accumulator),
+            row_count,
+            vectors,
+            grid.block,
+            grid.rows(rows.as_slice().len(), terms.len(), dtypes.accumulator),
+            options.normalize.is_some(),
+            save,
+            [elem(dtypes.input), elem(dtypes.output), elem(dtypes.accumulator)],
+        );
+    }
+    (out, saved)
+}
+
+/// Contiguous strides.
+pub(super) fn contiguous(shape: &[usize]) -> Vec<isize> {
+    (0..shape.len()).map(|axis| shape[axis + 1..].iter().product::<usize>() as isize).collect()
+}
+
+/// The gradients that are wanted, of lhs and of rhs. `vector` is the input with a single vector for each batch index; the other one is
+/// not broadcast along the batch. `saved` is read where the product is normalized.
+pub(super) fn backward(
+    [lhs, rhs]: [CubeTensor; 2],
+    grad: CubeTensor,
+    saved: &CubeTensor,
+    plan: &Plan,
+    options: FloatOptions,
+    vector: Operand,
+    wanted: Wanted,
+) -> [Option<CubeTensor>; 2] {
+    let dtypes = DTypes::new(lhs.dtype().into(), options);
+    let (lhs, rhs, grad) = (untile(lhs), untile(rhs), untile(grad));
+    let mut space = Space::new(
+        plan,
+        Strides {
+            lhs: &strides(&lhs),
+            rhs: &strides(&rhs),
+            out: &strides(&grad),
+            grad_lhs: &contiguous(&plan.lhs_shape),
+            grad_rhs: &contiguous(&plan.rhs_shape),
+        },
+    );
+    let (shapes, normalize) = ([&plan.lhs_shape[..], &plan.rhs_shape[..]], options.normalize.is_some());
+    let x_is_lhs = vector == Operand::Lhs;
+    match vector {
+        Operand::Lhs => {
+            let wanted = [wanted.lhs, wanted.rhs];
+            Gradients { space, inputs: [&lhs, &rhs], shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
+        }
+        Operand::Rhs => {
+            let (inputs, shapes, wanted) = ([&rhs, &lhs], [shapes[1], shapes[0]], [wanted.rhs, wanted.lhs]);
+            space.swap();
+            let [x, y] = Gradients { space, inputs, shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
+            [y, x]
+        }
+    }
+}
+
+/// Units that keep a device busy.
+const BUSY: usize = 1 << 14;
+
+/// The vectors of y that a unit goes along at least, if there are so many: a chunk's sum is written once for all of them.
+const LEAST_CHUNK: usize = 16;
+
+/// A backward pass: of x, which has a single vector for each batch index, and of y.
+struct Gradients<'a> {
+    space: Space,
+    inputs: [&'a CubeTensor; 2],
+    shapes: [&'a [usize]; 2],
+    grad: &'a CubeTensor,
+    saved: &'a CubeTensor,
+    dtypes: DTypes,
+    normalize: bool,
+    x_is_lhs: bool,
+    wanted: [bool; 2],
+}
+
+impl Gradients<'_> {
+    /// Axes of x's vectors, and those along which x is the same: a batch that y alone has, and y's free axes.
+    fn axes(&self) -> [Axes; 2] {
+        let (own, shared) = self.space.batch.split_by(DX);
+        [own, Axes::new(shared.as_slice().iter().chain(self.space.j.as_slice()).copied())]
+    }
+
+    /// How many of so many vectors y a unit goes along, where there are so many units for each of them.
+    fn chunk(&self, sums: usize, units: usize) -> usize {
+        let chunks = if self.wanted[0] { (BUSY / units).clamp(1, sums.div_ceil(LEAST_CHUNK)) } else { sums };
+        sums.div_ceil(chunks)
+    }
+
+    /// The inputs as views. A plain gradient reads the other input only, and its own may be a placeholder.
+    fn views(&self) -> [View<'_>; 2] {
+        let (x, y) = (View::new(self.inputs[0], X), View::new(self.inputs[1], Y));
+        match (self.normalize, self.wanted) {
+            (false, [true, false]) => [y, y],
+            (false, [false, true]) => [x, x],
+            _ => [x, y],
+        }
+    }
+
+    fn launch(self) -> [Option<CubeTensor>; 2] {
+        let [own, sums] = self.axes();
+        let terms = terms(&self.space.k);
+        let axes: AxisGroup = own.as_slice().iter().chain(sums.as_slice()).chain(&terms).copied().collect();
+        let DTypes { input, accumulator, .. } = self.dtypes;
+        let like = self.inputs[0];
+        let output_of = |wanted: bool, shape: &[usize]| empty(like, if wanted { shape } else { &[1] }, input);
+        let grad_y = output_of(self.wanted[1], self.shapes[1]);
+
+        let chunk = self.chunk(sums.len(), own.len() * count(&terms).div_ceil(4));
+        let chunks = sums.len().div_ceil(chunk);
+        let in_chunks = self.wanted[0] && chunks > 1;
+        let grad_x = match in_chunks {
+            true => empty(like, &[chunks, self.shapes[0].iter().product()], accumulator),
+            false => output_of(self.wanted[0], self.shapes[0]),
+        };
+        let saturate = self.normalize && self.dtypes.is_narrow();
+        self.launch_chunks(&axes, [own.as_slice().len(), sums.as_slice().len()], [&grad_x, &grad_y], [chunk, chunks], saturate);
+        let grad_x = if in_chunks { sum_chunks(&grad_x, self.shapes[0], self.dtypes, saturate) } else { grad_x };
+        [self.wanted[0].then_some(grad_x), self.wanted[1].then_some(grad_y)]
+    }
+
+    fn launch_chunks(
+        &self,
+        axes: &[Axis],
+        [own_axes, sum_axes]: [usize; 2],
+        [grad_x, grad_y]: [&CubeTensor; 2],
+        [chunk, chunks]: [usize; 2],
+        saturate: bool,
+    ) {
+        let [x, y] = self.views();
+        let (to_x, to_y) = (View::new(grad_x, DX), View::new(grad_y, DY));
+        let written = [(to_x, self.wanted[0]), (to_y, self.wanted[1])].into_iter().filter(|to| to.1).map(|to| to.0);
+        let width = width([x, y].into_iter().chain(written).map(|view| (view, axes)));
+        let (own, rest) = axes.split_at(own_axes);
+        let (sums, terms) = rest.split_at(sum_axes);
+        let vectors = count(terms) / width;
+        let client = &grad_x.client;
+        let units = count(own) * vectors * chunks;
+        let (cubes, dim) = elementwise(client, units);
+        let DTypes { input, output, accumulator } = self.dtypes;
+        // SAFETY: as in `forward` for what is read. Each unit writes the elements of grad_x that its own index, chunk and vector name, and
+        // those of grad_y for the vectors y of its chunk; indices beyond the last chunk write nothing. Strides of a gradient that is
+        // wanted are those of its own shape. `chunk`, `block` and `vectors` are positive.
+        unsafe {
+            kernels::backward::launch_unchecked(
+                client,
+                cubes,
+                dim,
+                address([self.inputs[0], self.inputs[1], self.grad, self.saved, grad_x, grad_y], units.max(count(sums))),
+                width,
+                x.arg(axes),
+                y.arg(axes),
+                View::new(self.grad, OUT).arg(axes),
+                View::of_groups(self.saved, OUT_INDEX, SAVED).arg(axes),
+                to_x.arg(axes),
+                to_y.arg(axes),
+                scalar(self.dtypes.limit(), accumulator),
+                count(own),
+                count(sums),
+                chunk,
+                block(chunk),
+                vectors,
+                self.shapes[0].iter().product(),
+                kernels::Gradients {
+                    own_axes,
+                    sum_axes,
+                    term_axes: terms.len(),
+                    normalize: self.normalize,
+                    x_is_lhs: self.x_is_lhs,
+                    grad_x: self.wanted[0],
+                    grad_y: self.wanted[1],
+                    saturate,
+                },
+                [elem(input), elem(output), elem(grad_x.dtype), elem(accumulator)],
+            );
+        }
+    }
+}
+
+/// The sum of a gradient's chunks.
+fn sum_chunks(chunks: &CubeTensor, shape: &[usize], dtypes: DTypes, saturate: bool) -> CubeTensor {
+    let out = empty(chunks, shape, dtypes.input);
+    let client = &out.client;
+    let (count, len) = (chunks.shape()[0], chunks.shape()[1]);
+    let line = Axis { size: len, stride: [1; 8] };
+    let width = width([(View::new(chunks, X), &[line][..]), (View::new(&out, X), &[line])]);
+    let vectors = len / width;
+    let (cubes, dim) = elementwise(client, vectors);
+    // SAFETY: units before `vectors` read that vector of each chunk, and write it; both tensors are contiguous.
+    unsafe {
+        kernels::sum_chunks::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address([chunks, &out], vectors),
+            width,
+            whole(chunks),
+            whole(&out),
+            scalar(dtypes.limit(), dtypes.accumulator),
+            count,
+            block(count),
+            vectors,
+            saturate,
+            [elem(dtypes.accumulator), elem(dtypes.input)],
+        );
+    }
+    out
+}

@@ -1,0 +1,303 @@
+//! The kernels for GPUs: every reduction, on lengths and layouts that each of them finds hard, and how many launches a product is.
+//!
+//! Elsewhere than on CubeCL's devices there is nothing to force, and these tests pass at once.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
+use burn_dot::{DotConfig, Reduction, force_reduction};
+
+use crate::{
+    device::{device, float_dtypes, is_cubecl},
+    oracle::{self, Array},
+    run::{LAYOUTS, Layout, assert_answer, assert_exact, is_composed, product, rounded, run, tensor, tolerance, wave},
+};
+
+const REDUCTIONS: [Reduction; 3] = [Reduction::Unit, Reduction::Plane, Reduction::Shared];
+
+/// Lengths of rows: one element, less than a vector's, of a plane's and of a cube's, and what does not divide.
+const LENGTHS: [usize; 6] = [1, 7, 64, 129, 512, 4096];
+
+/// Whether the layer under test is these kernels.
+fn has_gpu_kernels() -> bool {
+    is_cubecl() && !is_composed()
+}
+
+/// Makes the kernels reduce in one way, until it is dropped. Other tests meanwhile take that way, too.
+struct Forced {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Forced {
+    fn new(reduction: Reduction) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        force_reduction(Some(reduction));
+        Forced { _turn: turn }
+    }
+}
+
+impl Drop for Forced {
+    fn drop(&mut self) {
+        force_reduction(None);
+    }
+}
+
+/// Rows with rows, a vector with many, many with a vector, and a vector for all batches.
+fn row_products(k: usize) -> [(&'static str, DotConfig, Vec<usize>, Vec<usize>); 4] {
+    [
+        ("rows", DotConfig::new(1), vec![5, k], vec![5, k]),
+        ("one with many", DotConfig::new((1, 2)), vec![2, k], vec![2, 3, k]),
+        ("many with one", DotConfig::new((1, 1)), vec![2, k, 3], vec![2, k]),
+        ("one for all batches", DotConfig::new(1).with_broadcast_batch(true), vec![1, k], vec![4, k]),
+    ]
+}
+
+fn every_length_and_layout(reduction: Reduction) {
+    if !has_gpu_kernels() {
+        return;
+    }
+    let _forced = Forced::new(reduction);
+    for k in LENGTHS {
+        for (name, config, lhs, rhs) in row_products(k) {
+            for normalize in [false, true] {
+                let config = config.clone().with_normalize(normalize);
+                let name = format!("{reduction:?}, k = {k}, {name}, normalize {normalize}");
+                let exact = |dtype, layout| assert_exact(&name, &config, dtype, layout, &wave(&lhs, 0.1), &wave(&rhs, 0.4));
+                for layout in LAYOUTS {
+                    exact(DType::F32, layout);
+                }
+                for dtype in float_dtypes().into_iter().filter(|&dtype| dtype != DType::F32) {
+                    exact_but_for_subnormals(&name, &config, dtype, &wave(&lhs, 0.1), &wave(&rhs, 0.4));
+                }
+            }
+        }
+    }
+}
+
+/// As [`assert_exact`], where a gradient may be so small that the dtype has fewer digits for it.
+fn exact_but_for_subnormals(name: &str, config: &DotConfig, dtype: DType, lhs: &Array, rhs: &Array) {
+    let (lhs, rhs) = (rounded(lhs, dtype), rounded(rhs, dtype));
+    let cotangent = |shape: &[usize]| rounded(&wave(shape, 0.7), dtype);
+    let given = run(config, dtype, Layout::Contiguous, &lhs, &rhs, &cotangent);
+    let mut expected = oracle::answer(&product(config, lhs.shape.len(), rhs.shape.len()), &lhs, &rhs, cotangent);
+    let least = dtype.finfo().expect("a float").min_positive;
+    for scale in [&mut expected.out_scale, &mut expected.grad_lhs_scale, &mut expected.grad_rhs_scale] {
+        *scale = scale.map(|scale| scale.max(least));
+    }
+    assert_answer(&format!("{name}, {dtype:?}"), &given, &expected, tolerance(dtype), tolerance(dtype));
+}
+
+#[test]
+fn rows_reduced_by_one_unit_are_exact() {
+    every_length_and_layout(Reduction::Unit);
+}
+
+#[test]
+fn rows_reduced_by_planes_are_exact() {
+    every_length_and_layout(Reduction::Plane);
+}
+
+#[test]
+fn rows_reduced_in_shared_memory_are_exact() {
+    every_length_and_layout(Reduction::Shared);
+}
+
+/// Rows of every magnitude with one another: zeros, rows whose squares underflow or overflow, rows with one such element.
+fn extremes(k: usize, phase: f64, shift: usize) -> Array {
+    let scales = [1.0, 0.0, 1e-24, 1e24, 1e-36, 3e37, 1e-9, 1e9];
+    let x = wave(&[scales.len(), k], phase);
+    let mut i = 0;
+    Array::from_fn(&x.shape, |_| {
+        i += 1;
+        let (row, at) = ((i - 1) / k, (i - 1) % k);
+        // The last two rows have one element of their scale.
+        let scale = scales[(row + shift) % scales.len()];
+        x.data[i - 1] * if row < scales.len() - 2 || at == k / 2 { scale } else { 1.0 }
+    })
+}
+
+#[test]
+fn rows_of_every_magnitude_have_exact_cosines_and_gradients() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    for reduction in REDUCTIONS {
+        let _forced = Forced::new(reduction);
+        for k in [7, 129, 512] {
+            for shift in 0..8 {
+                for epsilon in [1e-6, 1e-30, 30.0] {
+                    let config = DotConfig::new(1).with_normalize(true).with_epsilon(epsilon);
+                    let (lhs, rhs) = (rounded(&extremes(k, 0.1, 0), DType::F32), rounded(&extremes(k, 0.4, shift), DType::F32));
+                    let name = format!("{reduction:?}, k = {k}, shift {shift}, epsilon {epsilon:e}");
+                    assert_in_range(&name, &config, &lhs, &rhs);
+                }
+            }
+        }
+    }
+}
+
+/// As [`assert_exact`], where a gradient may be larger than f32 holds, or smaller than GPUs do.
+fn assert_in_range(name: &str, config: &DotConfig, lhs: &Array, rhs: &Array) {
+    let cotangent = |shape: &[usize]| rounded(&wave(shape, 0.7), DType::F32);
+    let given = run(config, DType::F32, Layout::Contiguous, lhs, rhs, &cotangent);
+    let expected = oracle::answer(&product(config, lhs.shape.len(), rhs.shape.len()), lhs, rhs, cotangent);
+    let check = |what: &str, given: &Array, expected: &Array, scale: &Array, reach: Option<&Array>| {
+        for (i, (&given, &exact)) in given.data.iter().zip(&expected.data).enumerate() {
+            // What is below ε² of a gradient's reach may be lost to underflow.
+            let lost = reach.map_or(0.0, |reach| reach.data[i] * f64::from(f32::EPSILON).powi(2));
+            let allowed = tolerance(DType::F32) * scale.data[i].max(exact.abs()) + lost + 1e3 * f64::from(f32::MIN_POSITIVE);
+            let is_huge = exact.abs() > 1e37 && (given.abs() > 1e37);
+            assert!(
+                (given - exact).abs() <= allowed || is_huge,
+                "{name}: {what} {i} is {given:e}, not {exact:e}; allowed {allowed:e}"
+            );
+        }
+    };
+    check("out", &given.out, &expected.out, &expected.out_scale, None);
+    check("grad_lhs", &given.grad_lhs, &expected.grad_lhs, &expected.grad_lhs_scale, Some(&expected.lhs_reach));
+    check("grad_rhs", &given.grad_rhs, &expected.grad_rhs, &expected.grad_rhs_scale, Some(&expected.rhs_reach));
+}
+
+#[test]
+fn nan_stays_in_its_row() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    for reduction in REDUCTIONS {
+        let _forced = Forced::new(reduction);
+        for k in LENGTHS {
+            for normalize in [false, true] {
+                for planted in [f64::NAN, f64::INFINITY] {
+                    let mut lhs = wave(&[4, k], 0.1);
+                    lhs.data[2 * k + k / 2] = planted;
+                    let config = DotConfig::new(1).with_normalize(normalize);
+                    let ones = |shape: &[usize]| Array::from_fn(shape, |_| 1.0);
+                    let given = run(&config, DType::F32, Layout::Contiguous, &lhs, &wave(&[4, k], 0.4), &ones);
+                    let name = format!("{reduction:?}, k = {k}, normalize {normalize}, {planted}");
+                    for (row, &out) in given.out.data.iter().enumerate() {
+                        let expected = if row != 2 {
+                            f64::is_finite
+                        } else if normalize {
+                            f64::is_nan
+                        } else {
+                            |x: f64| !x.is_finite()
+                        };
+                        assert!(expected(out), "{name}: row {row} is {out}");
+                        let finite = given.grad_lhs.data[row * k..][..k].iter().all(|x| x.is_finite());
+                        assert_eq!(finite, row != 2 || !normalize, "{name}: the gradient of row {row}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of one vector that meets many is added in chunks, and those are added by a second launch.
+#[test]
+fn one_vector_that_meets_thousands_has_an_exact_gradient() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    for normalize in [false, true] {
+        for k in [3, 8] {
+            let config = DotConfig::new((1, 2)).with_normalize(normalize);
+            let (lhs, rhs) = (rounded(&wave(&[1, k], 0.1), DType::F32), rounded(&wave(&[1, 3000, k], 0.4), DType::F32));
+            let cotangent = |shape: &[usize]| rounded(&wave(shape, 0.7), DType::F32);
+            let _forced = Forced::new(Reduction::Unit);
+            let given = run(&config, DType::F32, Layout::Contiguous, &lhs, &rhs, &cotangent);
+            let expected = oracle::answer(&product(&config, 2, 3), &lhs, &rhs, cotangent);
+            let tolerance = tolerance(DType::F32);
+            assert_answer(&format!("k = {k}, normalize {normalize}"), &given, &expected, tolerance, tolerance);
+        }
+    }
+}
+
+/// Kernels by name, and how often they were launched.
+#[derive(Default)]
+struct Launches(Mutex<BTreeMap<&'static str, usize>>);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, kernel: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel).or_default() += 1;
+    }
+}
+
+fn launches(run: impl FnOnce()) -> BTreeMap<&'static str, usize> {
+    let launches = Arc::new(Launches::default());
+    let watching = LaunchObservation::new(launches.clone());
+    run();
+    drop(watching);
+    let counts = launches.0.lock().unwrap_or_else(PoisonError::into_inner);
+    counts.clone()
+}
+
+/// Launches forward, and backward from a given gradient of the output.
+fn count<const D: usize, const O: usize>(config: &DotConfig, [lhs, rhs]: [&[usize]; 2]) -> [BTreeMap<&'static str, usize>; 2] {
+    let device = device().autodiff();
+    let leaf = |shape: &[usize], phase| tensor::<D>(&wave(shape, phase), DType::F32, &device).require_grad();
+    let (x, y) = (leaf(lhs, 0.1), leaf(rhs, 0.4));
+    let dot = config.init();
+    let mut counts = [BTreeMap::new(), BTreeMap::new()];
+    // Burn tunes its matmul in the first round.
+    for _ in 0..2 {
+        let mut out = None;
+        device.sync().expect("a device that works");
+        counts[0] = launches(|| {
+            let given: Tensor<O> = dot.forward(x.clone(), y.clone());
+            device.sync().expect("a device that works");
+            out = Some(given);
+        });
+        let out = out.expect("an output");
+        counts[1] = launches(|| {
+            let grads = out.backward();
+            device.sync().expect("a device that works");
+            assert!(x.grad(&grads).is_some() && y.grad(&grads).is_some());
+        });
+    }
+    counts
+}
+
+/// The part that has to be alone in its process: the observer sees the launches of all threads.
+#[test]
+#[ignore = "run by `launches_are_as_few_as_promised`"]
+fn launches_of_a_process_that_does_nothing_else() {
+    // `backward` begins with a gradient of ones, which Burn launches a kernel for, or copies from the host.
+    let without_ones = |mut counts: BTreeMap<&'static str, usize>| {
+        counts.retain(|kernel, _| !kernel.contains("full_kernel"));
+        counts
+    };
+    let assert_at_most = |name: &str, most: [usize; 2], [forward, backward]: [BTreeMap<&'static str, usize>; 2]| {
+        let backward = without_ones(backward);
+        println!("{name}: forward {forward:?}, backward {backward:?}");
+        let given = [&forward, &backward].map(|counts| counts.values().sum::<usize>());
+        assert!(
+            given[0] <= most[0] && given[1] <= most[1],
+            "{name}: {given:?} launches, not {most:?}: {forward:?}, {backward:?}"
+        );
+        assert!(given[0] > 0 && given[1] > 0, "{name}: nothing was counted");
+    };
+    let cosine = DotConfig::new(1).with_normalize(true);
+    assert_at_most("rows", [1, 1], count::<2, 2>(&cosine, [&[32, 64], &[32, 64]]));
+    assert_at_most("long rows", [1, 1], count::<2, 2>(&cosine, [&[4, 4096], &[4, 4096]]));
+    let attention = DotConfig::new(3).with_batch_dims(2).with_normalize(true);
+    assert_at_most("attention", [3, 6], count::<4, 4>(&attention, [&[2, 3, 16, 32], &[2, 3, 24, 32]]));
+    let matrices = DotConfig::new((2, 1)).with_normalize(true);
+    assert_at_most("matrices", [3, 6], count::<3, 3>(&matrices, [&[2, 16, 32], &[2, 32, 24]]));
+}
+
+#[test]
+fn launches_are_as_few_as_promised() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().expect("this test"));
+    child.args(["kernels::launches_of_a_process_that_does_nothing_else", "--exact", "--ignored", "--nocapture"]);
+    let output = child.output().expect("this test runs once more");
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
