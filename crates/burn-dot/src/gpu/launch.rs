@@ -87,6 +87,11 @@ pub(super) fn empty(like: &CubeTensor, shape: &[usize], dtype: FloatDType) -> Cu
     empty_device_contiguous_dtype(like.client.clone(), like.device(), shape.iter().copied().collect(), dtype.into())
 }
 
+/// In the place of a tensor that a kernel neither reads nor writes. A binding must hold a vector of the widest.
+pub(super) fn stand_in(like: &CubeTensor, dtype: FloatDType) -> CubeTensor {
+    empty(like, &[16], dtype)
+}
+
 /// A tensor whole, in the order of its memory.
 pub(super) fn whole(tensor: &CubeTensor) -> TensorArg {
     tensor.clone().into_tensor_arg()

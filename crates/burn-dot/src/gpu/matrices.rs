@@ -14,7 +14,9 @@ use burn_cubecl::{
 use super::{
     Wanted,
     kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
-    launch::{AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, terms, whole, width},
+    launch::{
+        AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
+    },
     rows::{DTypes, contiguous, strides},
 };
 use crate::{
@@ -275,8 +277,8 @@ fn launch_project(
     // What is not read or written has a stand-in.
     let [product_x, product_y] =
         [0, 1].map(|side| products[side].as_ref().or(products[1 - side].as_ref()).expect("a gradient is wanted"));
-    let stand_in = empty(norms, &[1], dtypes.input);
-    let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&stand_in));
+    let unwritten = stand_in(norms, dtypes.input);
+    let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&unwritten));
     let axes = vectors.axes();
     let to = [View::new(grad_x, DX), View::new(grad_y, DY)];
     let rows = [0, 1].map(|side| contiguous_rows(counts[side].max(1), len));

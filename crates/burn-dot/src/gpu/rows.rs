@@ -7,7 +7,9 @@ use burn_cubecl::{kernel::untile, tensor::CubeTensor};
 use super::{
     Wanted,
     kernels::rows::{self as kernels, SAVED},
-    launch::{AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, terms, whole, width},
+    launch::{
+        AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
+    },
 };
 use crate::{
     error::Operand,
@@ -48,7 +50,7 @@ pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {
     tensor.meta.strides().iter().map(|&stride| stride as isize).collect()
 }
 
-/// The product, and what is saved of it if `save` and the product is normalized; else an element that nobody has written.
+/// The product, and what is saved of it if `save` and the product is normalized; else a stand-in.
 pub(super) fn forward(
     lhs: CubeTensor,
     rhs: CubeTensor,
@@ -77,7 +79,7 @@ pub(super) fn forward(
 
     let save = save && options.normalize.is_some();
     let out = empty(&lhs, &plan.output, dtypes.output);
-    let saved = empty(&lhs, &if save { saved_shape(plan) } else { [1] }, dtypes.accumulator);
+    let saved = if save { empty(&lhs, &saved_shape(plan), dtypes.accumulator) } else { stand_in(&lhs, dtypes.accumulator) };
     // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors; the kernel reads at such indices only. It writes
     // element `row` of the output, and `SAVED` elements there of what is saved, for rows before `row_count`, which is the output's length.
     // No loop is endless: `block` and the number of units are positive.
@@ -197,7 +199,7 @@ impl Gradients<'_> {
         let axes: AxisGroup = own.as_slice().iter().chain(sums.as_slice()).chain(&terms).copied().collect();
         let DTypes { input, accumulator, .. } = self.dtypes;
         let like = self.inputs[0];
-        let output_of = |wanted: bool, shape: &[usize]| empty(like, if wanted { shape } else { &[1] }, input);
+        let output_of = |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { stand_in(like, input) };
         let grad_y = output_of(self.wanted[1], self.shapes[1]);
 
         let chunk = self.chunk(sums.len(), own.len() * count(&terms).div_ceil(4));

@@ -69,7 +69,7 @@ pub fn offset<T: CubePrimitive>(tensor: &Tensor<T>, index: usize, #[comptime] fi
     offset
 }
 
-/// The row of this unit, or the last one where there is none.
+/// The index of this unit's row; units beyond the last row have one as well.
 #[cube]
 pub fn own_row() -> usize {
     CUBE_POS * CUBE_DIM_Y as usize + UNIT_POS_Y as usize
