@@ -218,7 +218,7 @@ impl DotConfig {
 /// # Gradient
 ///
 /// Plain: `grad_lhs = grad_out · rhs`, `grad_rhs = grad_outᵀ · lhs`. Normalized, with `u = x/‖x‖` and `g` the gradient that
-/// reaches `u`: `(g − u (u·g)) / ‖x‖` where `‖x‖ ≥ epsilon`, `g / epsilon` below; finite in every dtype.
+/// reaches `u`: `(g − u (u·g)) / ‖x‖` where `‖x‖ ≥ epsilon`, `g / epsilon` below; f16 and bf16 saturate.
 ///
 /// # Errors
 ///

@@ -6,7 +6,7 @@
 //!
 //! # Module map
 //!
-//! One direction of dependency, `dot → backward → ops → cpu, reference → plan → error`:
+//! One direction of dependency, `dot → backward → ops → cpu, gpu, reference → layout, path → plan → error`:
 //!
 //! | module | role |
 //! |---|---|
@@ -15,7 +15,10 @@
 //! | `backward` | the derivation of the gradient, and the product as one operation of `Autodiff<B, C>` |
 //! | `ops` | the backend-extension trait and the one list of backends |
 //! | `cpu` | kernels for flex, forward and backward |
+//! | `gpu` | kernels for CubeCL's devices (wgpu, cuda, …), with fusion and without |
 //! | `reference` | the product and its gradient composed from Burn's operations, for every backend |
+//! | `layout` | the axes of a plan with the strides of each tensor |
+//! | `path` | which kernel a product takes |
 //! | `plan` | axes and shapes → batch, m, k, n: a pure value |
 //! | `error` | [`DotError`] |
 //!

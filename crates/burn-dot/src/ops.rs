@@ -31,7 +31,7 @@ use burn_core::tensor::{Device, FloatDType, IntDType};
 use burn_core::backend::Flex;
 
 #[cfg(feature = "flex")]
-use crate::cpu;
+use crate::{cpu, plan::Wanted};
 use crate::{
     error::Operand,
     plan::{FloatOptions, Plan, SavedBy},
@@ -217,7 +217,7 @@ impl Kernel {
         saved: Saved<Flex>,
         plan: &Plan,
         options: FloatOptions,
-        wanted: cpu::Wanted,
+        wanted: Wanted,
     ) -> cpu::Grads {
         let input = lhs.dtype().into();
         let kernel = Kernel::new(input, options);
@@ -267,7 +267,7 @@ impl DotOps for Flex {
         options: FloatOptions,
         of: Operand,
     ) -> FloatTensor<Self> {
-        let grads = Kernel::backward([lhs, rhs], grad, saved, &plan, options, cpu::Wanted::only(of));
+        let grads = Kernel::backward([lhs, rhs], grad, saved, &plan, options, Wanted::only(of));
         grads.lhs.or(grads.rhs).expect("the one that was asked for")
     }
 
@@ -279,7 +279,7 @@ impl DotOps for Flex {
         plan: Arc<Plan>,
         options: FloatOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, saved, &plan, options, cpu::Wanted::BOTH);
+        let cpu::Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, saved, &plan, options, Wanted::BOTH);
         (lhs.expect("asked for"), rhs.expect("asked for"))
     }
 }

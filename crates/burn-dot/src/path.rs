@@ -23,8 +23,8 @@ impl Path {
     /// perpendicular to memory: a matrix is read better by its rows there. An operand whose counterpart is broadcast along the batch is chosen
     /// last, and in the forward pass only: in the backward pass two sums would meet, over the batch and over the vectors.
     ///
-    /// Strides decide whether an operand is chosen, never which: backward reads what forward saved of it. Where they are not known, no
-    /// vector is taken to be perpendicular.
+    /// Strides may turn a reduction into a matrix product, but never exchange lhs for rhs. So backward finds what forward saved under the same
+    /// operand. Where strides are not known, no vector is taken to be perpendicular.
     pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, pass: Pass) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {

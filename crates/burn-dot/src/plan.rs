@@ -300,6 +300,25 @@ pub struct Plan {
     pub output: Shape,
 }
 
+/// Of which inputs the gradient is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels compute both at once"))]
+pub struct Wanted {
+    /// Of lhs.
+    pub lhs: bool,
+    /// Of rhs.
+    pub rhs: bool,
+}
+
+#[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels compute both at once"))]
+impl Wanted {
+    pub(crate) const BOTH: Wanted = Wanted { lhs: true, rhs: true };
+
+    pub(crate) fn only(of: Operand) -> Self {
+        Wanted { lhs: of == Operand::Lhs, rhs: of == Operand::Rhs }
+    }
+}
+
 /// Which kernel saved something for the backward pass: only the same one can read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels save"))]

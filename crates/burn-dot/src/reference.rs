@@ -200,7 +200,7 @@ pub(crate) fn in_memory_order<B: Backend>(x: FloatTensor<B>, shape: Shape) -> Fl
 /// The product of integer tensors in the dtype of the output, which holds every value of the inputs'; wraps as that dtype does.
 pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &Plan, output: Option<IntDType>) -> IntTensor<B> {
     let dtype = output.unwrap_or(lhs.dtype().into());
-    if plan.k == 0 || plan.output.contains(&0) {
+    if plan.is_trivial() {
         // From the host: in Burn 0.22.1 integer zeros made on wgpu with fusion hold what was in memory.
         let zeros = TensorData::full_dtype(plan.output.to_vec(), 0, dtype.into());
         return B::int_from_data(zeros, &lhs.device());
@@ -254,7 +254,7 @@ pub(crate) fn cast_finite<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> F
 
 /// Terms of a matrix product that Burn multiplies at once. Its own products of more lose digits on flex, where the `gemm` crate adds the
 /// blocks of a sum one after the other, or every term where a side has a single row; and lose whole terms on wgpu (seen at 277,137 and more).
-const LONGEST_PRODUCT: usize = 8192;
+pub(crate) const LONGEST_PRODUCT: usize = 8192;
 
 /// `(batch, m, k)` times `(batch, k, n)`. Products over parts of K are added in pairs.
 fn matmul<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>) -> FloatTensor<B> {
@@ -282,7 +282,7 @@ fn matmul_over<B: Backend>(lhs: &FloatTensor<B>, rhs: &FloatTensor<B>, terms: Ra
 
 /// Rows longer than this are multiplied as matrices, by [`matmul`], which cuts long sums. Short rows are 20 to 40 times faster in one pass
 /// (pytorch#32591).
-const LONGEST_ROW_SUM: usize = 512;
+pub(crate) const LONGEST_ROW_SUM: usize = 512;
 
 /// The dot product of each row of `(rows, k)` with that of the other side, which may have a single one. Gives `(rows, 1)`.
 fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> FloatTensor<B> {

@@ -1,6 +1,6 @@
 //! Products of bf16 matrices by the instruction for them, `vdpbf16ps` of AVX512_BF16: two products at a time, added in f32.
 //!
-//! The `gemm` crate has no bf16. Its f32 needs both matrices converted first, and multiplies half as fast.
+//! In f32 both matrices would have to be converted first, and be multiplied half as fast.
 
 use alloc::vec::Vec;
 

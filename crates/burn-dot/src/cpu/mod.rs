@@ -18,7 +18,7 @@ use crate::{
     error::Operand,
     layout,
     path::{Pass, Path},
-    plan::{FloatOptions, Plan, SavedBy},
+    plan::{FloatOptions, Plan, SavedBy, Wanted},
 };
 
 #[cfg_attr(
@@ -79,21 +79,6 @@ pub(crate) struct Grads {
     pub rhs: Option<FlexTensor>,
 }
 
-/// Of which inputs the gradient is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pub lhs: bool,
-    pub rhs: bool,
-}
-
-impl Wanted {
-    pub const BOTH: Wanted = Wanted { lhs: true, rhs: true };
-
-    pub fn only(of: Operand) -> Self {
-        Wanted { lhs: of == Operand::Lhs, rhs: of == Operand::Rhs }
-    }
-}
-
 /// Calls a function of the dtypes of inputs and output, if there are kernels from the one to the other. The only list of them.
 macro_rules! for_dtypes {
     ($dtypes:expr, $function:ident($($argument:expr),*), $otherwise:expr) => {
@@ -117,11 +102,21 @@ pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
     for_dtypes!((input, output), dtypes(), None).is_some()
 }
 
+/// The inputs have the shapes that were planned: on that it rests that the indices of a [`Space`] are within them.
+fn assert_planned([lhs, rhs]: [&FlexTensor; 2], plan: &Plan) {
+    let (lhs, rhs) = (lhs.layout().shape(), rhs.layout().shape());
+    assert!(
+        *lhs == plan.lhs_shape && *rhs == plan.rhs_shape,
+        "inputs {lhs:?} and {rhs:?} of a product that was planned as {plan:?}"
+    );
+}
+
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use, where that is worth its memory.
 pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
     if plan.is_trivial() || !layout::is_countable(plan) {
         return None;
     }
+    assert_planned([lhs, rhs], plan);
     let output = options.output.unwrap_or(lhs.dtype().into());
     for_dtypes!((lhs.dtype().into(), output), forward(lhs, rhs, plan, options.normalize, save), None)
 }
@@ -139,6 +134,8 @@ pub(crate) fn float_dot_grads(
     if plan.is_trivial() || !layout::is_countable(plan) {
         return Err(inputs);
     }
+    assert_planned(inputs.each_ref(), plan);
+    assert_eq!(grad.layout().shape(), &plan.output, "the gradient of the output that was planned");
     let dtypes = (inputs[0].dtype().into(), grad.dtype().into());
     for_dtypes!(dtypes, backward(inputs, grad, saved, plan, options.normalize, wanted), Err(inputs))
 }

@@ -144,9 +144,6 @@ pub(super) struct Grid {
     pub block: usize,
 }
 
-/// A plain row as short as this is left to Burn's fused multiply-and-sum where there are no planes: shared memory costs more than it saves.
-pub(super) const SHORT_ROW: usize = 512;
-
 /// Vectors that a unit adds before another one shares its row, and units of a cube whose rows share its memory: fewer cubes wait for each other.
 const VECTORS_PER_UNIT: usize = 8;
 const UNITS_PER_CUBE: usize = 64;

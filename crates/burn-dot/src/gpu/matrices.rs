@@ -4,24 +4,20 @@ use burn_core::backend::{TensorMetadata, ops::FloatTensorOps};
 use burn_core::tensor::{FloatDType, Shape};
 use burn_cubecl::{
     CubeBackend,
-    kernel::{
-        matmul::{MatmulStrategy, matmul},
-        untile,
-    },
+    kernel::matmul::{MatmulStrategy, matmul},
     tensor::CubeTensor,
 };
 
 use super::{
-    Wanted,
     kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
     launch::{
         AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
     },
-    rows::{DTypes, contiguous, strides},
+    rows::{DTypes, contiguous, input, strides},
 };
 use crate::{
     layout::{Axes, Axis, DX, DY, Space, Strides, X, X_INDEX, Y, Y_INDEX},
-    plan::{FloatOptions, Plan},
+    plan::{FloatOptions, Plan, Wanted},
     reference,
 };
 
@@ -64,7 +60,7 @@ impl Vectors {
 /// The product, and what is saved of it.
 pub(super) fn forward(lhs: CubeTensor, rhs: CubeTensor, plan: &Plan, options: FloatOptions) -> (CubeTensor, CubeTensor) {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
     let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
     let vectors = Vectors::new(&space);
     let norms = empty(&lhs, &saved_shape(plan), dtypes.accumulator);
@@ -189,7 +185,8 @@ pub(super) fn backward(
 ) -> [Option<CubeTensor>; 2] {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
     let accumulator = dtypes.accumulator;
-    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+    assert_eq!(norms.shape()[..], saved_shape(plan), "what the forward pass saved");
     let space = Space::new(
         plan,
         Strides {

@@ -10,7 +10,8 @@
 //! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
-//! Inputs are read in place with any strides, expanded and permuted ones too; the row path has no temporary as large as an input.
+//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six numbers for each row,
+//! and where few vectors meet many, parts of their gradients: a sixteenth of the elements of the larger input at most.
 //!
 //! # The choice
 //!
@@ -43,14 +44,14 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 
 use self::{
-    launch::{SHORT_ROW, Units, forced},
+    launch::{Units, forced},
     ops::GpuOps,
 };
 use crate::{
     error::Operand,
     ops::{DotOps, Saved},
     path::{Pass, Path},
-    plan::{FloatOptions, Plan, SavedBy},
+    plan::{FloatOptions, Plan, SavedBy, Wanted},
     reference,
 };
 
@@ -63,24 +64,6 @@ pub enum Way {
     Matrices,
 }
 
-/// The gradients that are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub lhs: bool,
-    pub rhs: bool,
-}
-
-impl Wanted {
-    const BOTH: Self = Wanted { lhs: true, rhs: true };
-
-    fn only(of: Operand) -> Self {
-        Wanted { lhs: of == Operand::Lhs, rhs: of == Operand::Rhs }
-    }
-}
-
-/// The longest reduction dimension of one matmul: `reference` cuts longer ones, because Burn's own lose digits.
-const LONGEST_PRODUCT: usize = 8192;
-
 /// The way of a pass, or none if it is composed.
 fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, forced: bool, pass: Pass) -> Option<Way> {
     let known = |dtype| matches!(dtype, FloatDType::F64 | FloatDType::F32 | FloatDType::F16 | FloatDType::BF16);
@@ -88,17 +71,18 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
         return None;
     }
     let normalized = options.normalize.is_some();
-    // A vector that meets a broadcast matrix is a row of a matrix itself, but for single vectors with single vectors.
+    // Vectors that meet a matrix that is broadcast along the batch are the rows of a matrix themselves. Only where both inputs have a single
+    // vector for each batch index is it a product of rows.
     let of_rows = if plan.m == 1 && plan.n == 1 { pass } else { Pass::Backward };
     match Path::choose(plan, None, of_rows) {
         Path::Reduction { vector } => {
-            let composed = !normalized && !device.planes && plan.k <= SHORT_ROW && !forced;
+            let composed = !normalized && !device.planes && plan.k <= reference::LONGEST_ROW_SUM && !forced;
             (!composed).then_some(Way::Rows(vector))
         }
         Path::Gemm => {
             let longest = if pass == Pass::Forward { plan.k } else { plan.m.max(plan.n) };
             let is_summed = pass == Pass::Backward && plan.is_broadcast();
-            (normalized && longest <= LONGEST_PRODUCT && !is_summed).then_some(Way::Matrices)
+            (normalized && longest <= reference::LONGEST_PRODUCT && !is_summed).then_some(Way::Matrices)
         }
     }
 }
@@ -154,7 +138,12 @@ impl From<Way> for SavedBy {
 /// The same methods with and without fusion.
 macro_rules! dot_ops {
     () => {
-        fn float_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: Arc<Plan>, options: FloatOptions) -> FloatTensor<Self> {
+        fn float_dot(
+            lhs: FloatTensor<Self>,
+            rhs: FloatTensor<Self>,
+            plan: Arc<Plan>,
+            options: FloatOptions,
+        ) -> FloatTensor<Self> {
             Product::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, false).0
         }
 

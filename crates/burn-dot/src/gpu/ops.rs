@@ -17,10 +17,10 @@ use burn_cubecl::CubeBackend;
 use burn_fusion::custom::TensorSpec;
 use shim as burn;
 
-use super::{Wanted, Way, matrices, rows};
+use super::{Way, matrices, rows};
 use crate::{
     error::Operand,
-    plan::{FloatOptions, Plan},
+    plan::{FloatOptions, Plan, Wanted},
 };
 
 fn output_dtype(input: DType, options: &FloatOptions) -> DType {

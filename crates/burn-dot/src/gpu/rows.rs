@@ -5,7 +5,6 @@ use burn_core::tensor::FloatDType;
 use burn_cubecl::{kernel::untile, tensor::CubeTensor};
 
 use super::{
-    Wanted,
     kernels::rows::{self as kernels, SAVED},
     launch::{
         AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
@@ -14,7 +13,7 @@ use super::{
 use crate::{
     error::Operand,
     layout::{Axes, Axis, DX, DY, OUT, OUT_INDEX, Space, Strides, X, Y},
-    plan::{FloatOptions, Plan},
+    plan::{FloatOptions, Plan, Wanted},
 };
 
 /// Elements saved for the backward pass of a normalized product.
@@ -46,6 +45,12 @@ impl DTypes {
     }
 }
 
+/// An input of a kernel, whose axes are those of the plan: on that, and on Burn's own strides, it rests that indices of a [`Space`] lie within it.
+pub(super) fn input(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
+    assert_eq!(tensor.shape()[..], *shape, "a tensor of the shape that was planned");
+    untile(tensor)
+}
+
 pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {
     tensor.meta.strides().iter().map(|&stride| stride as isize).collect()
 }
@@ -59,7 +64,7 @@ pub(super) fn forward(
     save: bool,
 ) -> (CubeTensor, CubeTensor) {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs) = (untile(lhs), untile(rhs));
+    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
     let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
     let (x, y) = (View::new(&lhs, X), View::new(&rhs, Y));
 
@@ -124,7 +129,11 @@ pub(super) fn backward(
     wanted: Wanted,
 ) -> [Option<CubeTensor>; 2] {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs, grad) = (untile(lhs), untile(rhs), untile(grad));
+    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+    let grad = input(grad, &plan.output);
+    if options.normalize.is_some() {
+        assert_eq!(saved.shape()[..], saved_shape(plan), "what the forward pass saved");
+    }
     let mut space = Space::new(
         plan,
         Strides {
@@ -210,7 +219,15 @@ impl Gradients<'_> {
             false => output_of(self.wanted[0], self.shapes[0]),
         };
         let saturate = self.normalize && self.dtypes.is_narrow();
-        self.launch_chunks(&axes, [own.as_slice().len(), sums.as_slice().len()], [&grad_x, &grad_y], [chunk, chunks], saturate);
+        // A part of a sum may be beyond a range that the sum is within.
+        let saturated = [saturate && !in_chunks, saturate];
+        self.launch_chunks(
+            &axes,
+            [own.as_slice().len(), sums.as_slice().len()],
+            [&grad_x, &grad_y],
+            [chunk, chunks],
+            saturated,
+        );
         let grad_x = if in_chunks { sum_chunks(&grad_x, self.shapes[0], self.dtypes, saturate) } else { grad_x };
         [self.wanted[0].then_some(grad_x), self.wanted[1].then_some(grad_y)]
     }
@@ -221,7 +238,7 @@ impl Gradients<'_> {
         [own_axes, sum_axes]: [usize; 2],
         [grad_x, grad_y]: [&CubeTensor; 2],
         [chunk, chunks]: [usize; 2],
-        saturate: bool,
+        [saturate_x, saturate_y]: [bool; 2],
     ) {
         let [x, y] = self.views();
         let (to_x, to_y) = (View::new(grad_x, DX), View::new(grad_y, DY));
@@ -265,7 +282,8 @@ impl Gradients<'_> {
                     x_is_lhs: self.x_is_lhs,
                     grad_x: self.wanted[0],
                     grad_y: self.wanted[1],
-                    saturate,
+                    saturate_x,
+                    saturate_y,
                 },
                 [elem(input), elem(output), elem(grad_x.dtype), elem(accumulator)],
             );

@@ -59,7 +59,7 @@ const TASKS_PER_THREAD: usize = 4;
 impl Blocking {
     /// Accumulates in the output, or, where that is `indirect`, in a workspace.
     pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
-        let Sizes { units, lanes, broadcast, terms, element } = sizes;
+        let Sizes { lanes, broadcast, terms, element, .. } = sizes;
         let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
         let k_block = K_BLOCK.min(terms);
         let compensated = terms > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
@@ -77,7 +77,6 @@ impl Blocking {
             (true, Whole::Lanes) => (lanes, (WORKSPACE / lanes).max(PART_BROADCAST)),
             (true, Whole::Nothing) => (most_lanes, (WORKSPACE / most_lanes).max(PART_BROADCAST)),
         };
-        let _ = units;
         Blocking {
             lane_parts,
             broadcast_parts,

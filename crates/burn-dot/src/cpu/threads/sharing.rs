@@ -29,7 +29,7 @@ unsafe impl Sync for TaskPtr {}
 struct Shared {
     /// The first task that nobody has taken.
     next: AtomicUsize,
-    /// How many tasks will call `f` no more.
+    /// How many tasks are over, or will not be begun.
     done: AtomicUsize,
     tasks: usize,
     /// How many are taken at once: neighbours, which read the same memory.

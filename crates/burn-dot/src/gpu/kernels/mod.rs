@@ -5,8 +5,8 @@
 //!
 //! # Sums
 //!
-//! A unit adds its terms in blocks of about √steps, and the blocks; units are then added in pairs. So a sum of 2²² terms takes no
-//! chain of roundings longer than about 256.
+//! A unit adds its terms in blocks of about √steps, and the blocks; units are then added in pairs. So no chain of roundings is longer
+//! than 2√steps, where a unit that has a row of 2²² terms of its own, read one by one, takes as many steps.
 //!
 //! # Norms that neither overflow nor underflow
 //!
@@ -69,7 +69,7 @@ pub fn offset<T: CubePrimitive>(tensor: &Tensor<T>, index: usize, #[comptime] fi
     offset
 }
 
-/// The index of this unit's row; units beyond the last row have one as well.
+/// The index of this unit's row, which may be beyond the last: callers clamp it.
 #[cube]
 pub fn own_row() -> usize {
     CUBE_POS * CUBE_DIM_Y as usize + UNIT_POS_Y as usize
@@ -172,7 +172,7 @@ fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: Rows, #[compti
 #[derive(CubeType, Clone, Copy)]
 pub struct Norm<A: Float> {
     pub scale: A,
-    /// 1 / max(‖x‖, epsilon) is `inverse · scale`, a product that need not be representable.
+    /// `1 / max(‖x‖, epsilon) = inverse · scale`. That product may overflow, so the two are applied one after the other.
     pub inverse: A,
     /// Whether the norm is epsilon: a constant.
     pub below_epsilon: bool,

@@ -153,8 +153,9 @@ pub struct Gradients {
     pub x_is_lhs: bool,
     pub grad_x: bool,
     pub grad_y: bool,
-    /// Whether gradients stay in the finite range of their dtype.
-    pub saturate: bool,
+    /// Whether they stay in the finite range of their dtype. Not while they are parts of a sum.
+    pub saturate_x: bool,
+    pub saturate_y: bool,
 }
 
 /// The elements of a vector that a unit has, divided by the norm that is saved there: scaled first, for small ones not to be lost.
@@ -244,7 +245,7 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
                 }
                 let given = over_norm::<A, N>(given * Vector::new(g), saved, y_norm, options.normalize);
                 let to = place(&*grad_y, own, element, options) + offset(&*grad_y, at, options.own_axes, options.sum_axes);
-                grad_y[to / N::value()] = store::<E, A, N>(given, limit, options.saturate);
+                grad_y[to / N::value()] = store::<E, A, N>(given, limit, options.saturate_y);
             }
         }
         sum += block_sum;
@@ -257,7 +258,7 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
         }
         let given = over_norm::<A, N>(sum, saved, x_norm, options.normalize);
         let to = index * chunk_stride + place(&*grad_x, own, element, options);
-        grad_x[to / N::value()] = store::<D, A, N>(given, limit, options.saturate);
+        grad_x[to / N::value()] = store::<D, A, N>(given, limit, options.saturate_x);
     }
 }
 
