@@ -14,7 +14,7 @@ use burn_dot::{DotConfig, Reduction, force_reduction};
 use crate::{
     device::{device, float_dtypes, is_cubecl},
     oracle::{self, Array},
-    run::{LAYOUTS, Layout, assert_answer, assert_exact, is_composed, product, rounded, run, tensor, tolerance, wave},
+    run::{LAYOUTS, Layout, array, assert_answer, assert_exact, is_composed, product, rounded, run, tensor, tolerance, wave},
 };
 
 const REDUCTIONS: [Reduction; 3] = [Reduction::Unit, Reduction::Plane, Reduction::Shared];
@@ -214,6 +214,47 @@ fn one_vector_that_meets_thousands_has_an_exact_gradient() {
             let tolerance = tolerance(DType::F32);
             assert_answer(&format!("k = {k}, normalize {normalize}"), &given, &expected, tolerance, tolerance);
         }
+    }
+}
+
+/// The gradient of one input, where the other is not tracked.
+fn only<const L: usize, const R: usize, const O: usize>(config: &DotConfig, lhs: &Array, rhs: &Array) -> [Array; 2] {
+    let device = device().autodiff();
+    let leaves = || (tensor::<L>(lhs, DType::F32, &device), tensor::<R>(rhs, DType::F32, &device));
+    let cotangent = |out: &Tensor<O>| tensor::<O>(&wave(&out.dims(), 0.7), DType::F32, &device);
+    let (x, y) = leaves();
+    let x = x.require_grad();
+    let out: Tensor<O> = config.init().forward(x.clone(), y);
+    let cot = cotangent(&out);
+    let grad_lhs = array(&x.grad(&(out * cot).sum().backward()).expect("lhs has a gradient"));
+    let (x, y) = leaves();
+    let y = y.require_grad();
+    let out: Tensor<O> = config.init().forward(x, y.clone());
+    let cot = cotangent(&out);
+    [grad_lhs, array(&y.grad(&(out * cot).sum().backward()).expect("rhs has a gradient"))]
+}
+
+#[test]
+fn one_input_alone_has_the_gradient_that_it_has_with_the_other() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    let _forced = Forced::new(Reduction::Unit);
+    let cotangent = |shape: &[usize]| wave(shape, 0.7);
+    for normalize in [false, true] {
+        let check = |name: &str, config: &DotConfig, lhs: &Array, rhs: &Array, only: [Array; 2]| {
+            let both = run(config, DType::F32, Layout::Contiguous, lhs, rhs, &cotangent);
+            assert_eq!(only, [both.grad_lhs, both.grad_rhs], "{name}, normalize {normalize}");
+        };
+        let rows = DotConfig::new(1).with_normalize(normalize);
+        let (x, y) = (wave(&[5, 12], 0.1), wave(&[5, 12], 0.4));
+        check("rows", &rows, &x, &y, only::<2, 2, 2>(&rows, &x, &y));
+        let (x, y) = (wave(&[5, 3, 12], 0.1), wave(&[5, 12], 0.4));
+        let many = DotConfig::new((2, 1)).with_normalize(normalize);
+        check("many with one", &many, &x, &y, only::<3, 2, 2>(&many, &x, &y));
+        let (x, y) = (wave(&[2, 3, 12], 0.1), wave(&[2, 4, 12], 0.4));
+        let matrices = DotConfig::new(2).with_normalize(normalize);
+        check("matrices", &matrices, &x, &y, only::<3, 3, 3>(&matrices, &x, &y));
     }
 }
 
