@@ -217,6 +217,27 @@ fn one_vector_that_meets_thousands_has_an_exact_gradient() {
     }
 }
 
+/// Its parts are beyond the range of f16, and their sum is not: only the sum may saturate.
+#[test]
+fn parts_of_a_gradient_that_cancel_do_not_saturate() {
+    if !has_gpu_kernels() || !float_dtypes().contains(&DType::F16) {
+        return;
+    }
+    let (first, all) = (16, 3000);
+    let config = DotConfig::new((1, 2)).with_normalize(true);
+    let (lhs, rhs) = (Array::from_fn(&[1, 8], |_| 0.0), Array::from_fn(&[1, all, 8], |_| 1.0));
+    // A vector of zeros has a gradient a million times larger than what it meets.
+    let cotangent = |shape: &[usize]| {
+        let mut j = 0;
+        Array::from_fn(shape, |_| {
+            j += 1;
+            if j <= first { 0.5 * (all - first) as f64 / first as f64 } else { -0.5 }
+        })
+    };
+    let grad = run(&config, DType::F16, Layout::Contiguous, &lhs, &rhs, &cotangent).grad_lhs;
+    assert!(grad.data.iter().all(|x| x.abs() < 1000.0), "zero but for rounding, not {:?}", grad.data);
+}
+
 /// The gradient of one input, where the other is not tracked.
 fn only<const L: usize, const R: usize, const O: usize>(config: &DotConfig, lhs: &Array, rhs: &Array) -> [Array; 2] {
     let device = device().autodiff();
