@@ -51,7 +51,7 @@ use crate::{
     error::Operand,
     ops::{DotOps, Saved},
     path::{Pass, Path},
-    plan::{FloatOptions, Plan, SavedBy, Wanted},
+    plan::{FloatOptions, Plan, SavedBy},
     reference,
 };
 
