@@ -1,0 +1,5 @@
+//! What `burn-retrieval` promises.
+
+mod reference;
+mod top_k;
+mod top_k_errors;
