@@ -12,6 +12,9 @@ use crate::{
     similarity::{Similarity, Vectors, all_pairs, score_dtype},
 };
 
+/// How errors begin.
+const NAME: &str = "Catalogue";
+
 /// Items that queries are answered from: exact top-k by dot product or cosine.
 ///
 /// ```text
@@ -89,7 +92,7 @@ impl Catalogue {
     /// without, or that cannot be read.
     pub fn try_new(items: Tensor<2>, similarity: Similarity) -> Result<Self, RetrievalError> {
         let dtype = items.dtype();
-        let scores = score_dtype(dtype).ok_or(RetrievalError::DType { name: "Catalogue", dtype })?;
+        let scores = score_dtype(dtype).ok_or(RetrievalError::DType { name: NAME, dtype })?;
         let count = items.dims()[0];
         if count > i32::MAX as usize {
             return Err(RetrievalError::TooManyItems { items: count });
@@ -257,18 +260,20 @@ impl<'a> Search<'a> {
     fn check(&self, queries: &Tensor<2>) -> Result<Exclusions, RetrievalError> {
         let (items, [count, columns]) = (&self.catalogue.items.rows, queries.dims());
         if columns != items.dims()[1] {
-            return Err(RetrievalError::Columns { queries: queries.dims(), items: items.dims() });
+            let (queries, shape) = (queries.dims(), items.dims());
+            return Err(RetrievalError::Columns { name: NAME, queries, items: "items", shape });
         }
         if queries.dtype() != items.dtype() {
-            return Err(RetrievalError::DTypes { queries: queries.dtype(), items: items.dtype() });
+            let (queries, dtype) = (queries.dtype(), items.dtype());
+            return Err(RetrievalError::DTypes { name: NAME, queries, items: "items", dtype });
         }
         let (device, of_items) = (queries.device().inner(), items.device());
         if device != of_items {
             let (first, second) = (format!("queries ({device:?})"), format!("items ({of_items:?})"));
-            return Err(RetrievalError::Devices { name: "Catalogue", first, second });
+            return Err(RetrievalError::Devices { name: NAME, first, second });
         }
         if self.chunk == Some(0) {
-            return Err(RetrievalError::EmptyChunk { name: "Catalogue" });
+            return Err(RetrievalError::EmptyChunk { name: NAME });
         }
         let of_each = self.of_each.unwrap_or(&[]);
         if self.of_each.is_some() && of_each.len() != count {

@@ -20,24 +20,28 @@ use burn_dot::DotError;
 #[non_exhaustive]
 pub enum RetrievalError {
     /// Queries and items are vectors of different lengths.
-    #[error(
-        "Catalogue: queries have {} columns but items have {}; queries {queries:?}, items {items:?}",
-        .queries[1],
-        .items[1]
-    )]
+    #[error("{name}: queries have {} columns but {items} have {}; queries {queries:?}, {items} {shape:?}", .queries[1], .shape[1])]
     Columns {
+        /// What was asked for it.
+        name: &'static str,
         /// Shape of the queries.
         queries: [usize; 2],
-        /// Shape of the items.
-        items: [usize; 2],
+        /// What the others are.
+        items: &'static str,
+        /// Shape of the others.
+        shape: [usize; 2],
     },
     /// Queries and items have different dtypes.
-    #[error("Catalogue: queries are {queries:?} but items are {items:?}; cast one of them")]
+    #[error("{name}: queries are {queries:?} but {items} are {dtype:?}; cast one of them")]
     DTypes {
+        /// What was asked for it.
+        name: &'static str,
         /// The dtype of the queries.
         queries: DType,
-        /// The dtype of the items.
-        items: DType,
+        /// What the others are.
+        items: &'static str,
+        /// The dtype of the others.
+        dtype: DType,
     },
     /// Scores of this dtype cannot be ranked.
     #[error("{name}: {dtype:?} is not f64, f32, f16 or bf16; cast it to one of them")]
@@ -112,6 +116,14 @@ pub enum RetrievalError {
         temperature: f64,
         /// Where it must be.
         range: &'static str,
+    },
+    /// A metric looks at hits that were not searched for.
+    #[error("metric: k is {k}, but there are {columns} hits for each query; give 1 to {columns}, or search for more")]
+    Rank {
+        /// How many hits the metric is to look at.
+        k: usize,
+        /// How many there are.
+        columns: usize,
     },
     /// The device could not be read.
     #[error("Catalogue: the device could not be read: {reason}")]

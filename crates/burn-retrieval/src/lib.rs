@@ -10,6 +10,8 @@
 //! | `best` | the k best of a stream of scores: order, ties, NaN |
 //! | `similarity` | [`Similarity`], and the norms of cosines |
 //! | `hits` | [`Hits`] |
+//! | `loss` | [`InBatchSoftmax`], its inputs, gradients in closed form, [`gradient_cache`] |
+//! | [`metrics`] | recall, precision, hit rate, MRR, MAP, nDCG |
 //! | `error` | [`RetrievalError`] |
 
 mod best;
@@ -17,6 +19,7 @@ mod catalogue;
 mod error;
 mod hits;
 mod loss;
+pub mod metrics;
 mod scan;
 mod similarity;
 

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn_retrieval::{Catalogue, RetrievalError, Similarity};
+use burn_retrieval::{Catalogue, Similarity};
 
 use crate::device::device;
 
@@ -41,7 +41,6 @@ fn dtypes_that_differ_are_an_error() {
     let other = if device().supports_dtype(DType::F64) { DType::F64 } else { DType::F16 };
     let catalogue = Catalogue::new(matrix(5, 4), Similarity::Cosine);
     let error = catalogue.search(1).try_run(matrix(1, 4).cast(other)).unwrap_err();
-    assert_eq!(error, RetrievalError::DTypes { queries: other, items: DType::F32 });
     assert_eq!(error.to_string(), format!("Catalogue: queries are {other:?} but items are F32; cast one of them"));
 }
 

@@ -86,10 +86,10 @@ impl Pairs {
         let others = [("candidates", Some(&self.candidates)), ("hard negatives", self.hard_negatives.as_ref())];
         for (name, other) in others.into_iter().filter_map(|(name, other)| Some((name, other?))) {
             if other.dtype() != dtype {
-                return Err(RetrievalError::DTypes { queries: dtype, items: other.dtype() });
+                return Err(RetrievalError::DTypes { name: NAME, queries: dtype, items: name, dtype: other.dtype() });
             }
             if other.dims()[1] != queries[1] {
-                return Err(RetrievalError::Columns { queries, items: other.dims() });
+                return Err(RetrievalError::Columns { name: NAME, queries, items: name, shape: other.dims() });
             }
             if other.device().inner() != device {
                 let second = format!("{name} ({:?})", other.device());
