@@ -101,7 +101,7 @@ impl Trainer<'_> {
         let mut total = 0.0;
         for (i, batch) in order.chunks(BATCH).enumerate() {
             let pairs: Vec<&Pair> = batch.iter().map(|&pair| &self.spellings.training[pair]).collect();
-            let mut hard: Vec<usize> = batch.iter().flat_map(|&pair| confused[pair].iter().copied()).collect();
+            let mut hard: Vec<usize> = pairs.iter().flat_map(|pair| confused[pair.word].iter().copied()).collect();
             hard.sort_unstable();
             hard.dedup();
             hard.shuffle(&mut rng);
@@ -133,27 +133,29 @@ impl Trainer<'_> {
         let ids = Tensor::<1, Int>::from_data(ids.as_slice(), self.device);
         match self.settings.objective {
             Objective::Softmax => {
-                let hard = candidates.clone().slice([pairs.len()..ids.dims()[0]]);
-                let batch = Pairs::new(queries, candidates.slice([0..pairs.len()])).with_hard_negatives(hard);
+                let hard = candidates.clone().slice(pairs.len()..ids.dims()[0]);
+                let batch = Pairs::new(queries, candidates.slice(0..pairs.len())).with_hard_negatives(hard);
                 model.loss.forward_pairs(batch.with_candidate_ids(ids))
             }
             Objective::Pairs => pairs_alone(model, queries, candidates),
         }
     }
 
-    /// For each training pair the words nearest to its misspelling that it does not mean.
+    /// For each word trained on, by its index among all, the words that a misspelling of it is most likely taken for: the nearest ones.
     fn confused_words(&self, model: &Towers) -> Result<Vec<Vec<usize>>> {
         let (model, device) = (model.valid(), self.device.clone().inner());
         let known = &self.spellings.training_words;
         let words: Vec<&str> = known.iter().map(|&word| self.spellings.words[word].as_str()).collect();
+        let itself: Vec<Vec<usize>> = (0..words.len()).map(|word| vec![word]).collect();
         let catalogue = model.catalogue(self.features, &words, &device)?;
-        let typos: Vec<&str> = self.spellings.training.iter().map(|pair| pair.typo.as_str()).collect();
-        let own = |pair: &Pair| vec![known.binary_search(&pair.word).expect("a training word")];
-        let own: Vec<Vec<usize>> = self.spellings.training.iter().map(own).collect();
-        let queries = model.embed_all(Side::Typos, self.features, &typos, &device);
-        let hits = catalogue.search(CONFUSED).with_exclusions(&own).try_run(queries)?;
+        let queries = model.embed_all(Side::Typos, self.features, &words, &device);
+        let hits = catalogue.search(CONFUSED).with_exclusions(&itself).try_run(queries)?;
         let hits: Vec<i64> = hits.indices.into_data().iter::<i64>().collect();
-        Ok(hits.chunks(CONFUSED).map(|hits| hits.iter().map(|&hit| known[hit as usize]).collect()).collect())
+        let mut confused = vec![Vec::new(); self.spellings.words.len()];
+        for (&word, hits) in known.iter().zip(hits.chunks(CONFUSED)) {
+            confused[word] = hits.iter().map(|&hit| known[hit as usize]).collect();
+        }
+        Ok(confused)
     }
 
     /// Recall of the held-out misspellings, among all words.
@@ -178,8 +180,8 @@ fn pairs_alone(model: &Towers, queries: Tensor<2>, candidates: Tensor<2>) -> Ten
     let [count, _] = queries.dims();
     let cosine = burn_dot::DotConfig::new(1).with_normalize(true).init();
     let scale = model.loss.logit_scale.as_ref().expect("a learned temperature").val().exp().unsqueeze::<2>();
-    let right: Tensor<2> = cosine.forward(queries.clone(), candidates.clone().slice([0..count]));
-    let wrong = Tensor::cat(vec![candidates.clone().slice([1..count]), candidates.slice([0..1])], 0);
+    let right: Tensor<2> = cosine.forward(queries.clone(), candidates.clone().slice(0..count));
+    let wrong = Tensor::cat(vec![candidates.clone().slice(1..count), candidates.slice(0..1)], 0);
     let wrong: Tensor<2> = cosine.forward(queries, wrong);
     // A cosine of one half is undecided.
     let logit = |cosine: Tensor<2>| (cosine - 0.5) * scale.clone();

@@ -126,7 +126,7 @@ impl Scan<'_> {
     }
 
     fn offer<S: Score>(&self, best: &mut [Best<S>], chunk: &Chunk) -> Result<(), RetrievalError> {
-        let rows = |vectors: &Vectors, rows: &Range<usize>| vectors.rows.clone().slice([rows.clone()]);
+        let rows = |vectors: &Vectors, rows: &Range<usize>| vectors.rows.clone().slice(rows.clone());
         let scores = self.dot.try_forward(rows(self.queries, &chunk.queries), rows(self.items, &chunk.items))?;
         if self.selection == Selection::Device && self.offer_from_device(best, chunk, scores.clone())? {
             return Ok(());

@@ -45,10 +45,10 @@ fn candidates(extras: &[Extra]) -> usize {
 fn pairs(queries: Tensor<2>, all: Tensor<2>, extras: &[Extra]) -> Pairs {
     let (device, dtype, count) = (queries.device(), queries.dtype(), candidates(extras));
     let floats = |values: &[f64]| Tensor::<1>::from_data(values, (&device, dtype));
-    let mut pairs = Pairs::new(queries, all.clone().slice([0..BATCH]));
+    let mut pairs = Pairs::new(queries, all.clone().slice(0..BATCH));
     for extra in extras {
         pairs = match extra {
-            HardNegatives => pairs.with_hard_negatives(all.clone().slice([BATCH..count])),
+            HardNegatives => pairs.with_hard_negatives(all.clone().slice(BATCH..count)),
             Ids => pairs.with_candidate_ids(Tensor::from_data(&IDS[..count], &device)),
             SamplingProbability => pairs.with_candidate_sampling_probability(floats(&PROBABILITY[..count])),
             Weights => pairs.with_sample_weight(floats(&WEIGHTS)),
@@ -175,7 +175,7 @@ fn no_temperature_and_no_norm_overflows() {
             let loss = InBatchSoftmaxConfig::new().with_temperature(Temperature::Fixed(temperature)).init(&device);
             let queries = (rows(4, 0.3, DType::F32) * scale).autodiff().require_grad();
             // A row of zeros has no direction.
-            let candidates = rows(4, 0.4, DType::F32).slice_fill([1..2], 0.0).autodiff().require_grad();
+            let candidates = rows(4, 0.4, DType::F32).slice_fill(1..2, 0.0).autodiff().require_grad();
             let value = loss.forward(queries.clone(), candidates.clone());
             let grads = value.backward();
             let all = [queries.grad(&grads), candidates.grad(&grads)].map(|grad| grad.unwrap().into_data());
@@ -240,8 +240,8 @@ fn cached_gradients_are_those_of_the_whole_batch() {
         loss: InBatchSoftmaxConfig::new().with_temperature(Temperature::Learned(0.1)).with_symmetric(true).init(&device),
     };
     let x = Tensor::<2>::random([7, 6], Distribution::Normal(0.0, 1.0), &device);
-    let queries = |rows: core::ops::Range<usize>| towers.queries.forward(x.clone().slice([rows]));
-    let candidates = |rows: core::ops::Range<usize>| towers.candidates.forward(x.clone().slice([rows]) * 2.0 + 0.3);
+    let queries = |rows: core::ops::Range<usize>| towers.queries.forward(x.clone().slice(rows));
+    let candidates = |rows: core::ops::Range<usize>| towers.candidates.forward(x.clone().slice(rows) * 2.0 + 0.3);
 
     let whole = towers.loss.forward(queries(0..7), candidates(0..7));
     let expected = GradientsParams::from_grads(whole.backward(), &towers);

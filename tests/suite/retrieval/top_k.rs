@@ -28,7 +28,7 @@ impl Case {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let similarity = if rng.random_bool(0.5) { Similarity::Dot } else { Similarity::Cosine };
-        let large = seed % 100 == 0;
+        let large = seed.is_multiple_of(100);
         let (most_queries, most_items) = if large { (40, 3000) } else { (5, 60) };
         let (queries, items) = (rng.random_range(0..=most_queries), rng.random_range(0..=most_items));
         let columns = if similarity == Similarity::Cosine { 4 } else { rng.random_range(0..=5) };

@@ -44,7 +44,7 @@ use crate::scan::ranges;
 /// let x = Tensor::<2>::random([5, 3], burn::tensor::Distribution::Default, &device);
 /// let loss = InBatchSoftmaxConfig::new().init(&device);
 ///
-/// let embed = |rows: core::ops::Range<usize>| tower.forward(x.clone().slice([rows]));
+/// let embed = |rows: core::ops::Range<usize>| tower.forward(x.clone().slice(rows));
 /// let mut accumulator = GradientsAccumulator::new();
 /// let value = gradient_cache(5, 2, embed, embed, |q, c| loss.forward(q, c), |grads| {
 ///     accumulator.accumulate(&tower, GradientsParams::from_grads(grads, &tower));
@@ -76,7 +76,7 @@ pub fn gradient_cache(
     for (embed, part) in towers.into_iter().zip(parts) {
         let Some(part) = part else { continue };
         for rows in ranges(rows, chunk) {
-            let part = Tensor::from_inner(part.clone().slice([rows.clone()]));
+            let part = Tensor::from_inner(part.clone().slice(rows.clone()));
             grads((embed(rows) * part).sum().backward());
         }
     }

@@ -268,14 +268,14 @@ impl InBatchSoftmax {
             cross_entropy(queries.clone() * scale.clone(), candidates.clone(), terms, chunk, with_grads);
         grads = grads.map(|(scaled, candidates)| (scaled * scale.clone(), candidates));
         if self.config.symmetric {
-            let positives = candidates.slice([0..batch]);
-            let ids = terms.ids.clone().map(|ids| ids.slice([0..batch]));
+            let positives = candidates.slice(0..batch);
+            let ids = terms.ids.clone().map(|ids| ids.slice(0..batch));
             let terms = Terms { log_q: None, ids, weights: terms.weights.clone() };
             let other = cross_entropy(positives * scale.clone(), queries, &terms, chunk, with_grads);
             loss = loss + other.loss;
             grads = grads.zip(other.grads).map(|((queries, candidates), (scaled, more_queries))| {
-                let positives = candidates.clone().slice([0..batch]) + scaled * scale;
-                (queries + more_queries, candidates.slice_assign([0..batch], positives))
+                let positives = candidates.clone().slice(0..batch) + scaled * scale;
+                (queries + more_queries, candidates.slice_assign(0..batch, positives))
             });
         }
         let each = weight.clone().unsqueeze::<2>();

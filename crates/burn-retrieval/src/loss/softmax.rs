@@ -41,8 +41,8 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
     let mut grad_v = Tensor::<2>::zeros([candidates, columns], (&device, dtype));
     let mut grad_positives = Vec::new();
     for rows in ranges(queries, chunk) {
-        let (x, positives) = (x.clone().slice([rows.clone()]), v.clone().slice([rows.clone()]));
-        let weights = terms.weights.clone().slice([rows.clone()]);
+        let (x, positives) = (x.clone().slice(rows.clone()), v.clone().slice(rows.clone()));
+        let weights = terms.weights.clone().slice(rows.clone());
         let mut scores: Tensor<2> = all_pairs(dtype).forward(x.clone(), v.clone());
         if let Some(log_q) = &terms.log_q {
             scores = scores - log_q.clone();
@@ -50,7 +50,7 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
         let own = Tensor::<1, Int>::arange(rows.start as i64..rows.end as i64, &device);
         let positive = scores.clone().gather(1, own.clone().unsqueeze_dim(1));
         let ids = terms.ids.clone().unwrap_or_else(|| Tensor::arange(0..candidates as i64, &device));
-        let id = ids.clone().slice([rows.clone()]).unsqueeze_dim::<2>(1);
+        let id = ids.clone().slice(rows.clone()).unsqueeze_dim::<2>(1);
         let none_of_its_negatives =
             id.expand([rows.len(), candidates]).equal(ids.unsqueeze::<2>().expand([rows.len(), candidates]));
         let scores = scores.mask_fill(none_of_its_negatives, f64::NEG_INFINITY);
