@@ -74,10 +74,10 @@ struct TrainArgs {
     #[arg(long, value_enum, default_value_t = Backend::Flex)]
     device: Backend,
     /// Passes over the training pairs
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
     /// Length of a word's vector
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1024))]
     dim: u32,
     /// Chooses the held-out words, the first weights and the order of training
     #[arg(long, default_value_t = 0)]

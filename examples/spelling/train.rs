@@ -17,11 +17,11 @@ use crate::{
 };
 
 const BATCH: usize = 1024;
-const LEARNING_RATE: f64 = 0.005;
+const LEARNING_RATE: f64 = 0.006;
 /// Words that a misspelling is nearest to, but that it does not mean.
-const CONFUSED: usize = 2;
+const CONFUSED: usize = 3;
 /// At most so many of them in a batch.
-const HARD_NEGATIVES: usize = 1024;
+const HARD_NEGATIVES: usize = 1536;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Objective {
