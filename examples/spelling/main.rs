@@ -311,7 +311,9 @@ fn open(backend: Backend) -> Result<Device> {
 
 /// Writes a file or folder under another name first, so that a failure leaves what was there before.
 fn save_whole(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let extension = file.extension().unwrap_or_default().to_string_lossy();
-    let part = file.with_extension(format!("part.{extension}"));
+    let part = match file.extension() {
+        Some(extension) => file.with_extension(format!("part.{}", extension.to_string_lossy())),
+        None => file.with_extension("part"),
+    };
     write(&part).and_then(|()| Ok(fs::rename(&part, file)?)).with_context(|| format!("cannot write {}", file.display()))
 }
