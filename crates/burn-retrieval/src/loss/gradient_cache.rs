@@ -1,0 +1,84 @@
+//! [`gradient_cache`].
+
+use core::ops::Range;
+
+use burn_core::tensor::{Gradients, Tensor};
+
+use crate::scan::ranges;
+
+/// Trains on a batch whose towers do not fit into memory: the gradients of a large batch, in the memory of a chunk.
+///
+/// ```text
+/// 1. embed all rows in chunks, without keeping what a backward pass needs
+/// 2. the loss of all embeddings, and its gradient with respect to them
+/// 3. embed each chunk again, and carry its part of the gradient back into the towers
+/// ```
+///
+/// `queries` and `candidates` embed the rows of a range. `loss` gets all embeddings. `grads` is called with the gradients of the loss's own
+/// parameters, then with those of each chunk of queries and of candidates: add them up, with Burn's `GradientsAccumulator` say. Returns the
+/// loss.
+///
+/// # Shapes
+///
+/// Each range of `m` rows is embedded as `(m, n)`; the loss is `[1]`.
+///
+/// # Numerics
+///
+/// The sum of the gradients is that of the whole batch, but for rounding. Towers run twice, and must give the same both times: no dropout.
+///
+/// # Panics
+///
+/// Where `chunk` is 0, or as `loss` does.
+///
+/// # Source
+///
+/// Gao et al. (2021), GradCache; `CachedMultipleNegativesRankingLoss` of sentence-transformers.
+///
+/// ```
+/// use burn::{nn::LinearConfig, prelude::*};
+/// use burn::optim::{GradientsAccumulator, GradientsParams};
+/// use burn_retrieval::{InBatchSoftmaxConfig, gradient_cache};
+///
+/// let device = Device::flex().autodiff();
+/// let tower = LinearConfig::new(3, 2).init(&device);
+/// let x = Tensor::<2>::random([5, 3], burn::tensor::Distribution::Default, &device);
+/// let loss = InBatchSoftmaxConfig::new().init(&device);
+///
+/// let embed = |rows: core::ops::Range<usize>| tower.forward(x.clone().slice(rows));
+/// let mut accumulator = GradientsAccumulator::new();
+/// let value = gradient_cache(5, 2, embed, embed, |q, c| loss.forward(q, c), |grads| {
+///     accumulator.accumulate(&tower, GradientsParams::from_grads(grads, &tower));
+/// });
+/// assert!(value.into_scalar::<f32>() > 0.0);
+/// let grads = accumulator.grads(); // as those of `loss.forward(embed(0..5), embed(0..5)).backward()`
+/// assert_eq!(grads.len(), 2);
+/// ```
+#[track_caller]
+pub fn gradient_cache(
+    rows: usize,
+    chunk: usize,
+    queries: impl Fn(Range<usize>) -> Tensor<2>,
+    candidates: impl Fn(Range<usize>) -> Tensor<2>,
+    loss: impl FnOnce(Tensor<2>, Tensor<2>) -> Tensor<1>,
+    mut grads: impl FnMut(Gradients),
+) -> Tensor<1> {
+    assert!(chunk > 0, "gradient_cache: a chunk of 0 rows holds nothing; give 1 or more");
+    let whole = |embed: &dyn Fn(Range<usize>) -> Tensor<2>| {
+        let chunks: Vec<_> = ranges(rows, chunk).map(|rows| embed(rows).detach()).collect();
+        (!chunks.is_empty()).then(|| Tensor::cat(chunks, 0).require_grad())
+    };
+    let towers: [&dyn Fn(Range<usize>) -> Tensor<2>; 2] = [&queries, &candidates];
+    let [whole_queries, whole_candidates] = towers.map(|embed| whole(embed).unwrap_or_else(|| embed(0..0).detach()));
+    let value = loss(whole_queries.clone(), whole_candidates.clone());
+    let of_embeddings = value.backward();
+    let parts = [whole_queries.grad(&of_embeddings), whole_candidates.grad(&of_embeddings)];
+    grads(of_embeddings);
+    for (embed, part) in towers.into_iter().zip(parts) {
+        let Some(part) = part else { continue };
+        for rows in ranges(rows, chunk) {
+            let part = Tensor::from_inner(part.clone().slice(rows.clone()));
+            grads((embed(rows) * part).sum().backward());
+        }
+    }
+    value.inner()
+}
