@@ -198,11 +198,14 @@ fn burn_alone_sums_axes_that_lie_in_reverse_wrongly() {
 /// of the larger shape, which is empty and never runs. Hence `zeros` in `reference.rs`.
 #[test]
 fn burn_alone_loses_an_operation_that_is_fused_with_an_empty_one() {
+    if is_cubecl() && !cfg!(feature = "fusion") {
+        return; // Nothing is fused, and the empty operation panics: see below.
+    }
     let device = device();
     let one = Tensor::<2>::ones([1, 3], &device) * 7.25;
     let _empty = Tensor::<2>::ones([0, 3], &device) * 7.25;
     let given = array(&one).data;
-    assert_eq!(given != [7.25; 3], is_cubecl() && cfg!(feature = "fusion"), "{given:?}");
+    assert_eq!(given != [7.25; 3], is_cubecl(), "{given:?}");
 }
 
 /// `CubeTensor::is_nonoverlapping` of burn-cubecl 0.22.1 subtracts 1 from each size. Where overflow is checked, an operation that may
