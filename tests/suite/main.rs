@@ -21,6 +21,7 @@ mod numerics;
 mod oracle;
 mod peers;
 mod properties;
+#[cfg(feature = "autodiff")]
 mod retrieval;
 mod run;
 mod seed;
