@@ -17,24 +17,26 @@
 
 use std::{
     fs,
-    ops::Range,
-    panic,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::nn::{Linear, LinearConfig, loss::BinaryCrossEntropyLossConfig};
 use burn::optim::{AdamConfig, GradientsParams, decay::WeightDecayConfig};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use burn_dot::{Dot, DotConfig};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::Deserialize;
+
+mod common;
+
+use common::{Backend, open, save_whole};
 
 /// Predict votes of the 109th US Senate: a Dense tower per side, then Dot, then a sigmoid.
 #[derive(Parser)]
@@ -57,14 +59,6 @@ struct Args {
     /// Folder with senators.csv, rollcalls.csv and votes.csv
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data"), hide_default_value = true)]
     data: PathBuf,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Backend {
-    Flex,
-    Ndarray,
-    Wgpu,
-    Cuda,
 }
 
 fn main() -> ExitCode {
@@ -118,48 +112,6 @@ fn run(args: &Args) -> Result<()> {
     save_whole(&picture, |part| draw_map(part, &model.places(), &senate.senators))?;
     println!("{}: the senators, as their votes place them", picture.display());
     Ok(())
-}
-
-/// Opens a device, or says in a line why it cannot be had.
-fn open(backend: Backend) -> Result<Device> {
-    let name = backend.to_possible_value().expect("no variant is hidden").get_name().to_owned();
-    let open: fn() -> Device = match backend {
-        #[cfg(feature = "flex")]
-        Backend::Flex => Device::flex,
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
-        Backend::Ndarray => Device::ndarray,
-        #[cfg(feature = "wgpu")]
-        Backend::Wgpu => || Device::wgpu(DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Backend::Cuda => || Device::cuda(0),
-        #[allow(unreachable_patterns)] // With every feature on, nothing is left.
-        _ => bail!("device {name} is not in this build; add --features {name} to the cargo command"),
-    };
-    // Burn panics where there is no adapter or driver. Ask for a first number, quietly.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| ()));
-    let opened = panic::catch_unwind(|| {
-        let device = open();
-        let two: f32 = (Tensor::<1>::ones([1], &device) + 1.0).into_scalar();
-        (two == 2.0).then_some(device)
-    });
-    panic::set_hook(hook);
-    match opened {
-        Ok(Some(device)) => Ok(device),
-        Ok(None) => bail!("device {name} cannot add: it gave a wrong answer for 1 + 1"),
-        Err(reason) => {
-            let reason = reason.downcast_ref::<String>().map(String::as_str).or(reason.downcast_ref::<&str>().copied());
-            bail!("device {name} is not available: {}", reason.unwrap_or("no reason given").lines().next().unwrap_or(""))
-        }
-    }
-}
-
-/// Writes a file under another name first, so that a failure leaves what was there before.
-fn save_whole(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let extension = file.extension().unwrap_or_default().to_string_lossy();
-    let part = file.with_extension(format!("part.{extension}"));
-    write(&part).and_then(|()| Ok(fs::rename(&part, file)?)).with_context(|| format!("cannot write {}", file.display()))
 }
 
 // --- Data ----------------------------------------------------------------------------------------------------------------
@@ -367,21 +319,7 @@ fn draw_map(file: &Path, places: &[[f32; 2]], senators: &[Senator]) -> Result<()
     // The sign of a component is arbitrary; put the Republicans on the right.
     let right: f32 = places.iter().zip(senators).filter(|(_, senator)| senator.party == "R").map(|(place, _)| place[0]).sum();
     let places: Vec<[f32; 2]> = places.iter().map(|&[x, y]| [x * right.signum(), y]).collect();
-    let (x, y) = (range(places.iter().map(|place| place[0])), range(places.iter().map(|place| place[1])));
-    let mut chart = ChartBuilder::on(&root)
-        .caption("109th US Senate, from its votes alone", ("sans-serif", 24))
-        .margin(16)
-        .x_label_area_size(36)
-        .y_label_area_size(36)
-        .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .disable_mesh()
-        .x_desc("first component")
-        .y_desc("second component")
-        .x_labels(0)
-        .y_labels(0)
-        .draw()?;
+    let mut chart = common::map(&root, "109th US Senate, from its votes alone", &places)?;
     let mut named: Vec<(i32, i32)> = Vec::new();
     for (party, name, colour) in [("D", "Democrats", BLUE), ("R", "Republicans", RED), ("Indep", "Independent", GREEN)] {
         let members = || places.iter().zip(senators).filter(move |(_, senator)| senator.party == party);
@@ -408,11 +346,4 @@ fn draw_map(file: &Path, places: &[[f32; 2]], senators: &[Senator]) -> Result<()
         .border_style(GREY)
         .draw()?;
     Ok(root.present()?)
-}
-
-/// The range of some numbers with a margin.
-fn range(numbers: impl Iterator<Item = f32>) -> Range<f32> {
-    let (low, high) = numbers.fold((f32::MAX, f32::MIN), |(low, high), x| (low.min(x), high.max(x)));
-    let margin = 0.08 * (high - low).max(f32::EPSILON);
-    low - margin..high + margin
 }

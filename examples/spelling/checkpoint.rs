@@ -10,8 +10,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    common::save_whole,
     features::Features,
-    save_whole,
     train::{Epoch, Settings, State},
 };
 

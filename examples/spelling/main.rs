@@ -17,19 +17,21 @@
 //! ```
 
 use std::{
-    fs, panic,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::prelude::*;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 mod baselines;
 mod checkpoint;
+#[path = "../common/mod.rs"]
+mod common;
 mod data;
 mod features;
 mod model;
@@ -37,6 +39,7 @@ mod pictures;
 mod saved;
 mod train;
 
+use common::{Backend, open, save_whole};
 use data::{Pair, Spellings};
 use features::Features;
 use model::{Side, Towers};
@@ -94,14 +97,6 @@ struct TrainArgs {
     /// Go on from the last checkpoint in the folder
     #[arg(long)]
     resume: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Backend {
-    Flex,
-    Ndarray,
-    Wgpu,
-    Cuda,
 }
 
 fn main() -> ExitCode {
@@ -272,48 +267,4 @@ fn correct(words: &[String], backend: Backend, out: &Path) -> Result<()> {
     }
     println!("{} of {} words in {:.1} ms", words.len(), saved.words.len(), took.as_secs_f64() * 1e3);
     Ok(())
-}
-
-/// Opens a device, or says in a line why it cannot be had.
-fn open(backend: Backend) -> Result<Device> {
-    let name = backend.to_possible_value().expect("no variant is hidden").get_name().to_owned();
-    let open: fn() -> Device = match backend {
-        #[cfg(feature = "flex")]
-        Backend::Flex => Device::flex,
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
-        Backend::Ndarray => Device::ndarray,
-        #[cfg(feature = "wgpu")]
-        Backend::Wgpu => || Device::wgpu(DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Backend::Cuda => || Device::cuda(0),
-        #[allow(unreachable_patterns)] // With every feature on, nothing is left.
-        _ => bail!("device {name} is not in this build; add --features {name} to the cargo command"),
-    };
-    // Burn panics where there is no adapter or driver. Ask for a first number, quietly.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| ()));
-    let opened = panic::catch_unwind(|| {
-        let device = open();
-        let two: f32 = (Tensor::<1>::ones([1], &device) + 1.0).into_scalar();
-        (two == 2.0).then_some(device)
-    });
-    panic::set_hook(hook);
-    match opened {
-        Ok(Some(device)) => Ok(device),
-        Ok(None) => bail!("device {name} cannot add: it gave a wrong answer for 1 + 1"),
-        Err(reason) => {
-            let reason = reason.downcast_ref::<String>().map(String::as_str).or(reason.downcast_ref::<&str>().copied());
-            bail!("device {name} is not available: {}", reason.unwrap_or("no reason given").lines().next().unwrap_or(""))
-        }
-    }
-}
-
-/// Writes a file or folder under another name first, so that a failure leaves what was there before.
-fn save_whole(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let part = match file.extension() {
-        Some(extension) => file.with_extension(format!("part.{}", extension.to_string_lossy())),
-        None => file.with_extension("part"),
-    };
-    write(&part).and_then(|()| Ok(fs::rename(&part, file)?)).with_context(|| format!("cannot write {}", file.display()))
 }

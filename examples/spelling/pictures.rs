@@ -1,11 +1,11 @@
 //! Pictures: recall over training, and a map of words among their misspellings.
 
-use std::{ops::Range, path::Path};
+use std::path::Path;
 
 use anyhow::Result;
 use plotters::prelude::*;
 
-use crate::{baselines::Recall, train::Epoch};
+use crate::{baselines::Recall, common, train::Epoch};
 
 const BLUE: RGBColor = RGBColor(0x1f, 0x5f, 0xa8);
 const GREEN: RGBColor = RGBColor(0x2e, 0x8b, 0x57);
@@ -67,21 +67,8 @@ pub struct Place {
 pub fn draw_map(file: &Path, places: &[Place]) -> Result<()> {
     let root = SVGBackend::new(file, (1000, 800)).into_drawing_area();
     root.fill(&WHITE)?;
-    let axis = |axis: usize| range(places.iter().map(move |place| place.at[axis]));
-    let mut chart = ChartBuilder::on(&root)
-        .caption("Held-out words among their misspellings", ("sans-serif", 24))
-        .margin(16)
-        .x_label_area_size(36)
-        .y_label_area_size(36)
-        .build_cartesian_2d(axis(0), axis(1))?;
-    chart
-        .configure_mesh()
-        .disable_mesh()
-        .x_desc("first component")
-        .y_desc("second component")
-        .x_labels(0)
-        .y_labels(0)
-        .draw()?;
+    let at: Vec<[f32; 2]> = places.iter().map(|place| place.at).collect();
+    let mut chart = common::map(&root, "Held-out words among their misspellings", &at)?;
     let mut named: Vec<(i32, i32)> = Vec::new();
     // Words first: where two names would collide the first stays.
     for correct in [true, false] {
@@ -98,11 +85,4 @@ pub fn draw_map(file: &Path, places: &[Place]) -> Result<()> {
         }
     }
     Ok(root.present()?)
-}
-
-/// The range of some numbers with a margin.
-fn range(numbers: impl Iterator<Item = f32>) -> Range<f32> {
-    let (low, high) = numbers.fold((f32::MAX, f32::MIN), |(low, high), x| (low.min(x), high.max(x)));
-    let margin = 0.08 * (high - low).max(f32::EPSILON);
-    low - margin..high + margin
 }

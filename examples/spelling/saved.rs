@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{features::Features, model::Towers, save_whole};
+use crate::{common::save_whole, features::Features, model::Towers};
 
 /// What `spelling.json` holds.
 #[derive(Serialize, Deserialize)]

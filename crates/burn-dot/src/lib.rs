@@ -10,7 +10,7 @@
 //!
 //! | module | role |
 //! |---|---|
-//! | `dot` | [`DotConfig`], [`Dot`], [`dot()`]: what a user touches; checks the inputs |
+//! | `config`, `dot` | [`DotConfig`], [`Dot`], [`dot()`]: what a user touches; checks the inputs |
 //! | `keras` | [`KerasLayer`] and the dictionaries of `get_config()` |
 //! | `backward` | the derivation of the gradient, and the product as one operation of `Autodiff<B, C>` |
 //! | `ops` | the backend-extension trait and the one list of backends |
@@ -28,6 +28,7 @@ extern crate alloc;
 
 #[cfg(feature = "autodiff")]
 mod backward;
+mod config;
 #[cfg(feature = "flex")]
 mod cpu;
 mod dot;
@@ -41,12 +42,13 @@ mod layout;
 // All that is unused then hangs on the trait in here.
 #[cfg_attr(not(feature = "autodiff"), allow(dead_code, reason = "only a backward pass asks for gradients"))]
 mod ops;
-#[cfg(any(feature = "flex", feature = "_cube"))]
+#[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels are chosen"))]
 mod path;
 mod plan;
 mod reference;
 
-pub use dot::{Dot, DotConfig, dot};
+pub use config::DotConfig;
+pub use dot::{Dot, dot};
 pub use error::{Axis, DotError, Operand, Shapes};
 /// For tests.
 #[cfg(feature = "_cube")]

@@ -34,7 +34,8 @@ use burn_core::backend::Flex;
 use crate::{cpu, plan::Wanted};
 use crate::{
     error::Operand,
-    plan::{FloatOptions, Plan, SavedBy},
+    path::Path,
+    plan::{FloatOptions, Plan},
     reference,
 };
 
@@ -44,7 +45,7 @@ pub enum Saved<B: Backend> {
     Nothing,
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
     #[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels keep any"))]
-    Norms(FloatTensor<B>, SavedBy),
+    Norms(FloatTensor<B>, Path),
 }
 
 #[cfg(feature = "flex")]

@@ -2,9 +2,9 @@
 
 use crate::{error::Operand, plan::Plan};
 
-/// The kernel of a product.
+/// The kernel of a product. What one saves for the backward pass, the same alone can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
+pub enum Path {
     /// Dot products row by row (dot, gemv): this operand has a single vector for each batch index.
     Reduction { vector: Operand },
     /// Matrix products.

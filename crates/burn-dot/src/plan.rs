@@ -319,16 +319,6 @@ impl Wanted {
     }
 }
 
-/// Which kernel saved something for the backward pass: only the same one can read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels save"))]
-pub enum SavedBy {
-    /// Rows, where this input has a single vector for each batch index.
-    Rows(Operand),
-    /// Matrices.
-    Matrices,
-}
-
 impl Plan {
     /// Plans the product of two shapes.
     pub(crate) fn new(

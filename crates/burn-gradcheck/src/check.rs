@@ -10,9 +10,10 @@ use burn_core::module::Module;
 use burn_core::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::{
+    failure::Failure,
     function::{Evaluate, Function},
     numbers::epsilon,
-    report::{Failure, Report},
+    report::Report,
     step::Step,
     subject::{Arguments, Both, Inputs, Outputs, Parameters, Subject},
 };

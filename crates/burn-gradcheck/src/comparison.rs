@@ -2,9 +2,10 @@
 
 use crate::{
     GradCheck,
+    failure::Failure,
     numbers::{epsilon, index_of, largest, signed},
     numeric::{Differences, Doubt, Finding, Move, Slope},
-    report::{Failure, GradientKind, Row},
+    report::{GradientKind, Row},
     subject::Leaf,
 };
 

@@ -3,11 +3,12 @@
 use crate::{
     GradCheck,
     comparison::{Comparison, NAMED},
+    failure::Failure,
     function::{Evaluate, How},
     hint::hint,
     numbers::{OTHERS, cotangent, epsilon, largest, round_to},
     numeric::{Differences, Finding},
-    report::{Failure, GradientKind, Report, Row},
+    report::{GradientKind, Report, Row},
     subject::{Gradient, Leaf},
 };
 

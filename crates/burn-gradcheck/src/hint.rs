@@ -1,6 +1,6 @@
 //! What the mismatches of an input have in common.
 
-use crate::{report::Hint, subject::Leaf};
+use crate::{failure::Hint, subject::Leaf};
 
 /// What the mismatches look like.
 pub(crate) fn hint(

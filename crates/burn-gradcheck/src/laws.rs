@@ -2,9 +2,10 @@
 
 use crate::{
     GradCheck,
+    failure::Failure,
     function::{Evaluate, How},
     numbers::{OTHERS, epsilon, first_difference, index_of, largest},
-    report::{Failure, Report},
+    report::Report,
     subject::{Gradient, Leaf},
 };
 

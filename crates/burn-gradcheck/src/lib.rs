@@ -2,6 +2,7 @@
 
 mod check;
 mod comparison;
+mod failure;
 mod formula;
 mod function;
 mod hint;
@@ -15,6 +16,7 @@ mod step;
 mod subject;
 
 pub use check::{GradCheck, self_test};
-pub use report::{Failure, GradCheckError, GradientKind, Hint, Precision, Report, Row};
+pub use failure::{Failure, Hint};
+pub use report::{GradCheckError, GradientKind, Precision, Report, Row};
 pub use step::Step;
 pub use subject::{Input, Inputs, Outputs};

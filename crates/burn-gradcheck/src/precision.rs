@@ -3,9 +3,10 @@
 use crate::{
     GradCheck,
     check::quietly,
+    failure::Failure,
     function::{Evaluate, How},
     numbers::{OTHERS, cotangent, epsilon, index_of, largest, round_to, signed},
-    report::{Failure, Precision, Report},
+    report::{Precision, Report},
     subject::{Gradient, Leaf},
 };
 use burn_core::tensor::DType;

@@ -5,9 +5,10 @@ use burn_core::tensor::DType;
 use crate::{
     GradCheck,
     check::quietly,
+    failure::Failure,
     function::{Evaluate, How},
     numbers::{largest, round_to, signed},
-    report::{Failure, Report},
+    report::Report,
     subject::Leaf,
 };
 

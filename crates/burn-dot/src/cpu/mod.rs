@@ -18,7 +18,7 @@ use crate::{
     error::Operand,
     layout,
     path::{Pass, Path},
-    plan::{FloatOptions, Plan, SavedBy, Wanted},
+    plan::{FloatOptions, Plan, Wanted},
 };
 
 #[cfg_attr(
@@ -61,12 +61,12 @@ pub(crate) struct Forward {
 pub(crate) struct Saved {
     pub norms: FlexTensor,
     /// Who alone can read them.
-    pub by: SavedBy,
+    pub by: Path,
 }
 
 impl Saved {
     /// The first element, where these are so many of this dtype, contiguous, by the path that is to read them.
-    fn read_by<T: Stored>(&self, by: SavedBy, count: usize) -> Option<*const T> {
+    fn read_by<T: Stored>(&self, by: Path, count: usize) -> Option<*const T> {
         let Saved { norms, by: saved_by } = self;
         let fits = norms.dtype() == T::dtype() && norms.is_contiguous() && norms.layout().num_elements() == count;
         (*saved_by == by && fits).then(|| base_ptr::<T>(norms))
@@ -175,7 +175,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
         unsafe { matrices::forward(Matrices { x, y, out: out.as_mut_ptr() }, space, both) };
         let saved = norms.filter(|norms| worth(norms.len(), size_of::<T::Compute>())).map(|norms| {
             let shape = [norms.len()];
-            Saved { norms: FlexTensor::from_data(TensorData::new(norms, shape)), by: SavedBy::Matrices }
+            Saved { norms: FlexTensor::from_data(TensorData::new(norms, shape)), by: Path::Gemm }
         });
         return Some(Forward { out: out.into_tensor(), saved });
     };
@@ -193,7 +193,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let complete = unsafe {
         reduction::forward(Rows { x, y, out: out.as_mut_ptr(), dx: None, dy: None, saved: to_save }, &space, epsilon)
     };
-    let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: SavedBy::Rows(vector) });
+    let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: Path::Reduction { vector } });
     complete.then(|| Forward { out: out.into_tensor(), saved })
 }
 
@@ -254,7 +254,7 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     }
     // Only read.
     let out = base_ptr::<O>(grad).cast_mut();
-    let saved = saved.and_then(|saved| saved.read_by::<f64>(SavedBy::Rows(vector), saved_rows(plan).iter().product()));
+    let saved = saved.and_then(|saved| saved.read_by::<f64>(Path::Reduction { vector }, saved_rows(plan).iter().product()));
     let saved = saved.map(|saved| saved.cast_mut().cast());
     let rows = Rows { x: x.input(), y: y.input(), out, dx: x.gradient(), dy: y.gradient(), saved };
     // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
@@ -273,7 +273,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
 ) -> bool {
     let (x, y) = (lhs.input(), rhs.input());
     let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
-    let saved = saved.and_then(|saved| saved.read_by::<T::Compute>(SavedBy::Matrices, counts[0] + counts[1]));
+    let saved = saved.and_then(|saved| saved.read_by::<T::Compute>(Path::Gemm, counts[0] + counts[1]));
     let made;
     let norms = match (epsilon, saved) {
         (None, _) => None,

@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use burn_core::backend::TensorMetadata;
 use burn_core::backend::cubecl::dtype_to_storage_type;
 use burn_core::tensor::{DType, FloatDType, Shape};
-use burn_cubecl::{cubecl, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use burn_cubecl::{cubecl, kernel::untile, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use burn_std::tensor::contiguous_strides;
 use cubecl::{
     client::Client,
     features::Plane,
@@ -17,7 +18,49 @@ use cubecl::{
 use smallvec::{SmallVec, smallvec};
 
 use super::kernels::{self, Reduction};
-use crate::layout::{Axes, Axis};
+use crate::{
+    layout::{Axes, Axis},
+    plan::FloatOptions,
+};
+
+/// Dtypes of a product.
+#[derive(Clone, Copy)]
+pub(super) struct DTypes {
+    pub input: FloatDType,
+    pub output: FloatDType,
+    pub accumulator: FloatDType,
+}
+
+impl DTypes {
+    pub fn new(input: FloatDType, options: FloatOptions) -> Self {
+        DTypes { input, output: options.output.unwrap_or(input), accumulator: options.accumulator(input) }
+    }
+
+    /// What a normalized gradient is clamped to; see `reference::cast_finite`.
+    pub fn limit(&self) -> f64 {
+        self.input.finfo().max
+    }
+
+    /// Whether a gradient may be larger than its dtype holds.
+    pub fn is_narrow(&self) -> bool {
+        self.input != self.accumulator
+    }
+}
+
+/// An input of a kernel, whose axes are those of the plan: on that, and on Burn's own strides, it rests that indices of a [`Space`] lie within it.
+pub(super) fn input(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
+    assert_eq!(tensor.shape()[..], *shape, "a tensor of the shape that was planned");
+    untile(tensor)
+}
+
+pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {
+    tensor.meta.strides().iter().map(|&stride| stride as isize).collect()
+}
+
+/// Strides of a gradient, which is contiguous.
+pub(super) fn contiguous(shape: &[usize]) -> Vec<isize> {
+    contiguous_strides(shape).iter().map(|&stride| stride as isize).collect()
+}
 
 /// Axes of a view, one group behind the other.
 pub(super) type AxisGroup = SmallVec<[Axis; 3]>;
@@ -191,22 +234,12 @@ static FORCED: AtomicU8 = AtomicU8::new(0);
 
 /// Makes all launches from now on reduce rows this way, and the kernels take rows that are composed otherwise: for tests.
 pub fn force_reduction(reduction: Option<Reduction>) {
-    let number = match reduction {
-        None => 0,
-        Some(Reduction::Unit) => 1,
-        Some(Reduction::Plane) => 2,
-        Some(Reduction::Shared) => 3,
-    };
-    FORCED.store(number, Ordering::Relaxed);
+    FORCED.store(reduction.map_or(0, |reduction| reduction as u8), Ordering::Relaxed);
 }
 
 pub(super) fn forced() -> Option<Reduction> {
-    match FORCED.load(Ordering::Relaxed) {
-        1 => Some(Reduction::Unit),
-        2 => Some(Reduction::Plane),
-        3 => Some(Reduction::Shared),
-        _ => None,
-    }
+    let forced = FORCED.load(Ordering::Relaxed);
+    Reduction::ALL.into_iter().find(|&reduction| reduction as u8 == forced)
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use burn_cubecl::{
 use super::{
     kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
     launch::{
-        AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
+        AxisGroup, DTypes, Grid, Units, View, address, block, contiguous, count, elem, elementwise, empty, input, scalar,
+        stand_in, strides, terms, whole, width,
     },
-    rows::{DTypes, contiguous, input, strides},
 };
 use crate::{
     layout::{Axes, Axis, DX, DY, Space, Strides, X, X_INDEX, Y, Y_INDEX},

@@ -1,7 +1,7 @@
 //! Kernels for GPUs: one implementation for all CubeCL runtimes (wgpu, vulkan, metal, webgpu, cuda, rocm).
 //!
 //! ```text
-//! DotOps → choose (way) → GpuOps, lazy under fusion → rows, matrices (launches) → kernels
+//! DotOps → choose → GpuOps, lazy under fusion → rows, matrices (launches) → kernels
 //! ```
 //!
 //! | product | forward | backward |
@@ -51,21 +51,20 @@ use crate::{
     error::Operand,
     ops::{DotOps, Saved},
     path::{Pass, Path},
-    plan::{FloatOptions, Plan, SavedBy},
+    plan::{FloatOptions, Plan},
     reference,
 };
 
-/// How a product is computed by kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Rows, where this input has a single vector for each batch index.
-    Rows(Operand),
-    /// Normalized matrices.
-    Matrices,
+/// A product, and the kernels that were chosen for a pass of it.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    pub plan: Arc<Plan>,
+    pub options: FloatOptions,
+    pub path: Path,
 }
 
-/// The way of a pass, or none if it is composed.
-fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, forced: bool, pass: Pass) -> Option<Way> {
+/// The kernels of a pass, or none if it is composed.
+fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, forced: bool, pass: Pass) -> Option<Path> {
     let known = |dtype| matches!(dtype, FloatDType::F64 | FloatDType::F32 | FloatDType::F16 | FloatDType::BF16);
     if plan.is_trivial() || !known(input) || !options.output.is_none_or(known) {
         return None;
@@ -74,17 +73,16 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
     // Vectors that meet a matrix that is broadcast along the batch are the rows of a matrix themselves. Only where both inputs have a single
     // vector for each batch index is it a product of rows.
     let of_rows = if plan.m == 1 && plan.n == 1 { pass } else { Pass::Backward };
-    match Path::choose(plan, None, of_rows) {
-        Path::Reduction { vector } => {
-            let composed = !normalized && !device.planes && plan.k <= reference::LONGEST_ROW_SUM && !forced;
-            (!composed).then_some(Way::Rows(vector))
-        }
+    let path = Path::choose(plan, None, of_rows);
+    let has_kernels = match path {
+        Path::Reduction { .. } => normalized || device.planes || plan.k > reference::LONGEST_ROW_SUM || forced,
         Path::Gemm => {
             let longest = if pass == Pass::Forward { plan.k } else { plan.m.max(plan.n) };
             let is_summed = pass == Pass::Backward && plan.is_broadcast();
-            (normalized && longest <= reference::LONGEST_PRODUCT && !is_summed).then_some(Way::Matrices)
+            normalized && longest <= reference::LONGEST_PRODUCT && !is_summed
         }
-    }
+    };
+    has_kernels.then_some(path)
 }
 
 /// A product on a CubeCL device, and how its passes are computed.
@@ -100,37 +98,30 @@ impl<'a> Product<'a> {
         Product { plan, options, dtype: dtype.into(), device: Units::of(&device.client()) }
     }
 
-    fn way(&self, pass: Pass) -> Option<Way> {
-        choose(self.plan, self.dtype, self.options, self.device, forced().is_some(), pass)
+    fn choose(&self, pass: Pass) -> Option<Chosen> {
+        let path = choose(self.plan, self.dtype, self.options, self.device, forced().is_some(), pass)?;
+        Some(Chosen { plan: self.plan.clone(), options: self.options, path })
     }
 
     fn forward<B: GpuOps>(&self, lhs: FloatTensor<B>, rhs: FloatTensor<B>, save: bool) -> (FloatTensor<B>, Saved<B>) {
-        let (plan, options) = (self.plan.clone(), self.options);
-        let Some(way) = self.way(Pass::Forward) else {
-            return (reference::float_dot::<B>(lhs, rhs, self.plan, options), Saved::Nothing);
+        let Some(chosen) = self.choose(Pass::Forward) else {
+            return (reference::float_dot::<B>(lhs, rhs, self.plan, self.options), Saved::Nothing);
         };
-        if save && options.normalize.is_some() && self.way(Pass::Backward) == Some(way) {
-            let (out, saved) = B::gpu_dot_saving(lhs, rhs, plan, options, way);
-            return (out, Saved::Norms(saved, way.into()));
+        let path = chosen.path;
+        let is_read = || self.choose(Pass::Backward).is_some_and(|backward| backward.path == path);
+        if save && self.options.normalize.is_some() && is_read() {
+            let (out, saved) = B::gpu_dot_saving(lhs, rhs, chosen);
+            return (out, Saved::Norms(saved, path));
         }
-        (B::gpu_dot(lhs, rhs, plan, options, way), Saved::Nothing)
+        (B::gpu_dot(lhs, rhs, chosen), Saved::Nothing)
     }
 
     /// How the gradients are computed, and what the kernels read beside inputs and gradient: of a plain product nothing, so any tensor.
-    fn backward<B: GpuOps>(&self, grad: &FloatTensor<B>, saved: Saved<B>) -> Option<(Way, FloatTensor<B>)> {
-        let way = self.way(Pass::Backward)?;
+    fn backward<B: GpuOps>(&self, grad: &FloatTensor<B>, saved: Saved<B>) -> Option<(Chosen, FloatTensor<B>)> {
+        let chosen = self.choose(Pass::Backward)?;
         match saved {
-            Saved::Norms(saved, by) => (by == way.into()).then_some((way, saved)),
-            Saved::Nothing => self.options.normalize.is_none().then(|| (way, grad.clone())),
-        }
-    }
-}
-
-impl From<Way> for SavedBy {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::Rows(vector) => SavedBy::Rows(vector),
-            Way::Matrices => SavedBy::Matrices,
+            Saved::Norms(saved, by) => (by == chosen.path).then_some((chosen, saved)),
+            Saved::Nothing => self.options.normalize.is_none().then(|| (chosen, grad.clone())),
         }
     }
 }
@@ -166,7 +157,7 @@ macro_rules! dot_ops {
             of: Operand,
         ) -> FloatTensor<Self> {
             match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
-                Some((way, saved)) => Self::gpu_dot_grad(lhs, rhs, grad, saved, plan, options, way, of),
+                Some((chosen, saved)) => Self::gpu_dot_grad(lhs, rhs, grad, saved, chosen, of),
                 None => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
             }
         }
@@ -180,7 +171,7 @@ macro_rules! dot_ops {
             options: FloatOptions,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
             match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
-                Some((way, saved)) => Self::gpu_dot_grads(lhs, rhs, grad, saved, plan, options, way),
+                Some((chosen, saved)) => Self::gpu_dot_grads(lhs, rhs, grad, saved, chosen),
                 None => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
             }
         }
@@ -212,9 +203,9 @@ mod tests {
         let gpu = Units { planes: true, plane: 32, most: 256 };
         let without_planes = Units { planes: false, ..gpu };
         let (plain, cosine) = (None, Some(1e-6));
-        let rows = |vector| Some(Way::Rows(vector));
-        let matrices = Some(Way::Matrices);
-        type Case = (&'static [usize], &'static [usize], (isize, isize), Option<f64>, Units, Pass, Option<Way>);
+        let rows = |vector| Some(Path::Reduction { vector });
+        let matrices = Some(Path::Gemm);
+        type Case = (&'static [usize], &'static [usize], (isize, isize), Option<f64>, Units, Pass, Option<Path>);
         let cases: &[Case] = &[
             // Rows.
             (&[5, 64], &[5, 64], (1, 1), cosine, gpu, Forward, rows(Lhs)),
@@ -247,13 +238,13 @@ mod tests {
             assert_eq!(given, expected, "{lhs:?} · {rhs:?} along {axes:?}, {normalize:?}, {device:?}, {pass:?}");
         }
         let plan = Plan::new(&Axes::from(1), 1, true, &[5, 64], &[5, 64]).unwrap();
-        let way = |input, output| {
+        let path = |input, output| {
             let options = FloatOptions { normalize: cosine, output };
             choose(&plan, input, options, gpu, false, Forward)
         };
-        assert_eq!(way(FloatDType::F16, Some(FloatDType::F32)), rows(Lhs));
+        assert_eq!(path(FloatDType::F16, Some(FloatDType::F32)), rows(Lhs));
         // Stored as f32, computed as whatever the device likes: Burn's to choose.
-        assert_eq!(way(FloatDType::Flex32, None), None);
-        assert_eq!(way(FloatDType::F32, Some(FloatDType::Flex32)), None);
+        assert_eq!(path(FloatDType::Flex32, None), None);
+        assert_eq!(path(FloatDType::F32, Some(FloatDType::Flex32)), None);
     }
 }

@@ -9,38 +9,28 @@ mod shim {
     }
 }
 
-use alloc::sync::Arc;
-
 use burn_core::backend::{Backend, backend_extension, tensor::FloatTensor};
 use burn_core::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_fusion::custom::TensorSpec;
 use shim as burn;
 
-use super::{Way, matrices, rows};
-use crate::{
-    error::Operand,
-    plan::{FloatOptions, Plan, Wanted},
-};
+use super::{Chosen, matrices, rows};
+use crate::{error::Operand, path::Path, plan::Wanted};
 
-fn output_dtype(input: DType, options: &FloatOptions) -> DType {
-    options.output.map_or(input, DType::from)
+fn output_dtype(input: DType, chosen: &Chosen) -> DType {
+    chosen.options.output.map_or(input, DType::from)
 }
 
 /// The output, and what is saved.
-fn saving_specs(
-    lhs: &TensorSpec,
-    _rhs: &TensorSpec,
-    plan: &Arc<Plan>,
-    options: &FloatOptions,
-    way: &Way,
-) -> (TensorSpec, TensorSpec) {
-    let saved = match way {
-        Way::Rows(_) => rows::saved_shape(plan),
-        Way::Matrices => matrices::saved_shape(plan),
+fn saving_specs(lhs: &TensorSpec, _rhs: &TensorSpec, chosen: &Chosen) -> (TensorSpec, TensorSpec) {
+    let Chosen { plan, options, path } = chosen;
+    let saved = match path {
+        Path::Reduction { .. } => rows::saved_shape(plan),
+        Path::Gemm => matrices::saved_shape(plan),
     };
     let accumulator = options.accumulator(lhs.dtype.into());
-    (TensorSpec::new(plan.output.clone(), output_dtype(lhs.dtype, options)), TensorSpec::new(saved.into(), accumulator.into()))
+    (TensorSpec::new(plan.output.clone(), output_dtype(lhs.dtype, chosen)), TensorSpec::new(saved.into(), accumulator.into()))
 }
 
 /// The gradients: of the same shapes and dtypes as the inputs.
@@ -49,35 +39,21 @@ fn grads_specs(
     rhs: &TensorSpec,
     _grad: &TensorSpec,
     _saved: &TensorSpec,
-    _plan: &Arc<Plan>,
-    _options: &FloatOptions,
-    _way: &Way,
+    _chosen: &Chosen,
 ) -> (TensorSpec, TensorSpec) {
     (lhs.clone(), rhs.clone())
 }
 
-/// A product that kernels compute, in the way that was chosen. `saved` is what [`gpu_dot_saving`](Self::gpu_dot_saving) gave, and is not read
+/// A product by the kernels that were chosen. `saved` is what [`gpu_dot_saving`](Self::gpu_dot_saving) gave, and is not read
 /// where the product is plain.
 #[backend_extension(Cube, Fusion)]
-#[allow(clippy::too_many_arguments)]
 pub trait GpuOps: Backend {
-    #[fusion(dtype = output_dtype(lhs, options), shape = plan.output.clone())]
-    fn gpu_dot(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
-    ) -> FloatTensor<Self>;
+    #[fusion(dtype = output_dtype(lhs, chosen), shape = chosen.plan.output.clone())]
+    fn gpu_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, chosen: Chosen) -> FloatTensor<Self>;
 
     #[fusion(meta = saving_specs)]
-    fn gpu_dot_saving(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    fn gpu_dot_saving(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, chosen: Chosen)
+    -> (FloatTensor<Self>, FloatTensor<Self>);
 
     #[fusion(dtype = lhs, shape = match of {
         Operand::Lhs => lhs.clone(),
@@ -88,9 +64,7 @@ pub trait GpuOps: Backend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
+        chosen: Chosen,
         of: Operand,
     ) -> FloatTensor<Self>;
 
@@ -100,36 +74,28 @@ pub trait GpuOps: Backend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
+        chosen: Chosen,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl GpuOps for CubeBackend {
-    fn gpu_dot(
-        lhs: FloatTensor<Self>,
-        rhs: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
-    ) -> FloatTensor<Self> {
-        match way {
-            Way::Rows(_) => rows::forward(lhs, rhs, &plan, options, false).0,
-            Way::Matrices => matrices::forward(lhs, rhs, &plan, options).0,
+    fn gpu_dot(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, chosen: Chosen) -> FloatTensor<Self> {
+        let Chosen { plan, options, path } = chosen;
+        match path {
+            Path::Reduction { .. } => rows::forward(lhs, rhs, &plan, options, false).0,
+            Path::Gemm => matrices::forward(lhs, rhs, &plan, options).0,
         }
     }
 
     fn gpu_dot_saving(
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
+        chosen: Chosen,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match way {
-            Way::Rows(_) => rows::forward(lhs, rhs, &plan, options, true),
-            Way::Matrices => matrices::forward(lhs, rhs, &plan, options),
+        let Chosen { plan, options, path } = chosen;
+        match path {
+            Path::Reduction { .. } => rows::forward(lhs, rhs, &plan, options, true),
+            Path::Gemm => matrices::forward(lhs, rhs, &plan, options),
         }
     }
 
@@ -138,12 +104,10 @@ impl GpuOps for CubeBackend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
+        chosen: Chosen,
         of: Operand,
     ) -> FloatTensor<Self> {
-        let [lhs, rhs] = gradients([lhs, rhs], grad, saved, &plan, options, way, Wanted::only(of));
+        let [lhs, rhs] = gradients([lhs, rhs], grad, saved, chosen, Wanted::only(of));
         lhs.or(rhs).expect("the one that is wanted")
     }
 
@@ -152,11 +116,9 @@ impl GpuOps for CubeBackend {
         rhs: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         saved: FloatTensor<Self>,
-        plan: Arc<Plan>,
-        options: FloatOptions,
-        way: Way,
+        chosen: Chosen,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [lhs, rhs] = gradients([lhs, rhs], grad, saved, &plan, options, way, Wanted::BOTH);
+        let [lhs, rhs] = gradients([lhs, rhs], grad, saved, chosen, Wanted::BOTH);
         (lhs.expect("wanted"), rhs.expect("wanted"))
     }
 }
@@ -165,13 +127,11 @@ fn gradients(
     inputs: [FloatTensor<CubeBackend>; 2],
     grad: FloatTensor<CubeBackend>,
     saved: FloatTensor<CubeBackend>,
-    plan: &Plan,
-    options: FloatOptions,
-    way: Way,
+    Chosen { plan, options, path }: Chosen,
     wanted: Wanted,
 ) -> [Option<FloatTensor<CubeBackend>>; 2] {
-    match way {
-        Way::Rows(vector) => rows::backward(inputs, grad, &saved, plan, options, vector, wanted),
-        Way::Matrices => matrices::backward(inputs, grad, &saved, plan, options, wanted),
+    match path {
+        Path::Reduction { vector } => rows::backward(inputs, grad, &saved, &plan, options, vector, wanted),
+        Path::Gemm => matrices::backward(inputs, grad, &saved, &plan, options, wanted),
     }
 }

@@ -1,13 +1,13 @@
 //! Row products: which launches a forward and a backward pass need.
 
 use burn_core::backend::TensorMetadata;
-use burn_core::tensor::FloatDType;
-use burn_cubecl::{kernel::untile, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 
 use super::{
     kernels::rows::{self as kernels, SAVED},
     launch::{
-        AxisGroup, Grid, Units, View, address, block, count, elem, elementwise, empty, scalar, stand_in, terms, whole, width,
+        AxisGroup, DTypes, Grid, Units, View, address, block, contiguous, count, elem, elementwise, empty, input, scalar,
+        stand_in, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -19,40 +19,6 @@ use crate::{
 /// Elements saved for the backward pass of a normalized product.
 pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
     [plan.batch * plan.m * plan.n * SAVED]
-}
-
-/// Dtypes of a product.
-#[derive(Clone, Copy)]
-pub(super) struct DTypes {
-    pub input: FloatDType,
-    pub output: FloatDType,
-    pub accumulator: FloatDType,
-}
-
-impl DTypes {
-    pub fn new(input: FloatDType, options: FloatOptions) -> Self {
-        DTypes { input, output: options.output.unwrap_or(input), accumulator: options.accumulator(input) }
-    }
-
-    /// What a normalized gradient is clamped to; see `reference::cast_finite`.
-    pub fn limit(&self) -> f64 {
-        self.input.finfo().max
-    }
-
-    /// Whether a gradient may be larger than its dtype holds.
-    pub fn is_narrow(&self) -> bool {
-        self.input != self.accumulator
-    }
-}
-
-/// An input of a kernel, whose axes are those of the plan: on that, and on Burn's own strides, it rests that indices of a [`Space`] lie within it.
-pub(super) fn input(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
-    assert_eq!(tensor.shape()[..], *shape, "a tensor of the shape that was planned");
-    untile(tensor)
-}
-
-pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {
-    tensor.meta.strides().iter().map(|&stride| stride as isize).collect()
 }
 
 /// The product, and what is saved of it if `save` and the product is normalized; else a stand-in.
@@ -110,11 +76,6 @@ pub(super) fn forward(
         );
     }
     (out, saved)
-}
-
-/// Contiguous strides.
-pub(super) fn contiguous(shape: &[usize]) -> Vec<isize> {
-    (0..shape.len()).map(|axis| shape[axis + 1..].iter().product::<usize>() as isize).collect()
 }
 
 /// The gradients that are wanted, of lhs and of rhs. `vector` is the input with a single vector for each batch index; the other one is

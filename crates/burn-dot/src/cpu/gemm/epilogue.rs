@@ -11,7 +11,7 @@ use super::{
         simd::{self, Isa, Task},
         strided::{CHUNK, StridedMut},
     },
-    pack::Input,
+    input::Input,
 };
 
 /// What is done with complete sums.

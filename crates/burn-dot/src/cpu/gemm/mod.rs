@@ -6,33 +6,30 @@
 //!
 //! # Accuracy
 //!
-//! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16 such blocks. Longer sums go on in a workspace, as
-//! pairs of a sum and its rounding error. So the error stays at a few ε of the sum of absolute terms at any K, and on any index of threads.
+//! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16
+//! such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error. So the error stays at a few ε of the sum of
+//! absolute terms at any K, and on any number of threads.
 
 use alloc::vec::Vec;
-use core::ops::Range;
-
-use burn_core::tensor::bf16;
 
 use super::{
-    bfloat, compensated,
     element::Compute,
-    layout::{Axes, Offsets, X_INDEX, Y_INDEX},
-    simd::{self, Isa, Task},
+    layout::{Axes, Y_INDEX},
     threads::{self, SharedPtr},
 };
 
 mod blocking;
 mod epilogue;
+mod input;
 mod pack;
 mod tile;
+mod worker;
 
 use blocking::{Blocking, Sizes, Whole};
-use epilogue::{Block, Project, Scale};
 pub(super) use epilogue::{Epilogue, Output};
-pub(super) use pack::Input;
-use pack::{BROADCAST, KBlock, Side, Vectors, panel_width};
-use tile::{Panel, VECTORS, Write};
+pub(super) use input::Input;
+use input::Side;
+use worker::{Sums, Worker};
 
 /// A batch of products: which axes are which, and which tensors.
 pub(super) struct Product<'a, R> {
@@ -153,324 +150,6 @@ impl<R: Compute> Tasks<'_, R> {
             worker.set(unit_at, 0..lanes, 0..broadcast);
             // SAFETY: the promise made to `Product::run`.
             unsafe { worker.end(0..lanes) };
-        }
-    }
-}
-
-/// Sums of a block in a workspace.
-struct Sums<R> {
-    /// Of up to 16 blocks of K.
-    partial: Vec<R>,
-    /// Of all, where they are compensated, and the rounding errors of these.
-    total: Vec<R>,
-    lost: Vec<R>,
-}
-
-impl<R: Compute> Sums<R> {
-    fn reset(&mut self, len: usize, compensated: bool) {
-        self.partial.resize(len, R::default());
-        if compensated {
-            for sums in [&mut self.total, &mut self.lost] {
-                sums.clear();
-                sums.resize(len, R::default());
-            }
-        }
-    }
-
-    /// Adds the partial sums to the total.
-    fn fold(&mut self) {
-        compensated::add(&mut self.total, &mut self.lost, &self.partial);
-    }
-
-    /// Brings the totals and their rounding errors together.
-    fn complete(&mut self) {
-        self.partial.resize(self.total.len(), R::default());
-        self.partial
-            .iter_mut()
-            .zip(self.total.iter().zip(&self.lost))
-            .for_each(|(to, (&total, &lost))| *to = compensated::total(total, lost));
-    }
-
-    /// Adds other totals.
-    fn add(&mut self, other: &Sums<R>) {
-        compensated::add(&mut self.total, &mut self.lost, &other.total);
-        self.lost.iter_mut().zip(&other.lost).for_each(|(lost, &more)| *lost = *lost + more);
-    }
-}
-
-/// The buffers of a thread that works on a product.
-struct Worker<'a, R> {
-    tasks: &'a Tasks<'a, R>,
-    lanes: Vectors<'a, R>,
-    broadcast: Vectors<'a, R>,
-    lane_k: KBlock<'a, R>,
-    broadcast_k: KBlock<'a, R>,
-    panels: Panels<R>,
-    sums: Sums<R>,
-    /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
-    factors: [Vec<R>; 2],
-    bf16: bfloat::Packed,
-}
-
-impl<'a, R: Compute> Worker<'a, R> {
-    fn new(tasks: &'a Tasks<'a, R>) -> Self {
-        Worker {
-            tasks,
-            lanes: Vectors::new(tasks.lanes),
-            broadcast: Vectors::new(tasks.broadcast),
-            lane_k: KBlock::new(tasks.product.sum),
-            broadcast_k: KBlock::new(tasks.product.sum),
-            panels: Panels { elements: Vec::new(), first: None },
-            sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
-            factors: [Vec::new(), Vec::new()],
-            bf16: bfloat::Packed::default(),
-        }
-    }
-
-    /// Multiplies a part of a unit, block by block.
-    unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
-        let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
-        let terms = self.tasks.sizes.terms;
-        // Blocks of lanes that only together are whole end together, in the output.
-        let together = !workspace && self.tasks.whole == Whole::Lanes;
-        // Lanes that are one block are packed once.
-        let once = lanes.len() <= lane_block && terms <= k_block;
-        let first = broadcast.start;
-        // SAFETY: the promise made to `Product::run`, here and below.
-        unsafe {
-            for broadcast in blocks(broadcast, broadcast_block) {
-                for lanes in blocks(lanes.clone(), lane_block) {
-                    self.set(unit_at, lanes.clone(), broadcast.clone());
-                    if !once || broadcast.start == first {
-                        self.panels.first = None;
-                    }
-                    if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
-                        continue;
-                    }
-                    self.accumulate(unit_at, 0..terms);
-                    if !together {
-                        self.end(lanes);
-                    }
-                }
-                if together {
-                    self.lanes.set(unit_at, lanes.clone());
-                    self.end(lanes.clone());
-                }
-            }
-        }
-    }
-
-    /// Sets the block that is worked on.
-    fn set(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
-        self.lanes.set(unit_at, lanes);
-        self.broadcast.set(unit_at, broadcast);
-    }
-
-    /// Adds these terms of the block.
-    unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
-        let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
-        self.set_factors();
-        if workspace {
-            self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
-        }
-        let block = self.block();
-        let count = terms.len().div_ceil(k_block);
-        for (i, terms) in blocks(terms, k_block).enumerate() {
-            if count > 1 {
-                self.panels.first = None;
-            }
-            let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
-            let last = i + 1 == count;
-            self.lane_k.set(&self.tasks.lanes, unit_at, terms.clone());
-            self.broadcast_k.set(&self.tasks.broadcast, unit_at, terms);
-            // SAFETY: the caller's promise.
-            unsafe { self.multiply(block, add, last) };
-            if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
-                self.sums.fold();
-            }
-        }
-    }
-
-    /// Where the block is accumulated: in the output or in the workspace.
-    fn block(&mut self) -> Block<R> {
-        match self.tasks.blocking.workspace {
-            true => Block { at: self.sums.partial.as_mut_ptr(), stride: self.lanes.places().len() as isize },
-            false => self.block_in_output(),
-        }
-    }
-
-    /// Where the block belongs, in elements of the output, which has one stride for its lanes and one for its broadcast vectors.
-    fn block_in_output<C>(&self) -> Block<C> {
-        let product = self.tasks.product;
-        // Both places count the unit; their sum must count it once.
-        let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.offset_in_unit(product.c.tensor);
-        let stride = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
-        Block { at: product.c.at(at).cast(), stride }
-    }
-
-    /// The factors of the block's rows and columns, where the epilogue scales by them.
-    fn set_factors(&mut self) {
-        let Epilogue::Scale { rows, columns } = self.tasks.product.epilogue else { return };
-        let (lanes, broadcast) = match self.tasks.lanes_are_rows {
-            true => ((rows, X_INDEX), (columns, Y_INDEX)),
-            false => ((columns, Y_INDEX), (rows, X_INDEX)),
-        };
-        for (to, (factors, index), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
-            self.factors[to].clear();
-            self.factors[to].extend(places.iter().map(|at| factors[at[index] as usize].abs()));
-        }
-    }
-
-    /// Multiplies one block of terms.
-    unsafe fn multiply(&mut self, block: Block<R>, add: bool, last: bool) {
-        // SAFETY: the caller's promise.
-        if unsafe { self.multiply_bf16(block, add) } {
-            return;
-        }
-        let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
-        let [lane_factors, broadcast_factors] = &self.factors;
-        simd::dispatch(MultiplyBlock {
-            lanes: &mut self.lanes,
-            broadcast: &mut self.broadcast,
-            lane_k: &self.lane_k,
-            broadcast_k: &self.broadcast_k,
-            panels: &mut self.panels,
-            factors: scale.then_some([lane_factors, broadcast_factors]),
-            block,
-            add,
-        });
-    }
-
-    /// Multiplies one block of terms by the instruction for bf16. False where it cannot.
-    unsafe fn multiply_bf16(&mut self, block: Block<R>, add: bool) -> bool {
-        if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
-            return false;
-        }
-        let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
-        match (rows, columns) {
-            // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
-            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
-            _ => false,
-        }
-    }
-
-    /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
-    unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
-        let all = 0..self.tasks.sizes.terms;
-        self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
-        self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
-        let block = self.block_in_output::<bf16>();
-        let to = bfloat::MatMut { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
-        match (rows, columns) {
-            // SAFETY: the caller's promise; inputs and output are bf16.
-            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
-            _ => false,
-        }
-    }
-
-    /// Applies the epilogue to the block, whose lanes are these, and writes it to the output.
-    unsafe fn end(&mut self, lanes: Range<usize>) {
-        let Blocking { workspace, compensated, .. } = self.tasks.blocking;
-        let product = self.tasks.product;
-        if compensated {
-            self.sums.complete();
-        }
-        let block = self.block();
-        match &product.epilogue {
-            Epilogue::Scale { .. } if self.tasks.scale_later => {
-                self.set_factors();
-                let [lanes, broadcast] = &self.factors;
-                simd::dispatch(Scale { block, lanes, broadcast });
-            }
-            Epilogue::Project { x, norms, dots } => {
-                simd::dispatch(Project {
-                    block,
-                    rows_are_columns: !self.tasks.lanes_are_rows,
-                    lanes: (self.tasks.lanes.free, lanes.clone()),
-                    columns: self.broadcast.places(),
-                    x: *x,
-                    norms,
-                    dots: *dots,
-                });
-            }
-            _ => {}
-        }
-        if workspace {
-            let finite = !matches!(product.epilogue, Epilogue::None);
-            // SAFETY: the promise made to `Product::run`.
-            unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
-        }
-    }
-}
-
-/// These indices in blocks of at most so many.
-fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
-}
-
-/// Packed lanes of a block. Those before the first are read in place.
-struct Panels<R> {
-    elements: Vec<R>,
-    /// `None` until the block's lanes are packed.
-    first: Option<usize>,
-}
-
-/// One block of lanes, of broadcast vectors and of terms, compiled for each instruction set.
-struct MultiplyBlock<'w, 'a, R> {
-    lanes: &'w mut Vectors<'a, R>,
-    broadcast: &'w mut Vectors<'a, R>,
-    lane_k: &'w KBlock<'a, R>,
-    broadcast_k: &'w KBlock<'a, R>,
-    panels: &'w mut Panels<R>,
-    /// Of lanes and of broadcast vectors, where the product is scaled.
-    factors: Option<[&'w [R]; 2]>,
-    block: Block<R>,
-    add: bool,
-}
-
-/// Broadcast vectors for which lanes are better read in place than packed.
-const FEW: usize = 8;
-
-impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
-        let width = VECTORS * R::lanes::<S>();
-        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
-        // Whole vectors only.
-        let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
-            let rows = width.min(lane_count - lane);
-            rows.is_multiple_of(R::lanes::<S>()).then(|| lanes.panel_in_place(lane..lane + rows, lane_k)).flatten()
-        };
-        let first_packed = panels.first.unwrap_or_else(|| {
-            let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
-            let first = first.unwrap_or(lane_count);
-            // SAFETY: the promise made to `Product::run`.
-            unsafe { lanes.pack(first..lane_count, lane_k, R::lanes::<S>(), width, &mut panels.elements) };
-            panels.first = Some(first);
-            first
-        });
-        for first in (0..broadcast_count).step_by(BROADCAST) {
-            let columns = BROADCAST.min(broadcast_count - first);
-            // SAFETY: as above.
-            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
-            for lane in (0..lane_count).step_by(width) {
-                let a = if lane < first_packed {
-                    in_place(lanes, lane).expect("lanes in place when the first were packed")
-                } else {
-                    let term = panel_width(lane_count - lane, R::lanes::<S>(), width);
-                    Panel { at: panels.elements[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
-                };
-                let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
-                let to = (block.column(first).wrapping_add(lane), block.stride);
-                let size = (width.min(lane_count - lane), columns);
-                // SAFETY: as above: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
-            }
         }
     }
 }

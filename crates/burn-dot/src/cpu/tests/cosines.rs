@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     error::Operand,
-    plan::{Axes, FloatOptions, Plan, SavedBy},
+    path::Path,
+    plan::{Axes, FloatOptions, Plan},
 };
 
 /// With whole registers and a rest: where a row is one with itself, and where it holds NaN.
@@ -177,7 +178,7 @@ fn norms_saved_of_rows_are_not_read_by_matrices_nor_those_of_matrices_by_rows() 
     let grad = waves([3, 1, 4], 0.7, DType::F64);
     let options = FloatOptions { normalize: Some(1e-6), output: None };
     let saved = |rhs: &FlexTensor| float_dot(&lhs, rhs, &plan, options, true).unwrap().saved.expect("norms");
-    assert_eq!([&along, &perpendicular].map(|rhs| saved(rhs).by), [SavedBy::Rows(Operand::Lhs), SavedBy::Matrices]);
+    assert_eq!([&along, &perpendicular].map(|rhs| saved(rhs).by), [Path::Reduction { vector: Operand::Lhs }, Path::Gemm]);
     for (rhs, other) in [(&along, &perpendicular), (&perpendicular, &along)] {
         let grads = |saved: Option<&Saved>| {
             let grads = gradients([&lhs, rhs], &grad, saved, &plan, options);
@@ -194,7 +195,7 @@ fn norms_saved_of_rows_are_not_read_by_matrices_nor_those_of_matrices_by_rows() 
             0,
         ));
         let f32s = waves([1, 1, own.norms.layout().num_elements()], 0.0, DType::F32);
-        let of_rhs = Saved { by: SavedBy::Rows(Operand::Rhs), ..own.clone() };
+        let of_rhs = Saved { by: Path::Reduction { vector: Operand::Rhs }, ..own.clone() };
         for wrong in [claims(other.norms), claims(short), claims(broadcast), claims(f32s), of_rhs] {
             assert_eq!(grads(Some(&wrong)), grads(None), "{:?}", wrong.by);
         }

@@ -80,6 +80,23 @@ fn an_input_that_nobody_else_holds_gives_its_memory_to_its_gradient() {
     }
 }
 
+/// A part of a tensor's memory, held by nobody else: its gradient would begin in the wrong place.
+#[test]
+fn a_part_of_a_memory_is_not_overwritten() {
+    let plan = Plan::new(&Axes::Both(2), 1, false, &[2, 1, 5], &[2, 1, 5]).unwrap();
+    let options = FloatOptions { normalize: None, output: None };
+    let part = |phase| waves([4, 1, 5], phase, DType::F32).narrow(0, 1, 2);
+    let grad = waves([2, 1, 1], 0.7, DType::F32);
+    let grads = |inputs: [FlexTensor; 2]| {
+        let grads = float_dot_grads(inputs, &grad, None, &plan, options, Wanted::BOTH).ok().unwrap();
+        [grads.lhs, grads.rhs].map(|grad| elements(grad.unwrap()))
+    };
+    let held = [part(0.1), part(0.4)];
+    let expected = grads(held.clone());
+    drop(held);
+    assert_eq!(grads([part(0.1), part(0.4)]), expected);
+}
+
 #[test]
 #[should_panic(expected = "a tensor of 4 elements whose layout reaches from 0 to 999")]
 fn a_layout_that_reaches_beyond_the_memory_is_refused() {

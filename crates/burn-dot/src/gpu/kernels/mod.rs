@@ -27,13 +27,19 @@ use cubecl::prelude::*;
 
 /// How the units that share a row add their sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Reduction {
     /// One unit for each row.
-    Unit,
+    Unit = 1,
     /// One plane for each row.
     Plane,
     /// Some units of a cube for each row, by shared memory.
     Shared,
+}
+
+impl Reduction {
+    /// All of them.
+    pub const ALL: [Reduction; 3] = [Reduction::Unit, Reduction::Plane, Reduction::Shared];
 }
 
 /// What a kernel that reduces rows is compiled for.
