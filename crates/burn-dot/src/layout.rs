@@ -202,13 +202,13 @@ impl Axes {
     /// The segments along the last axis that together make these indices: for each, how many came before it, its length, and where it
     /// begins.
     pub fn segments(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {
-        let (outer, inner) = self.inner();
+        let (outer, inner) = self.split_last();
         let mut next = indices.start;
         core::iter::from_fn(move || {
             let (index, within) = (next, next % inner.size);
             let len = (inner.size - within).min(indices.end - next);
             next += len;
-            (len > 0).then(|| (index - indices.start, len, advance(outer.offset(index / inner.size), &inner, within)))
+            (len > 0).then(|| (index - indices.start, len, advance(offset(outer, index / inner.size), &inner, within)))
         })
     }
 
@@ -219,25 +219,21 @@ impl Axes {
 
     /// All but the last axis, and the last; a size of 1 where there is none.
     pub fn inner(&self) -> (Axes, Axis) {
+        let (outer, last) = self.split_last();
+        (Axes(outer.into()), last)
+    }
+
+    fn split_last(&self) -> (&[Axis], Axis) {
         match self.0.split_last() {
-            Some((last, rest)) => (Axes(rest.into()), *last),
-            None => (Axes(SmallVec::new()), Axis { size: 1, stride: [0; TENSORS] }),
+            Some((last, outer)) => (outer, *last),
+            None => (&[], Axis { size: 1, stride: [0; TENSORS] }),
         }
     }
 
     /// The offset of an index, from the first.
     #[inline(always)]
-    pub fn offset(&self, mut index: usize) -> Offsets {
-        let mut offset = [0; TENSORS];
-        let mut add = |at: usize, axis: &Axis| (0..TENSORS).for_each(|t| offset[t] += at as isize * axis.stride[t]);
-        if let Some((first, rest)) = self.0.split_first() {
-            for axis in rest.iter().rev() {
-                add(index % axis.size, axis);
-                index /= axis.size;
-            }
-            add(index, first); // Most often the only one, and it needs no division.
-        }
-        offset
+    pub fn offset(&self, index: usize) -> Offsets {
+        offset(&self.0, index)
     }
 
     /// The offsets of these indices, one after the other.
@@ -277,6 +273,20 @@ impl Iterator for Iter<'_> {
         }
         Some(here)
     }
+}
+
+#[inline(always)]
+fn offset(axes: &[Axis], mut index: usize) -> Offsets {
+    let mut offset = [0; TENSORS];
+    let mut add = |at: usize, axis: &Axis| (0..TENSORS).for_each(|t| offset[t] += at as isize * axis.stride[t]);
+    if let Some((first, rest)) = axes.split_first() {
+        for axis in rest.iter().rev() {
+            add(index % axis.size, axis);
+            index /= axis.size;
+        }
+        add(index, first); // Most often the only one, and it needs no division.
+    }
+    offset
 }
 
 /// The offsets after some strides along an axis.

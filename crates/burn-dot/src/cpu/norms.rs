@@ -158,6 +158,9 @@ struct Squares<'a, T: Element> {
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * SQUARED_ROWS;
 
+/// Terms that are best added in f64 from the first: a sum so short begins and ends more often than it goes on.
+const SHORT: usize = 64;
+
 /// Sums of squares below this may have lost some that f32 does not hold.
 const LOST: f64 = 1e-18;
 
@@ -169,14 +172,17 @@ impl<T: Element> Task for Squares<'_, T> {
         // Vectors perpendicular to memory are read row of memory by row of memory, others one by one.
         // SAFETY: the promise made to `of_both`.
         unsafe {
-            let perpendicular = self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1;
-            if perpendicular {
+            let is_contiguous = self.k.stride_of(self.tensor) == Some(1);
+            if self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1 {
                 self.perpendicular(isa);
-            }
-            for vector in 0..self.to.len() {
-                if !perpendicular {
+            } else if is_contiguous && self.terms.len() <= SHORT {
+                self.short(isa);
+            } else {
+                for vector in 0..self.to.len() {
                     self.to[vector] = self.along::<S, false>(isa, vector);
                 }
+            }
+            for vector in 0..self.to.len() {
                 // Zeros, or squares that f32 lost.
                 if self.to[vector] < LOST {
                     self.to[vector] = self.along::<S, true>(isa, vector);
@@ -225,6 +231,18 @@ impl<T: Element> Squares<'_, T> {
                 square.add(compensated::total(squares[i], lost[i]));
             }
             *to = square.total();
+        }
+    }
+
+    /// Contiguous vectors of a few terms.
+    #[inline(always)]
+    unsafe fn short<S: Isa>(&mut self, isa: S) {
+        let mut at = self.x.wrapping_add(self.terms.start);
+        for to in self.to.iter_mut() {
+            // SAFETY: the caller's promise.
+            let x = unsafe { core::slice::from_raw_parts(at, self.terms.len()) };
+            [*to] = loops::short_sums(isa, x, x);
+            at = at.wrapping_offset(self.stride);
         }
     }
 

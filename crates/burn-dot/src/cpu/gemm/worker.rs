@@ -192,16 +192,20 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
         let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
-        simd::dispatch(MultiplyBlock {
-            lanes: &mut self.lanes,
-            broadcast: &mut self.broadcast,
-            lane_k: &self.lane_k,
-            broadcast_k: &self.broadcast_k,
-            panels: &mut self.panels,
-            factors: scale.then_some([lane_factors, broadcast_factors]),
-            block,
-            add,
-        });
+        let lanes = self.lanes.places().len();
+        simd::dispatch_narrow(
+            size_of::<R>() * lanes,
+            MultiplyBlock {
+                lanes: &mut self.lanes,
+                broadcast: &mut self.broadcast,
+                lane_k: &self.lane_k,
+                broadcast_k: &self.broadcast_k,
+                panels: &mut self.panels,
+                factors: scale.then_some([lane_factors, broadcast_factors]),
+                block,
+                add,
+            },
+        );
     }
 
     /// Multiplies one block of terms by the instruction for bf16. False where it cannot.

@@ -10,10 +10,10 @@ use pulp::{Simd, aarch64::Neon, cast};
 
 use super::{By, Isa, Task, scalar};
 
-pub fn dispatch<T: Task>(task: T) -> T::Output {
+pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
     match pulp::Arch::new() {
         pulp::Arch::Neon(neon) => Simd::vectorize(neon, By(neon, task)),
-        _ => scalar::dispatch(task),
+        _ => scalar::dispatch(bytes, task),
     }
 }
 
@@ -191,6 +191,6 @@ mod tests {
 
     #[test]
     fn neon_is_what_runs() {
-        assert_eq!(dispatch(Lanes), [4, 2]);
+        assert_eq!(dispatch(usize::MAX, Lanes), [4, 2]);
     }
 }

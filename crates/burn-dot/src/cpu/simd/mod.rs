@@ -17,7 +17,6 @@ use scalar as native;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use x86 as native;
 
-pub(super) use native::dispatch;
 #[cfg(test)]
 pub(super) use native::for_each_isa;
 
@@ -106,6 +105,16 @@ pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
 pub(super) trait Task {
     type Output;
     fn run<S: Isa>(self, isa: S) -> Self::Output;
+}
+
+/// Runs a task by the best instruction set that the machine has.
+pub(super) fn dispatch<T: Task>(task: T) -> T::Output {
+    native::dispatch(usize::MAX, task)
+}
+
+/// Runs a task by the best instruction set with registers that so many bytes fill: wider ones would wait for what is not there.
+pub(super) fn dispatch_narrow<T: Task>(bytes: usize, task: T) -> T::Output {
+    native::dispatch(bytes, task)
 }
 
 /// A task and the instruction set to run it by, as pulp calls it.

@@ -5,13 +5,13 @@ use pulp::Scalar;
 
 use super::{Isa, Task};
 
-pub fn dispatch<T: Task>(task: T) -> T::Output {
+pub fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
     task.run(Scalar)
 }
 
 #[cfg(test)]
 pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
-    dispatch(task());
+    dispatch(0, task());
 }
 
 /// # Safety

@@ -26,11 +26,11 @@ pulp::simd_type!({
     }
 });
 
-pub fn dispatch<T: Task>(task: T) -> T::Output {
+pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
     if let Some(f16c) = F16c::try_new() {
         match pulp::Arch::new() {
             #[cfg(feature = "x86-v4")]
-            pulp::Arch::V4(v4) => return Simd::vectorize(v4, By(v4, task)),
+            pulp::Arch::V4(v4) if bytes > V3_REGISTER => return Simd::vectorize(v4, By(v4, task)),
             // Without the feature `x86-v4` pulp may know AVX-512 all the same, by another crate.
             _ => {
                 if let Some(v3) = V3::try_new() {
@@ -40,8 +40,11 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
             }
         }
     }
-    scalar::dispatch(task)
+    scalar::dispatch(bytes, task)
 }
+
+/// Bytes of a register of V3.
+const V3_REGISTER: usize = 32;
 
 #[cfg(test)]
 pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
