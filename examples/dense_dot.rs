@@ -36,14 +36,15 @@ use serde::Deserialize;
 
 mod common;
 
-use common::{Backend, open, save_whole};
+use common::{Place, open, report, save_whole};
 
 /// Predict votes of the 109th US Senate: a Dense tower per side, then Dot, then a sigmoid.
 #[derive(Parser)]
 struct Args {
-    /// Where to compute; backends other than flex need the cargo feature of the same name
-    #[arg(long, value_enum, default_value_t = Backend::Flex)]
-    device: Backend,
+    /// Where to compute: flex, ndarray, wgpu or cuda, the last two also with a number, as cuda:1; others than flex need the cargo
+    /// feature of the same name
+    #[arg(long, default_value = "flex")]
+    device: Place,
     /// Passes over the training votes
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
@@ -62,13 +63,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let args = Args::parse();
+    report(|| run(&args))
 }
 
 fn run(args: &Args) -> Result<()> {

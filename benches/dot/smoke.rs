@@ -17,9 +17,9 @@ const ROUNDS: u32 = 11;
 const SLACK: f64 = 3.0;
 
 /// The time of fused over that of the faster of composed and burn, forward and forward+backward, for each case in turn, as measured
-/// in the profile for benches.
+/// in the dev profile, which tests have: there Burn is optimized less than the kernels.
 const EXPECTED: [[f64; 2]; 8] =
-    [[0.64, 0.65], [0.15, 0.055], [0.03, 0.06], [0.03, 0.04], [1.2, 0.5], [0.65, 0.36], [0.45, 0.47], [0.25, 0.3]];
+    [[0.3, 0.4], [0.06, 0.07], [0.06, 0.08], [0.025, 0.03], [0.65, 0.42], [0.4, 0.8], [0.45, 0.42], [0.25, 0.53]];
 
 pub fn run(launch: &Launch, folder: &Path) -> Result<()> {
     let engines = [OURS, "composed", "burn"];

@@ -1,8 +1,8 @@
 //! What the examples have in common: devices, files that are written whole, and maps of vectors.
 
-use std::{fs, ops::Range, panic, path::Path};
+use std::{fs, ops::Range, panic, path::Path, process::ExitCode, str::FromStr, sync::Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::prelude::*;
 use clap::ValueEnum;
 use plotters::{
@@ -10,47 +10,96 @@ use plotters::{
     prelude::*,
 };
 
-/// Where to compute.
+/// The first panic on any thread: a device fails on one of its own, and whoever waits for it only hears that it is gone.
+static FIRST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs a program. An error ends in a line, and so does a device that fails in the middle, where Burn panics.
+pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no reason given").lines().next().unwrap_or("").to_owned();
+        let at = panic.location().map_or(String::new(), |at| format!(" ({}:{})", at.file(), at.line()));
+        let mut first = FIRST_PANIC.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        first.get_or_insert(message + &at);
+    }));
+    match catch(run).unwrap_or_else(|reason| Err(anyhow!("stopped by a panic: {reason}"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether it panics, and what was said first.
+fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    // What was half done is not looked at again.
+    panic::catch_unwind(panic::AssertUnwindSafe(run)).map_err(|_| {
+        let mut first = FIRST_PANIC.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        first.take().unwrap_or_else(|| "no reason given".into())
+    })
+}
+
 #[derive(Clone, Copy, ValueEnum)]
-pub enum Backend {
+enum Backend {
     Flex,
     Ndarray,
     Wgpu,
     Cuda,
 }
 
-/// Opens a device, or says in a line why it cannot be had.
-pub fn open(backend: Backend) -> Result<Device> {
-    let name = backend.to_possible_value().expect("no variant is hidden").get_name().to_owned();
-    let open: fn() -> Device = match backend {
-        #[cfg(feature = "flex")]
-        Backend::Flex => Device::flex,
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
-        Backend::Ndarray => Device::ndarray,
-        #[cfg(feature = "wgpu")]
-        Backend::Wgpu => || Device::wgpu(DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Backend::Cuda => || Device::cuda(0),
-        #[allow(unreachable_patterns)] // With every feature on, nothing is left.
-        _ => bail!("device {name} is not in this build; add --features {name} to the cargo command"),
-    };
-    // Burn panics where there is no adapter or driver. Ask for a first number, quietly.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| ()));
-    let opened = panic::catch_unwind(|| {
-        let device = open();
-        let two: f32 = (Tensor::<1>::ones([1], &device) + 1.0).into_scalar();
-        (two == 2.0).then_some(device)
-    });
-    panic::set_hook(hook);
-    match opened {
-        Ok(Some(device)) => Ok(device),
-        Ok(None) => bail!("device {name} cannot add: it gave a wrong answer for 1 + 1"),
-        Err(reason) => {
-            let reason = reason.downcast_ref::<String>().map(String::as_str).or(reason.downcast_ref::<&str>().copied());
-            bail!("device {name} is not available: {}", reason.unwrap_or("no reason given").lines().next().unwrap_or(""))
+/// Where to compute: a backend, and which of its devices. In arguments `flex`, `wgpu`, or `wgpu:1` for the second GPU.
+#[derive(Clone, Copy)]
+pub struct Place {
+    backend: Backend,
+    index: Option<usize>,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, index) = text.split_once(':').map_or((text, None), |(name, index)| (name, Some(index)));
+        let backend = Backend::from_str(name, true).map_err(|_| "choose flex, ndarray, wgpu or cuda".to_owned())?;
+        let index =
+            index.map(|index| index.parse().map_err(|_| format!("{index:?} is not the number of a device"))).transpose()?;
+        if index.is_some() && matches!(backend, Backend::Flex | Backend::Ndarray) {
+            return Err(format!("{name} has one device, without a number"));
         }
+        Ok(Place { backend, index })
+    }
+}
+
+/// Opens a device, or says in a line why it cannot be had. Within [`report`].
+pub fn open(Place { backend, index }: Place) -> Result<Device> {
+    let name = backend.to_possible_value().expect("no variant is hidden").get_name().to_owned();
+    let device = move || -> Option<Device> {
+        Some(match backend {
+            #[cfg(feature = "flex")]
+            Backend::Flex => Device::flex(),
+            #[cfg(feature = "ndarray")]
+            #[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
+            Backend::Ndarray => Device::ndarray(),
+            #[cfg(feature = "wgpu")]
+            Backend::Wgpu => Device::wgpu(index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => Device::cuda(index.unwrap_or(0)),
+            #[allow(unreachable_patterns)] // With every feature on, nothing is left.
+            _ => return None,
+        })
+    };
+    let numbered = index.map_or(name.clone(), |index| format!("{name}:{index}"));
+    // Burn panics where there is no adapter or driver. Ask for a first number.
+    let opened = catch(|| {
+        device().map(|device| {
+            let two: f32 = (Tensor::<1>::ones([1], &device) + 1.0).into_scalar();
+            (two == 2.0).then_some(device)
+        })
+    });
+    match opened {
+        Ok(Some(Some(device))) => Ok(device),
+        Ok(Some(None)) => bail!("device {numbered} cannot add: it gave a wrong answer for 1 + 1"),
+        Ok(None) => bail!("device {name} is not in this build; add --features {name} to the cargo command"),
+        Err(reason) => bail!("device {numbered} is not available: {reason}"),
     }
 }
 

@@ -39,7 +39,7 @@ mod pictures;
 mod saved;
 mod train;
 
-use common::{Backend, open, save_whole};
+use common::{Place, open, report, save_whole};
 use data::{Pair, Spellings};
 use features::Features;
 use model::{Side, Towers};
@@ -62,9 +62,9 @@ enum Command {
         /// Words to correct
         #[arg(required = true)]
         words: Vec<String>,
-        /// Where to compute
-        #[arg(long, value_enum, default_value_t = Backend::Flex)]
-        device: Backend,
+        /// Where to compute: flex, ndarray, wgpu or cuda
+        #[arg(long, default_value = "flex")]
+        device: Place,
         /// Folder of the model
         #[arg(long, default_value = "out/spelling")]
         out: PathBuf,
@@ -73,9 +73,10 @@ enum Command {
 
 #[derive(clap::Args)]
 struct TrainArgs {
-    /// Where to compute; backends other than flex need the cargo feature of the same name
-    #[arg(long, value_enum, default_value_t = Backend::Flex)]
-    device: Backend,
+    /// Where to compute: flex, ndarray, wgpu or cuda, the last two also with a number, as cuda:1; others than flex need the cargo
+    /// feature of the same name
+    #[arg(long, default_value = "flex")]
+    device: Place,
     /// Passes over the training pairs
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
@@ -101,17 +102,10 @@ struct TrainArgs {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let result = match &args.command {
+    report(|| match &args.command {
         Some(Command::Correct { words, device, out }) => correct(words, *device, out),
         None => train(&args.train),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Misspellings that baselines are asked: edit distance takes a millisecond for each thousand words.
@@ -250,8 +244,8 @@ fn places(model: &Towers, features: &Features, spellings: &Spellings, device: &D
         .collect()
 }
 
-fn correct(words: &[String], backend: Backend, out: &Path) -> Result<()> {
-    let device = open(backend)?;
+fn correct(words: &[String], place: Place, out: &Path) -> Result<()> {
+    let device = open(place)?;
     let (model, saved) = saved::load(out, &device)?;
     let catalogue = model.catalogue(&saved.features, &saved.words, &device)?;
     let asked: Vec<String> = words.iter().map(|word| word.trim().to_lowercase()).collect();

@@ -50,6 +50,15 @@ pub fn best_float() -> DType {
     float_dtypes()[0]
 }
 
+/// Those of [`float_dtypes`] whose exponential is right: that of f64 is not on wgpu, whose shading language has none.
+pub fn float_dtypes_with_exp() -> Vec<DType> {
+    let has_exp = |dtype: &DType| {
+        let one = burn::tensor::Tensor::<1>::from_data([1.0], (&device(), *dtype));
+        (one.exp().into_scalar::<f64>() - std::f64::consts::E).abs() < 0.02
+    };
+    float_dtypes().into_iter().filter(has_exp).collect()
+}
+
 fn supported(dtypes: &[DType]) -> Vec<DType> {
     let device = device();
     let supported: Vec<DType> = dtypes.iter().copied().filter(|&dtype| device.supports_dtype(dtype)).collect();

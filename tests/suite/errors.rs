@@ -222,7 +222,7 @@ fn an_output_dtype_that_cannot_hold_every_integer_of_the_inputs() {
 }
 
 /// Needs a build where Burn has a backend and gradients, and this crate has neither:
-/// `cargo test --no-default-features --features burn/flex --test suite missing_in_burn_dot`.
+/// `cargo test --no-default-features --features burn/flex --test suite missing_in_burn_dot`, or another backend by `BURN_DEVICE`.
 #[cfg(not(feature = "autodiff"))]
 #[test]
 fn a_feature_that_is_missing_in_burn_dot() {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     device::{best_float, max_rank},
     oracle::{self, Array},
-    run::{Layout, apply, array, assert_close, product, run, tensor},
+    run::{Layout, assert_close, product, run},
 };
 
 #[derive(Deserialize)]
@@ -91,6 +91,8 @@ fn pytorch_gives_the_same_outputs_and_gradients_with_its_floor() {
 fn burns_own_cosine_fails_where_the_readme_says_so() {
     use burn::{linalg::cosine_similarity, prelude::*};
     use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use crate::run::{apply, array, tensor};
 
     let device = Device::flex().autodiff();
     let row = |data: &[f64], dtype: DType| {

@@ -1,6 +1,6 @@
 //! Whether a function runs in f64, or rounds to f32 inside.
 
-use burn_core::tensor::DType;
+use burn_core::tensor::{DType, Tensor};
 
 use crate::{
     GradCheck,
@@ -42,6 +42,9 @@ impl GradCheck {
             Err(panic) => format!("it panics: {panic}"),
             Ok(dtypes) if dtypes.iter().any(|dtype| *dtype != DType::F64) => "its outputs are not f64".to_string(),
             Ok(_) if rounds() => "it rounds to f32 inside".to_string(),
+            Ok(_) if !self.has_exp_of_f64() && quietly(|| disagree(f64, f32, &x)).unwrap_or(true) => {
+                "the device's exponential of f64 is wrong".to_string()
+            }
             Ok(_) => {
                 report.notes.extend(apart());
                 return true;
@@ -52,6 +55,14 @@ impl GradCheck {
              tensors, hand them over as inputs"
         ));
         false
+    }
+
+    /// Whether the device computes exp and log in f64. Shading languages have none, and Burn does not say so.
+    fn has_exp_of_f64(&self) -> bool {
+        let one = Tensor::<1>::from_data([1.0], (&self.device, DType::F64));
+        let near = |given: Tensor<1>, right: f64| given.into_data().iter::<f64>().all(|x| (x - right).abs() < 1e-6);
+        quietly(|| near(one.clone().exp(), core::f64::consts::E) && near((one + 1.0).log(), core::f64::consts::LN_2))
+            .unwrap_or(false)
     }
 
     /// Whether no output feels a change of the inputs that f32 cannot hold, though some feel one that it can.
@@ -70,6 +81,14 @@ impl GradCheck {
         let feels = |(here, above): (&f64, &f64)| (here - above).abs() > 2f64.powi(-40) * here.abs();
         here == below && here.iter().zip(&above).any(feels)
     }
+}
+
+/// Whether outputs in f64 are not even roughly those in f32.
+fn disagree(f64: &dyn Evaluate, f32: &dyn Evaluate, x: &[Vec<f64>]) -> bool {
+    let (high, low) = (f64.outputs(x, How::Plain).0, f32.outputs(x, How::Plain).0);
+    let size = largest(&low);
+    let agree = |(high, low): (&f64, &f64)| high == low || (high - low).abs() <= 1e-3 * size; // False for NaN.
+    !high.iter().zip(&low).all(agree)
 }
 
 /// Says when the outputs in f32 are far from those in f64: the function is ill-conditioned, or something it holds is not what it

@@ -60,7 +60,7 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
         let of_negatives = negatives.clone().sum_dim(1);
         let of_positive = (positive.clone() - largest.clone()).exp();
         // Where the positive is the largest this is ln(1 + Σ), good for small sums.
-        let each = (of_negatives.clone() + (of_positive.clone() - 1.0)).log1p() + (largest - positive);
+        let each = ln_1p(of_negatives.clone() + (of_positive.clone() - 1.0)) + (largest - positive);
         loss = loss + (each * weights.clone()).sum();
         if with_grads {
             let factor = weights / (of_negatives.clone() + of_positive);
@@ -79,4 +79,13 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
         (Tensor::cat(grad_x, 0), grad_v - Tensor::cat(grad_positives, 0))
     });
     Part { loss, grads }
+}
+
+/// `ln(1 + x)`, with the digits of a small `x`: on CubeCL's devices Burn's `log1p` adds 1 first, and loses them.
+fn ln_1p(x: Tensor<2>) -> Tensor<2> {
+    let sum = x.clone() + 1.0;
+    let rounded = sum.clone() - 1.0;
+    let is_lost = rounded.clone().equal_elem(0.0);
+    // The sum's rounding is in the logarithm and in the difference alike (Kahan).
+    (x.clone() * sum.log() / rounded).mask_where(is_lost, x)
 }
