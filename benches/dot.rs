@@ -95,7 +95,7 @@ struct Args {
     /// Draw text and pictures from the results that are there, in benches/results or --out, without measuring
     #[arg(long)]
     draw: bool,
-    /// Two small cells as a test: right answers, and no kernel much slower than expected beside Burn's operations
+    /// Two small cells as a test, by the command in benches/README.md: right answers, no kernel much slower than expected beside Burn's operations
     #[arg(long)]
     smoke: bool,
     /// Be the worker of one engine (the driver starts it so)

@@ -41,8 +41,7 @@ use common::{Place, open, report, save_whole};
 /// Predict votes of the 109th US Senate: a Dense tower per side, then Dot, then a sigmoid.
 #[derive(Parser)]
 struct Args {
-    /// Where to compute: flex, ndarray, wgpu or cuda, the last two also with a number, as cuda:1; others than flex need the cargo
-    /// feature of the same name
+    /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
     #[arg(long, default_value = "flex")]
     device: Place,
     /// Passes over the training votes

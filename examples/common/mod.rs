@@ -1,6 +1,14 @@
 //! What the examples have in common: devices, files that are written whole, and maps of vectors.
 
-use std::{fs, ops::Range, panic, path::Path, process::ExitCode, str::FromStr, sync::Mutex};
+use std::{
+    env, fs,
+    ops::Range,
+    panic,
+    path::Path,
+    process::ExitCode,
+    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::prelude::*;
@@ -10,18 +18,26 @@ use plotters::{
     prelude::*,
 };
 
-/// The first panic on any thread: a device fails on one of its own, and whoever waits for it only hears that it is gone.
+/// The first panic on any thread. A device fails on one of its own: whoever waits for it only hears that it is gone, and whoever
+/// does not may go on with numbers that nobody wrote.
 static FIRST_PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Runs a program. An error ends in a line, and so does a device that fails in the middle, where Burn panics.
+fn first_panic() -> MutexGuard<'static, Option<String>> {
+    FIRST_PANIC.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a program. An error ends in a line, and so does a device that fails in the middle, where Burn panics. With `RUST_BACKTRACE` set
+/// the panic is printed, too.
 pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
-    panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("no reason given").lines().next().unwrap_or("").to_owned();
-        let at = panic.location().map_or(String::new(), |at| format!(" ({}:{})", at.file(), at.line()));
-        let mut first = FIRST_PANIC.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        first.get_or_insert(message + &at);
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            print(panic);
+        }
+        first_panic().get_or_insert_with(|| panic.payload_as_str().and_then(|text| text.lines().next()).unwrap_or("").into());
     }));
-    match catch(run).unwrap_or_else(|reason| Err(anyhow!("stopped by a panic: {reason}"))) {
+    let result = catch(run).and_then(|result| first_panic().take().map_or(Ok(result), Err));
+    match result.unwrap_or_else(|reason| Err(anyhow!("a panic: {reason}"))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -30,13 +46,11 @@ pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// Whether it panics, and what was said first.
+/// Calls a function; if it panics, the text of the first panic since.
 fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    first_panic().take();
     // What was half done is not looked at again.
-    panic::catch_unwind(panic::AssertUnwindSafe(run)).map_err(|_| {
-        let mut first = FIRST_PANIC.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        first.take().unwrap_or_else(|| "no reason given".into())
-    })
+    panic::catch_unwind(panic::AssertUnwindSafe(run)).map_err(|_| first_panic().take().unwrap_or_default())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -47,7 +61,7 @@ enum Backend {
     Cuda,
 }
 
-/// Where to compute: a backend, and which of its devices. In arguments `flex`, `wgpu`, or `wgpu:1` for the second GPU.
+/// Where to compute: a backend, and which of its GPUs. In arguments `flex`, `wgpu`, or `wgpu:1` for the second discrete GPU.
 #[derive(Clone, Copy)]
 pub struct Place {
     backend: Backend,

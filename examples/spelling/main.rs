@@ -62,7 +62,7 @@ enum Command {
         /// Words to correct
         #[arg(required = true)]
         words: Vec<String>,
-        /// Where to compute: flex, ndarray, wgpu or cuda
+        /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
         #[arg(long, default_value = "flex")]
         device: Place,
         /// Folder of the model
@@ -73,8 +73,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct TrainArgs {
-    /// Where to compute: flex, ndarray, wgpu or cuda, the last two also with a number, as cuda:1; others than flex need the cargo
-    /// feature of the same name
+    /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
     #[arg(long, default_value = "flex")]
     device: Place,
     /// Passes over the training pairs

@@ -158,7 +158,7 @@ struct Squares<'a, T: Element> {
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * SQUARED_ROWS;
 
-/// Terms that are best added in f64 from the first: a sum so short begins and ends more often than it goes on.
+/// Up to so many terms setting up a sum by blocks costs more than adding in f64.
 const SHORT: usize = 64;
 
 /// Sums of squares below this may have lost some that f32 does not hold.

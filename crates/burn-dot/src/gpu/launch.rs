@@ -47,7 +47,7 @@ impl DTypes {
     }
 }
 
-/// An input of a kernel, whose axes are those of the plan: on that, and on Burn's own strides, it rests that indices of a [`Space`] lie within it.
+/// An input of a kernel. Indices of a [`Space`] lie within it because its shape is the plan's and its strides are Burn's.
 pub(super) fn input(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
     assert_eq!(tensor.shape()[..], *shape, "a tensor of the shape that was planned");
     untile(tensor)
@@ -214,7 +214,8 @@ impl Grid {
     }
 
     pub fn launch(&self, client: &Client, rows: usize) -> (CubeCount, CubeDim) {
-        let cubes = CubeCountSelection::new(client, rows.div_ceil(self.rows) as u32).cube_count();
+        let cubes = u32::try_from(rows.div_ceil(self.rows)).expect("fewer than 2³² cubes");
+        let cubes = CubeCountSelection::new(client, cubes).cube_count();
         (cubes, CubeDim::new_2d(self.units as u32, self.rows as u32))
     }
 

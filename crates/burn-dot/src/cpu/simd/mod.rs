@@ -112,7 +112,7 @@ pub(super) fn dispatch<T: Task>(task: T) -> T::Output {
     native::dispatch(usize::MAX, task)
 }
 
-/// Runs a task by the best instruction set with registers that so many bytes fill: wider ones would wait for what is not there.
+/// [`dispatch`], but by AVX2 in place of AVX-512 where no more than the bytes of its registers come together.
 pub(super) fn dispatch_narrow<T: Task>(bytes: usize, task: T) -> T::Output {
     native::dispatch(bytes, task)
 }

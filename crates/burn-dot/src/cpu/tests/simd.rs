@@ -165,3 +165,20 @@ fn sums_of_16_bit_floats_accumulate_in_f32_and_f64() {
         }
     }
 }
+
+struct Lanes;
+
+impl Task for Lanes {
+    type Output = usize;
+
+    fn run<S: Isa>(self, _isa: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+#[test]
+fn a_narrow_task_runs_by_registers_that_it_fills_and_a_wide_one_by_the_widest() {
+    let (narrow, wide) = (simd::dispatch_narrow(32, Lanes), simd::dispatch_narrow(33, Lanes));
+    assert_eq!(wide, simd::dispatch(Lanes));
+    assert_eq!(narrow, wide.min(8), "of {wide} lanes");
+}
