@@ -9,6 +9,7 @@
 //! after its hits were compared with scores in f64. The rounds go through all engines in turn; the median counts.
 
 #[path = "dot/bandwidth.rs"]
+#[allow(dead_code, reason = "only reading counts here")]
 mod bandwidth;
 
 use std::{
@@ -122,11 +123,11 @@ struct Reply {
 fn serve(engine: &str) -> Result<()> {
     let answer = |reply: &Reply| anyhow::Ok(writeln!(stdout().lock(), "{}", serde_json::to_string(reply)?)?);
     answer(&Reply::default())?;
-    let mut search: Option<Box<dyn FnMut()>> = None;
+    let mut search: Option<Call> = None;
     for line in stdin().lines() {
         match serde_json::from_str(&line?)? {
             Ask::Load { cell, queries, items, hits } => {
-                search = None;
+                drop(search.take()); // The items of the last cell.
                 let (call, indices) = load(engine, cell, &fs::read(queries)?, &fs::read(items)?)?;
                 fs::write(hits, bytemuck::cast_slice(&indices))?;
                 search = Some(call);
@@ -152,8 +153,11 @@ fn time(call: &mut dyn FnMut(), seconds: f64) -> f64 {
     start.elapsed().as_secs_f64() / f64::from(calls)
 }
 
+/// A search.
+type Call = Box<dyn FnMut()>;
+
 /// A search, and the indices that it finds.
-fn load(engine: &str, cell: Cell, queries: &[u8], items: &[u8]) -> Result<(Box<dyn FnMut()>, Vec<i64>)> {
+fn load(engine: &str, cell: Cell, queries: &[u8], items: &[u8]) -> Result<(Call, Vec<i64>)> {
     let device = Device::flex();
     let tensor = |bytes: &[u8], rows: usize| {
         let elements: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);

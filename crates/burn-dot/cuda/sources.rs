@@ -1,4 +1,4 @@
-//! Writes the CUDA source of every variant of every GPU kernel that launches can ask for to a folder, one file each.
+//! Writes the CUDA source of every GPU kernel to a folder: one file for each dtype, vector width, reduction and option.
 
 extern crate self as burn_cubecl; // Where the kernels find CubeCL.
 pub use cubecl;
@@ -14,7 +14,8 @@ use cubecl::{
     cmma::MatrixLayout,
     device::DeviceId,
     ir::{
-        ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties, MemoryDeviceProperties, MmaProperties, TargetProperties, features::Plane,
+        ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties, MemoryDeviceProperties,
+        MmaProperties, TargetProperties, features::Plane,
     },
     prelude::*,
     profile::TimingMethod,
@@ -35,13 +36,19 @@ const PLANE: u32 = 32;
 fn main() {
     let folder = PathBuf::from(std::env::args().nth(1).expect("the folder for the sources"));
     fs::create_dir_all(&folder).expect("a folder that can be made");
-    let mut sources = Sources { folder, device: Arc::new(device()), target: Arc::new(target()), count: 0 };
+    let (device, target) = (Arc::new(device()), Arc::new(target()));
+    let mut sources = Sources { folder, device, target, address: AddressType::U32, count: 0 };
     for dtypes in DTypes::ALL {
-        for width in [1, 16 / dtypes.input_size()] {
+        let widest = 16 / dtypes.input_size();
+        for width in [1, 2, 4, 8].into_iter().filter(|&width| width <= widest) {
             sources.rows(dtypes, width);
             sources.matrices(dtypes, width);
         }
     }
+    // Tensors too large for indices of 32 bits.
+    sources.address = AddressType::U64;
+    sources.rows(DTypes::ALL[0], 4);
+    sources.matrices(DTypes::ALL[0], 1);
     println!("{} sources", sources.count);
 }
 
@@ -54,7 +61,7 @@ struct DTypes {
 }
 
 impl DTypes {
-    const ALL: [DTypes; 5] = {
+    const ALL: [DTypes; 7] = {
         const fn same(input: FloatKind, accumulator: FloatKind) -> DTypes {
             DTypes { input, output: input, accumulator }
         }
@@ -64,6 +71,8 @@ impl DTypes {
             same(FloatKind::BF16, FloatKind::F32),
             same(FloatKind::F64, FloatKind::F64),
             DTypes { input: FloatKind::F16, output: FloatKind::F32, accumulator: FloatKind::F32 },
+            DTypes { input: FloatKind::F32, output: FloatKind::BF16, accumulator: FloatKind::F32 },
+            DTypes { input: FloatKind::F32, output: FloatKind::F64, accumulator: FloatKind::F64 },
         ]
     };
 
@@ -93,6 +102,8 @@ struct Sources {
     folder: PathBuf,
     device: Arc<DeviceProperties>,
     target: Arc<TargetProperties>,
+    /// Of indices.
+    address: AddressType,
     count: usize,
 }
 
@@ -104,7 +115,7 @@ macro_rules! write {
             $sources.target.clone(),
             CubeCount::Static(1, 1, 1),
             $dim,
-            AddressType::U32,
+            $sources.address,
             $($argument),*
         );
         $sources.write($name, &kernel);
@@ -120,7 +131,8 @@ impl Sources {
         };
         let source = CppCompiler::<Cuda>::default().compile(kernel.define(), &options);
         let source = source.unwrap_or_else(|error| panic!("{name}: {error:?}")).to_string();
-        fs::write(self.folder.join(format!("{name}.cu")), source).expect("a file that can be written");
+        let bits = if self.address == AddressType::U64 { "_u64" } else { "" };
+        fs::write(self.folder.join(format!("{name}{bits}.cu")), source).expect("a file that can be written");
         self.count += 1;
     }
 
@@ -130,16 +142,38 @@ impl Sources {
         for reduction in Reduction::ALL {
             for (axes, normalize, save) in [(1, false, false), (1, true, false), (1, true, true), (2, true, true)] {
                 let rows = by(reduction, axes, dtypes);
-                let options = if save { "save" } else if normalize { "cosine" } else { "plain" };
+                let options = if save {
+                    "save"
+                } else if normalize {
+                    "cosine"
+                } else {
+                    "plain"
+                };
                 write!(
-                    self, format!("forward_{name}_{reduction:?}_{options}_{axes}"), dim(rows), rows::forward,
-                    width, tensor(2 * axes), tensor(2 * axes), tensor(axes), tensor(1), dtypes.scalar(), 64, 64, 8, rows, normalize, save,
+                    self,
+                    format!("forward_{name}_{reduction:?}_{options}_{axes}"),
+                    dim(rows),
+                    rows::forward,
+                    width,
+                    tensor(2 * axes),
+                    tensor(2 * axes),
+                    tensor(axes),
+                    tensor(1),
+                    dtypes.scalar(),
+                    64,
+                    64,
+                    8,
+                    rows,
+                    normalize,
+                    save,
                     [elem(input), elem(output), elem(accumulator)],
                 );
             }
         }
         for (normalize, saturate) in [(false, false), (true, dtypes.is_narrow())] {
-            for (grad_x, grad_y, in_chunks) in [(true, true, false), (true, true, true), (true, false, false), (false, true, false)] {
+            for (grad_x, grad_y, in_chunks) in
+                [(true, true, false), (true, true, true), (true, false, false), (false, true, false)]
+            {
                 let options = rows::Gradients {
                     own_axes: 1,
                     sum_axes: 1,
@@ -153,14 +187,42 @@ impl Sources {
                 };
                 let of_x = if in_chunks { accumulator } else { input };
                 write!(
-                    self, format!("backward_{name}_{normalize}_{grad_x}_{grad_y}_{in_chunks}"), CubeDim::new_1d(256), rows::backward,
-                    width, tensor(3), tensor(3), tensor(3), tensor(3), tensor(3), tensor(3), dtypes.scalar(), 64, 64, 8, 8, 64, 64, options,
+                    self,
+                    format!("backward_{name}_{normalize}_{grad_x}_{grad_y}_{in_chunks}"),
+                    CubeDim::new_1d(256),
+                    rows::backward,
+                    width,
+                    tensor(3),
+                    tensor(3),
+                    tensor(3),
+                    tensor(3),
+                    tensor(3),
+                    tensor(3),
+                    dtypes.scalar(),
+                    64,
+                    64,
+                    8,
+                    8,
+                    64,
+                    64,
+                    options,
                     [elem(input), elem(output), elem(of_x), elem(accumulator)],
                 );
             }
             write!(
-                self, format!("sum_chunks_{name}_{normalize}"), CubeDim::new_1d(256), rows::sum_chunks,
-                width, tensor(2), tensor(1), dtypes.scalar(), 64, 8, 64, saturate, [elem(accumulator), elem(input)],
+                self,
+                format!("sum_chunks_{name}_{normalize}"),
+                CubeDim::new_1d(256),
+                rows::sum_chunks,
+                width,
+                tensor(2),
+                tensor(1),
+                dtypes.scalar(),
+                64,
+                8,
+                64,
+                saturate,
+                [elem(accumulator), elem(input)],
             );
         }
     }
@@ -172,24 +234,83 @@ impl Sources {
         for reduction in Reduction::ALL {
             let (x_rows, y_rows) = (by(reduction, 2, dtypes), by(reduction, 1, dtypes));
             write!(
-                self, format!("norms_{name}_{reduction:?}"), dim(x_rows), matrices::norms,
-                width, tensor(3), tensor(2), tensor(1), dtypes.scalar(), 64, 64, 64, 8, x_rows, y_rows, [elem(input), elem(accumulator)],
+                self,
+                format!("norms_{name}_{reduction:?}"),
+                dim(x_rows),
+                matrices::norms,
+                width,
+                tensor(3),
+                tensor(2),
+                tensor(1),
+                dtypes.scalar(),
+                64,
+                64,
+                64,
+                8,
+                x_rows,
+                y_rows,
+                [elem(input), elem(accumulator)],
             );
             write!(
-                self, format!("project_{name}_{reduction:?}"), dim(y_rows), matrices::project,
-                width, tensor(2), tensor(2), tensor(2), tensor(2), tensor(1), tensor(3), tensor(2), dtypes.scalar(), 64, 64, 0, 64, 8,
-                y_rows, sides, dtypes.is_narrow(), [elem(input), elem(accumulator)],
+                self,
+                format!("project_{name}_{reduction:?}"),
+                dim(y_rows),
+                matrices::project,
+                width,
+                tensor(2),
+                tensor(2),
+                tensor(2),
+                tensor(2),
+                tensor(1),
+                tensor(3),
+                tensor(2),
+                dtypes.scalar(),
+                64,
+                64,
+                0,
+                64,
+                8,
+                y_rows,
+                sides,
+                dtypes.is_narrow(),
+                [elem(input), elem(accumulator)],
             );
         }
         write!(
-            self, format!("units_{name}"), CubeDim::new_1d(256), matrices::units,
-            width, tensor(3), tensor(2), tensor(1), tensor(2), tensor(2), 64, 64, 64, sides, [elem(input), elem(accumulator)],
+            self,
+            format!("units_{name}"),
+            CubeDim::new_1d(256),
+            matrices::units,
+            width,
+            tensor(3),
+            tensor(2),
+            tensor(1),
+            tensor(2),
+            tensor(2),
+            64,
+            64,
+            64,
+            sides,
+            [elem(input), elem(accumulator)],
         );
         if width == 1 {
             write!(
-                self, format!("cosines_{name}"), CubeDim::new_1d(256), matrices::cosines,
-                tensor(3), tensor(4), tensor(4), tensor(3), tensor(3), tensor(3), 64, 64, 64, 8,
-                matrices::Epilogue { out_axes: 3, term_axes: 1 }, [elem(input), elem(output), elem(accumulator)],
+                self,
+                format!("cosines_{name}"),
+                CubeDim::new_1d(256),
+                matrices::cosines,
+                tensor(3),
+                tensor(4),
+                tensor(4),
+                tensor(3),
+                tensor(3),
+                tensor(3),
+                64,
+                64,
+                64,
+                8,
+                matrices::Epilogue { out_axes: 3, term_axes: 1 },
+                [elem(input), elem(output), elem(accumulator)],
             );
         }
     }
