@@ -10,8 +10,9 @@
 //! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
-//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six numbers for each row,
-//! and where few vectors meet many, parts of their gradients: a sixteenth of the elements of the larger input at most.
+//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six numbers for each
+//! row, and where few vectors meet many, parts of their gradients: at most a number of the accumulator's dtype for 16 elements of the larger
+//! input.
 //!
 //! # The choice
 //!

@@ -149,7 +149,7 @@ impl Gradients<'_> {
 
     /// How many of so many vectors y a unit goes along, where there are so many units for each of them.
     fn chunk(&self, sums: usize, units: usize) -> usize {
-        let chunks = if self.wanted[0] { (BUSY / units).clamp(1, sums.div_ceil(LEAST_CHUNK)) } else { sums };
+        let chunks = if self.wanted[0] { (BUSY / units).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
         sums.div_ceil(chunks)
     }
 
