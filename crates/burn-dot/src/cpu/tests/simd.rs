@@ -1,6 +1,7 @@
 //! What each instruction set does with single registers, by every instruction set that the machine has.
 
 use alloc::{format, vec, vec::Vec};
+use core::cell::Cell;
 
 use burn_core::tensor::{DType, bf16, f16};
 
@@ -166,19 +167,25 @@ fn sums_of_16_bit_floats_accumulate_in_f32_and_f64() {
     }
 }
 
-struct Lanes;
+/// The most lanes of f32 among the instruction sets that ran it.
+struct Lanes<'a>(&'a Cell<usize>);
 
-impl Task for Lanes {
-    type Output = usize;
+impl Task for Lanes<'_> {
+    type Output = ();
 
-    fn run<S: Isa>(self, _isa: S) -> usize {
-        S::F32_LANES
+    fn run<S: Isa>(self, _isa: S) {
+        self.0.set(self.0.get().max(S::F32_LANES));
     }
 }
 
 #[test]
 fn a_narrow_task_runs_by_registers_that_it_fills_and_a_wide_one_by_the_widest() {
-    let (narrow, wide) = (simd::dispatch_narrow(32, Lanes), simd::dispatch_narrow(33, Lanes));
-    assert_eq!(wide, simd::dispatch(Lanes));
-    assert_eq!(narrow, wide.min(8), "of {wide} lanes");
+    let [narrow, wide, widest] = [const { Cell::new(0) }; 3];
+    simd::for_each_isa(|| Lanes(&widest));
+    simd::dispatch_narrow(32, Lanes(&narrow));
+    simd::dispatch_narrow(33, Lanes(&wide));
+    assert_eq!((narrow.get(), wide.get()), (widest.get().min(8), widest.get()));
+    wide.set(0);
+    simd::dispatch(Lanes(&wide));
+    assert_eq!(wide, widest);
 }
