@@ -44,6 +44,7 @@ pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
 }
 
 /// Bytes of a register of V3.
+#[cfg(feature = "x86-v4")]
 const V3_REGISTER: usize = 32;
 
 #[cfg(test)]
