@@ -36,7 +36,10 @@ pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
         }
         first_panic().get_or_insert_with(|| panic.payload_as_str().and_then(|text| text.lines().next()).unwrap_or("").into());
     }));
-    let result = catch(run).and_then(|result| first_panic().take().map_or(Ok(result), Err));
+    let result = catch(run).and_then(|result| match first_panic().take() {
+        Some(reason) if result.is_ok() => Err(reason),
+        _ => Ok(result),
+    });
     match result.unwrap_or_else(|reason| Err(anyhow!("a panic: {reason}"))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -46,6 +46,7 @@ impl<R> Block<R> {
 }
 
 /// Where a product goes.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Output<R> {
     at: *mut u8,
     size: usize,
@@ -54,13 +55,6 @@ pub(in super::super) struct Output<R> {
     pub is_compute: bool,
     pub is_bf16: bool,
 }
-
-impl<R> Clone for Output<R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<R> Copy for Output<R> {}
 
 // SAFETY: plain data may be written on any thread. To write at all takes a reason of its own.
 unsafe impl<R> Send for Output<R> {}

@@ -11,6 +11,7 @@ use super::super::{
 };
 
 /// One input of a product: where its elements are, and how they are read in the compute dtype `R`.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Input<R> {
     at: *const u8,
     /// Bytes of an element.
@@ -23,13 +24,6 @@ pub(in super::super) struct Input<R> {
     /// Whether they are bf16.
     pub is_bf16: bool,
 }
-
-impl<R> Clone for Input<R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<R> Copy for Input<R> {}
 
 // SAFETY: an input is only read, and its elements, plain data, may be read on any thread. To read at all takes a reason of its own.
 unsafe impl<R> Send for Input<R> {}
@@ -117,6 +111,7 @@ impl<T: Element> Task for LoadStrided<T> {
 }
 
 /// One side of a product: the vectors of an input, along its free axes, and their terms.
+#[derive(Clone, Copy)]
 pub(super) struct Side<'a, R> {
     pub free: &'a Axes,
     pub terms: &'a Axes,
@@ -124,13 +119,6 @@ pub(super) struct Side<'a, R> {
     /// A factor for each term, and its place in [`Offsets`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
     pub factors: Option<(&'a [R], usize)>,
 }
-
-impl<R> Clone for Side<'_, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<R> Copy for Side<'_, R> {}
 
 /// The terms of one block of K, and where they are.
 pub(super) struct KBlock<'a, R> {
