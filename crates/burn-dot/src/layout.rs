@@ -223,6 +223,11 @@ impl Axes {
         (Axes(outer.into()), last)
     }
 
+    /// How far the last axis strides.
+    pub fn inner_stride(&self) -> Offsets {
+        self.split_last().1.stride
+    }
+
     fn split_last(&self) -> (&[Axis], Axis) {
         match self.0.split_last() {
             Some((last, outer)) => (outer, *last),

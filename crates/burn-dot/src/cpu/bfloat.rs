@@ -2,12 +2,12 @@
 //!
 //! In f32 both matrices would have to be converted first, and be multiplied half as fast.
 
-use alloc::vec::Vec;
-
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 use core::arch::x86_64::*;
 
 use burn_core::tensor::bf16;
+
+use super::strided::Workspace;
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 pulp::simd_type!({
@@ -106,8 +106,8 @@ impl Sum for bf16 {
 /// Memory for both matrices, packed.
 #[derive(Default)]
 pub(super) struct Packed {
-    a: Vec<u32>,
-    b: Vec<u32>,
+    a: Workspace<u32>,
+    b: Workspace<u32>,
 }
 
 /// `to = a b`, or `to += a b`. False, and nothing is written, where the machine lacks the instruction or an element is too small for it.
@@ -151,12 +151,13 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
         if !in_place {
             unsafe { a.pack::<ROWS>(&mut packed.a) };
         }
-        for (j, b_panel) in packed.b.chunks_exact(COLUMNS * pairs).enumerate() {
+        let packed_a = packed.a.as_slice().as_ptr();
+        for (j, b_panel) in packed.b.as_slice().chunks_exact(COLUMNS * pairs).enumerate() {
             let columns = COLUMNS.min(b.vectors.0 - j * COLUMNS);
             for i in 0..a.vectors.0.div_ceil(ROWS) {
                 let rows = ROWS.min(a.vectors.0 - i * ROWS);
                 unsafe {
-                    let mut rows_at = [packed.a.as_ptr(); ROWS];
+                    let mut rows_at = [packed_a; ROWS];
                     for (row, row_at) in rows_at.iter_mut().enumerate() {
                         *row_at = match in_place {
                             // Rows beyond the last are computed and not written.
@@ -257,10 +258,10 @@ impl MatRef {
 
     /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
     #[inline(always)]
-    unsafe fn pack<const WIDTH: usize>(&self, to: &mut Vec<u32>) {
+    unsafe fn pack<const WIDTH: usize>(&self, to: &mut Workspace<u32>) {
         let &MatRef { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
         let pairs = terms.div_ceil(2);
-        to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH, 0);
+        let to = to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH);
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
             let first = panel * WIDTH;
             let width = WIDTH.min(vectors - first);

@@ -11,7 +11,7 @@ use super::{
         simd::{self, Isa, Task},
         strided::{CHUNK, StridedMut},
     },
-    input::Input,
+    input::{Input, Places},
 };
 
 /// What is done with complete sums.
@@ -91,10 +91,10 @@ impl<R: Compute> Output<R> {
     /// # Safety
     ///
     /// The block is initialized and within the output, which nothing else reads or writes there.
-    pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &[Offsets], finite: bool) {
+    pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &Places, finite: bool) {
         let stride = lanes.0.inner().1.stride[self.tensor];
         for (first, len, from) in lanes.0.segments(lanes.1) {
-            for (column, &at) in columns.iter().enumerate() {
+            for (column, at) in columns.iter().enumerate() {
                 let to = self.at(sum(at, from)[self.tensor]);
                 // SAFETY: the caller's promise.
                 unsafe { (self.store)(block.column(column).add(first), len, to, stride, finite) };
@@ -178,7 +178,7 @@ pub(super) struct Project<'a, R> {
     /// Whether a row is a column of the block, contiguous, or perpendicular to them.
     pub rows_are_columns: bool,
     pub lanes: (&'a Axes, Range<usize>),
-    pub columns: &'a [Offsets],
+    pub columns: &'a Places,
     pub x: Input<R>,
     pub norms: &'a [R],
     /// `s (x·p)` of each row, where it is known; else the block holds whole rows.
@@ -237,7 +237,7 @@ impl<R: Compute> Project<'_, R> {
     unsafe fn along_lanes<S: Isa>(&self, isa: S) {
         let mut buffer = [R::default(); CHUNK];
         let stride = self.lanes.0.inner().1.stride;
-        for (row, &at) in self.columns.iter().enumerate() {
+        for (row, at) in self.columns.iter().enumerate() {
             let mut dot = Compensated::default();
             for write in [false, true] {
                 if !write && self.dots.is_some() {
@@ -281,7 +281,7 @@ impl<R: Compute> Project<'_, R> {
                         self.dots_perpendicular(isa, &block, &mut projections);
                     }
                     for i in 0..rows {
-                        let mut at = sum(self.columns[0], at);
+                        let mut at = sum(self.columns.at(0), at);
                         at[X_INDEX] += i as isize * stride[X_INDEX];
                         (projections[i], scales[i]) = self.coefficients(at, projections[i]);
                     }
@@ -303,7 +303,7 @@ impl<R: Compute> Project<'_, R> {
         let dense = self.x.is_compute
             && self.x.stride(&self.lanes.0.inner().1) == 1
             && self.block.stride == rows as isize
-            && self.columns.windows(2).all(|pair| pair[1][self.x.tensor] - pair[0][self.x.tensor] == rows as isize);
+            && self.columns.stride(0..self.columns.len(), self.x.tensor) == Some(rows as isize);
         if dense { CHUNK / rows } else { 1 }
     }
 
@@ -312,11 +312,11 @@ impl<R: Compute> Project<'_, R> {
     unsafe fn for_each_group(&self, block: &Perpendicular, mut f: impl FnMut(usize, &[R], &mut [R])) {
         let Perpendicular { lane, at, rows, group } = *block;
         let mut buffer = [R::default(); CHUNK];
-        for (index, columns) in self.columns.chunks(group).enumerate() {
-            let (first, len) = (index * group, rows * columns.len());
+        for first in (0..self.columns.len()).step_by(group) {
+            let len = rows * group.min(self.columns.len() - first);
             // SAFETY: the caller's promise; columns of a group are contiguous. These rows of the block belong to this task.
             unsafe {
-                let x = self.read(sum(columns[0], at), len, &mut buffer);
+                let x = self.read(sum(self.columns.at(first), at), len, &mut buffer);
                 f(first, x, core::slice::from_raw_parts_mut(self.block.column(first).add(lane), len));
             }
         }

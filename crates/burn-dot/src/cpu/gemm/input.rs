@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use super::super::{
     element::{Compute, Element},
-    layout::{Axes, Axis, Offsets},
+    layout::{Axes, Axis, Offsets, sum},
     loops,
     simd::{self, Isa, Task},
 };
@@ -120,6 +120,66 @@ pub(super) struct Side<'a, R> {
     pub factors: Option<(&'a [R], usize)>,
 }
 
+/// Where the vectors of a block are: segments along the last of their axes.
+#[derive(Default)]
+pub(super) struct Places {
+    /// The first vector of each segment, and where it is.
+    segments: Vec<(usize, Offsets)>,
+    stride: Offsets,
+    len: usize,
+}
+
+impl Places {
+    pub fn set(&mut self, axes: &Axes, unit_at: Offsets, vectors: Range<usize>) {
+        self.len = vectors.len();
+        self.stride = axes.inner_stride();
+        self.segments.clear();
+        self.segments.extend(axes.segments(vectors).map(|(first, _, from)| (first, sum(unit_at, from))));
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn segment(&self, vector: usize) -> (isize, &Offsets) {
+        let segment = match self.segments.len() {
+            1 => 0,
+            _ => self.segments.partition_point(|&(first, _)| first <= vector) - 1,
+        };
+        let (first, at) = &self.segments[segment];
+        ((vector - first) as isize, at)
+    }
+
+    pub fn at(&self, vector: usize) -> Offsets {
+        let (within, at) = self.segment(vector);
+        core::array::from_fn(|tensor| at[tensor] + within * self.stride[tensor])
+    }
+
+    /// Where a vector is in one tensor.
+    pub fn offset(&self, vector: usize, tensor: usize) -> isize {
+        let (within, at) = self.segment(vector);
+        at[tensor] + within * self.stride[tensor]
+    }
+
+    /// The stride from each of these vectors to the next in one tensor, if they have one; 1 for a single vector.
+    pub fn stride(&self, vectors: Range<usize>, tensor: usize) -> Option<isize> {
+        if vectors.len() == 1 {
+            return Some(1);
+        }
+        if self.segments.len() == 1 {
+            return Some(self.stride[tensor]);
+        }
+        let first = self.offset(vectors.start, tensor);
+        let stride = self.offset(vectors.start + 1, tensor) - first;
+        let regular = vectors.clone().all(|v| self.offset(v, tensor) - first == (v - vectors.start) as isize * stride);
+        regular.then_some(stride)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Offsets> {
+        (0..self.len).map(|vector| self.at(vector))
+    }
+}
+
 /// The terms of one block of K, and where they are.
 pub(super) struct KBlock<'a, R> {
     pub len: usize,
@@ -139,11 +199,17 @@ impl<'a, R: Compute> KBlock<'a, R> {
         self.len = terms.len();
         self.segments.clear();
         self.segments.extend(self.axes.segments(terms));
-        let Some((factors, index)) = side.factors else { return };
-        self.factors.clear();
-        for &(_, len, from) in &self.segments {
-            let first = at[index] + from[index];
-            self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[index]) as usize].abs()));
+        if let Some((factors, index)) = side.factors {
+            self.factors.clear();
+            for &(_, len, from) in &self.segments {
+                let first = at[index] + from[index];
+                self.factors.extend((0..len).map(|i| factors[(first + i as isize * self.last.stride[index]) as usize].abs()));
+            }
+        }
+        // Segments that have one stride in this input are one.
+        if self.segments.len() > 1 && self.axes.stride_of(side.input.tensor).is_some() {
+            self.segments.truncate(1);
+            self.segments[0].1 = self.len;
         }
     }
 
@@ -152,6 +218,35 @@ impl<'a, R: Compute> KBlock<'a, R> {
         match self.segments[..] {
             [(_, _, from)] => Some(from),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::super::layout::{Axis, X, Y},
+        *,
+    };
+
+    #[test]
+    fn terms_that_one_input_holds_at_one_stride_are_one_segment_of_it() {
+        let axis = |size, x, y| {
+            let mut stride = Offsets::default();
+            (stride[X], stride[Y]) = (x, y);
+            Axis { size, stride }
+        };
+        // Along both axes `x` is contiguous; between the rows of `y` lies something else.
+        let axes = Axes::new([axis(12, 20, 480), axis(20, 1, 1)]);
+        let free = Axes::new([]);
+        let elements = [0f32; 1];
+        for (tensor, segments) in [(X, 1), (Y, 4)] {
+            let input = Input::new(elements.as_ptr(), tensor);
+            let mut block = KBlock::new(&axes);
+            block.set(&Side { free: &free, terms: &axes, input, factors: None }, Offsets::default(), 30..95);
+            assert_eq!((block.len, block.segments.len()), (65, segments));
+            assert_eq!(block.segments.iter().map(|segment| segment.1).sum::<usize>(), 65);
+            assert_eq!(block.segments[0].2[tensor], if tensor == X { 30 } else { 490 });
         }
     }
 }

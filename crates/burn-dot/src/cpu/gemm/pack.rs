@@ -8,9 +8,10 @@ use super::super::{
     element::Compute,
     layout::{Offsets, sum},
     simd::{self, Isa, Task},
+    strided::Workspace,
 };
 use super::{
-    input::{KBlock, Side},
+    input::{KBlock, Places, Side},
     tile,
 };
 
@@ -31,9 +32,8 @@ enum Order {
 /// Vectors of an input, and where they are. Read in the order that they have in memory.
 pub(super) struct Vectors<'a, R> {
     side: Side<'a, R>,
-    /// Where the unit begins, and each vector of the block.
     unit_at: Offsets,
-    at: Vec<Offsets>,
+    places: Places,
     order: Order,
     buffer: Vec<R>,
 }
@@ -45,30 +45,22 @@ impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, terms) = (side.free.inner().1, side.terms.inner().1);
         let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
-        Vectors { side, unit_at: Offsets::default(), at: Vec::new(), order, buffer: Vec::new() }
+        Vectors { side, unit_at: Offsets::default(), places: Places::default(), order, buffer: Vec::new() }
     }
 
     /// The block of vectors that the next calls are about.
     pub fn set(&mut self, unit_at: Offsets, vectors: Range<usize>) {
         self.unit_at = unit_at;
-        self.at.clear();
-        let stride = self.side.free.inner().1.stride;
-        for (_, len, from) in self.side.free.segments(vectors) {
-            let mut at = sum(unit_at, from);
-            for _ in 0..len {
-                self.at.push(at);
-                at = sum(at, stride);
-            }
-        }
+        self.places.set(self.side.free, unit_at, vectors);
     }
 
-    pub fn places(&self) -> &[Offsets] {
-        &self.at
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// How far the first vector of the block is from the beginning of the unit.
     pub fn offset_in_unit(&self, tensor: usize) -> isize {
-        self.at[0][tensor] - self.unit_at[tensor]
+        self.places.offset(0, tensor) - self.unit_at[tensor]
     }
 
     pub fn is_bf16(&self) -> bool {
@@ -76,17 +68,15 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 
     fn place(&self, vector: usize) -> isize {
-        self.at[vector][self.side.input.tensor]
+        self.places.offset(vector, self.side.input.tensor)
     }
 
     /// Where these vectors are, the stride from one to the next, and that from one term to the next. `None` where there are several.
     fn strides(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<(*const u8, isize, isize)> {
         let from = terms.single()?;
-        let first = self.place(vectors.start);
-        let stride = if vectors.len() > 1 { self.place(vectors.start + 1) - first } else { 1 };
-        let regular = vectors.clone().all(|v| self.place(v) - first == (v - vectors.start) as isize * stride);
-        let at = self.side.input.offset(sum(self.at[vectors.start], from));
-        regular.then_some((at, stride, self.side.input.stride(&terms.last)))
+        let stride = self.places.stride(vectors.clone(), self.side.input.tensor)?;
+        let at = self.side.input.offset(sum(self.places.at(vectors.start), from));
+        Some((at, stride, self.side.input.stride(&terms.last)))
     }
 
     /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
@@ -102,8 +92,8 @@ impl<'a, R: Compute> Vectors<'a, R> {
         if self.side.factors.is_some() {
             return None;
         }
-        let (at, stride, term) = self.strides(0..self.at.len(), terms)?;
-        Some(bfloat::MatRef { at: at.cast(), vectors: (self.at.len(), stride), terms: (terms.len, term) })
+        let (at, stride, term) = self.strides(0..self.places.len(), terms)?;
+        Some(bfloat::MatRef { at: at.cast(), vectors: (self.places.len(), stride), terms: (terms.len, term) })
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
@@ -151,8 +141,15 @@ impl<'a, R: Compute> Vectors<'a, R> {
     /// # Safety
     ///
     /// They are within the input.
-    pub unsafe fn pack(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, lanes: usize, width: usize, to: &mut Vec<R>) {
-        to.resize(vectors.len().next_multiple_of(width) * terms.len, R::default());
+    pub unsafe fn pack(
+        &mut self,
+        vectors: Range<usize>,
+        terms: &KBlock<'_, R>,
+        lanes: usize,
+        width: usize,
+        to: &mut Workspace<R>,
+    ) {
+        let to = to.resize(vectors.len().next_multiple_of(width) * terms.len);
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
             let panel = start..vectors.end.min(start + width);
@@ -201,7 +198,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
                     let stride = input.stride(&terms.last);
                     for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
                         for &(first, len, from) in &terms.segments {
-                            let from = input.offset(sum(self.at[vector], from));
+                            let from = input.offset(sum(self.places.at(vector), from));
                             input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len);
                         }
                     }
@@ -220,11 +217,14 @@ impl<'a, R: Compute> Vectors<'a, R> {
         let mut next = vectors.start;
         while next < vectors.end {
             let first = next;
+            if self.places.stride(first..vectors.end, input.tensor) == Some(1) {
+                next = vectors.end;
+            }
             while next < vectors.end && self.place(next) - self.place(first) == (next - first) as isize {
                 next += 1;
             }
             for &(term, len, from) in &terms.segments {
-                let from = input.offset(sum(self.at[first], from));
+                let from = input.offset(sum(self.places.at(first), from));
                 // SAFETY: the caller's promise: a panel has `width` elements for each term.
                 unsafe {
                     let to = to.add(term * width + first - vectors.start);

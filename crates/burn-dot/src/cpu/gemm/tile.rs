@@ -97,18 +97,33 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     // SAFETY: the promise made to `multiply`.
     unsafe {
         let sums = accumulate::<S, R, V, N>(isa, terms, a, b);
-        for (column, sums) in sums.into_iter().enumerate() {
-            let to = to.offset(column as isize * stride);
-            let scale = write.scale.map(|[row, factors]| (row, *factors.add(column)));
-            if rows == V * R::lanes::<S>() {
-                write_column(isa, sums, to, write.add, scale);
-            } else {
-                let mut buffer = [R::default(); MOST_ROWS];
-                for (v, sum) in sums.into_iter().enumerate() {
-                    R::store_vector(isa, sum, buffer[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
-                }
-                write_part(&buffer[..rows], to, write.add, scale);
-            }
+        match (write.add, write.scale) {
+            _ if rows < V * R::lanes::<S>() => write_rows(isa, &sums, (to, stride), rows, write),
+            (false, None) => write_columns(
+                isa,
+                sums,
+                (to, stride),
+                #[inline(always)]
+                |x, _, _, _| x,
+            ),
+            (true, None) => write_columns(
+                isa,
+                sums,
+                (to, stride),
+                #[inline(always)]
+                |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
+            ),
+            (add, Some([rows, columns])) => write_columns(
+                isa,
+                sums,
+                (to, stride),
+                #[inline(always)]
+                |x, to, row, column| {
+                    let x = if add { R::add_vectors(isa, x, R::load_vector(isa, to)) } else { x };
+                    let factors = R::mul_vectors(isa, R::load_vector(isa, rows.add(row)), R::splat(isa, *columns.add(column)));
+                    R::clamp(isa, R::mul_vectors(isa, x, factors), R::from_f64(1.0))
+                },
+            ),
         }
     }
 }
@@ -155,27 +170,45 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     totals
 }
 
-/// Writes whole vectors of a column.
+/// Writes a whole tile. `end` is what becomes of a sum, by where it goes, its row and its column. Without a choice that could be made
+/// before, and by counts known when this is compiled, so that the sums stay in registers.
 #[inline(always)]
-unsafe fn write_column<S: Isa, R: Compute, const V: usize>(
+unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    sums: [R::Vector<S>; V],
-    to: *mut R,
-    add: bool,
-    scale: Option<(*const R, R)>,
+    sums: [[R::Vector<S>; V]; N],
+    (to, stride): (*mut R, isize),
+    end: impl Fn(R::Vector<S>, *const R, usize, usize) -> R::Vector<S>,
 ) {
-    for (v, mut x) in sums.into_iter().enumerate() {
-        let at = v * R::lanes::<S>();
-        // SAFETY: the promise made to `multiply`: so many rows and factors.
+    for (column, sums) in sums.iter().enumerate() {
+        for (v, &sum) in sums.iter().enumerate() {
+            let row = v * R::lanes::<S>();
+            // SAFETY: the promise made to `multiply`: so many rows and columns.
+            unsafe {
+                let to = to.offset(column as isize * stride).add(row);
+                R::store_vector(isa, end(sum, to, row, column), to);
+            }
+        }
+    }
+}
+
+/// Writes the first rows of a tile.
+#[inline(always)]
+unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
+    isa: S,
+    sums: &[[R::Vector<S>; V]; N],
+    (to, stride): (*mut R, isize),
+    rows: usize,
+    write: Write<R>,
+) {
+    for (n, sums) in sums.iter().enumerate() {
+        let mut column = [R::default(); MOST_ROWS];
+        // SAFETY: the promise made to `multiply`; a column has room for its vectors.
         unsafe {
-            if add {
-                x = R::add_vectors(isa, x, R::load_vector(isa, to.add(at).cast_const()));
+            for (v, &sum) in sums.iter().enumerate() {
+                R::store_vector(isa, sum, column[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
             }
-            if let Some((rows, column)) = scale {
-                let factor = R::mul_vectors(isa, R::load_vector(isa, rows.add(at)), R::splat(isa, column));
-                x = R::clamp(isa, R::mul_vectors(isa, x, factor), R::from_f64(1.0));
-            }
-            R::store_vector(isa, x, to.add(at));
+            let scale = write.scale.map(|[rows, columns]| (rows, *columns.add(n)));
+            write_part(&column[..rows], to.offset(n as isize * stride), write.add, scale);
         }
     }
 }

@@ -10,6 +10,7 @@ use super::super::{
     element::Compute,
     layout::{Offsets, X_INDEX, Y_INDEX},
     simd::{self, Isa, Task},
+    strided::Workspace,
 };
 use super::{
     Tasks,
@@ -83,7 +84,7 @@ impl<'a, R: Compute> Worker<'a, R> {
             broadcast: Vectors::new(tasks.broadcast),
             lane_k: KBlock::new(tasks.product.sum),
             broadcast_k: KBlock::new(tasks.product.sum),
-            panels: Panels { elements: Vec::new(), first: None },
+            panels: Panels { elements: Workspace::default(), first: None },
             sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
             bf16: bfloat::Packed::default(),
@@ -166,7 +167,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     fn block_in_output<C>(&self) -> Block<C> {
         let product = self.tasks.product;
         // Both places count the unit; their sum must count it once.
-        let at = self.broadcast.places()[0][product.c.tensor] + self.lanes.offset_in_unit(product.c.tensor);
+        let at = self.broadcast.places().offset(0, product.c.tensor) + self.lanes.offset_in_unit(product.c.tensor);
         let stride = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
         Block { at: product.c.at(at).cast(), stride }
     }
@@ -279,7 +280,7 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
 
 /// Packed lanes of a block. Those before the first are read in place.
 struct Panels<R> {
-    elements: Vec<R>,
+    elements: Workspace<R>,
     /// `None` until the block's lanes are packed.
     first: Option<usize>,
 }
@@ -321,6 +322,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
             panels.first = Some(first);
             first
         });
+        let packed = panels.elements.as_slice();
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
             // SAFETY: as above.
@@ -330,7 +332,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
                 } else {
                     let term = panel_width(lane_count - lane, R::lanes::<S>(), width);
-                    Panel { at: panels.elements[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
+                    Panel { at: packed[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.stride);
