@@ -47,8 +47,8 @@ const BROADCAST_BLOCK: usize = 1024;
 const WORKSPACE: usize = 1 << 15;
 /// Blocks of terms that are added without their rounding errors: up to 4096 terms.
 pub(super) const PLAIN_BLOCKS: usize = 16;
-/// Multiplications of a task, at least: some 90 µs, beside which waking a thread and reading the other side again are little.
-const TASK: usize = 1 << 22;
+/// Multiplications of a task, at least, once each thread has one: nearly a millisecond, beside which packing the other side again is little.
+const TASK: usize = 1 << 26;
 /// Lanes of a part, at least: two vectors of 16 f32.
 const PART_LANES: usize = 32;
 /// Broadcast vectors of a part, at least.
@@ -130,8 +130,9 @@ mod tests {
             (sizes(1, 64, 64, 768), Whole::Nothing, 1, [1, 1, 1]),
             (sizes(1, 64, 64, 768), Whole::Nothing, 2, [2, 1, 1]),
             (sizes(32, 128, 128, 64), Whole::Nothing, 2, [1, 1, 1]),
-            (sizes(1, 512, 512, 512), Whole::Nothing, 2, [8, 1, 1]),
-            (sizes(1, 512, 512, 512), Whole::Lanes, 2, [1, 8, 1]),
+            (sizes(1, 512, 512, 512), Whole::Nothing, 2, [2, 1, 1]),
+            (sizes(1, 1024, 512, 512), Whole::Nothing, 2, [4, 1, 1]),
+            (sizes(1, 512, 512, 512), Whole::Lanes, 2, [1, 2, 1]),
             (sizes(1, 24, 512, 512), Whole::Nothing, 2, [1, 2, 1]),
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 2, [1, 1, 2]),
             (sizes(1, 8, 8, 1 << 20), Whole::Nothing, 8, [1, 1, 8]),
