@@ -17,6 +17,11 @@ mod bandwidth;
 mod bare_gemm;
 #[path = "dot/cells.rs"]
 mod cells;
+#[allow(dead_code, reason = "what is for examples alone")]
+#[path = "../examples/common/mod.rs"]
+mod common;
+#[path = "dot/device.rs"]
+mod device;
 #[path = "dot/engines.rs"]
 mod engines;
 #[path = "dot/machine.rs"]
@@ -46,13 +51,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
 use clap::{Parser, builder::PossibleValuesParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use bandwidth::Bandwidth;
 use cells::Case;
+use common::Place;
+use device::Speed;
 use machine::Machine;
-use process::{Launch, PYTHON, RUST, SYSTEM, Worker, YARDSTICK};
+use process::{BURN, Launch, ON_GPU, PYTHON, RUST, SYSTEM, Worker, YARDSTICK};
 use report::{Destination, Report};
 use results::Run;
 use worker::Pass;
@@ -74,6 +82,9 @@ struct Args {
     /// Engines to measure, separated by commas; all by default
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(RUST.iter().chain(&PYTHON)))]
     engines: Vec<String>,
+    /// Where Burn's engines compute: wgpu or cuda, with the features of that name; cuda:1 for a second GPU. flex, the CPU, by default
+    #[arg(long, conflicts_with_all = ["growth", "threads", "preload", "smoke", "draw"])]
+    device: Option<Place>,
     /// How often each engine is timed; the median counts
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -104,25 +115,29 @@ struct Args {
     /// Print the speed of memory for these numbers of bytes, in JSON (the driver starts it so)
     #[arg(long, hide = true)]
     bandwidth: Option<String>,
+    /// Print the speed of the device, in JSON (the driver starts it so)
+    #[arg(long, hide = true)]
+    speed: bool,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    let args = Args::parse();
+    // A worker answers panics itself.
+    match &args.worker {
+        Some(engine) => work(engine, args.device).map_or_else(fail, |()| ExitCode::SUCCESS),
+        None => common::report(|| run(&args)),
     }
 }
 
+fn fail(error: anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
 fn run(args: &Args) -> Result<()> {
-    if let Some(engine) = &args.worker {
-        return work(engine);
-    }
     if args.draw {
         return draw(args.out.clone().map_or_else(Destination::recorded, Destination::folder));
     }
@@ -135,17 +150,23 @@ fn run(args: &Args) -> Result<()> {
         println!("{}", serde_json::to_string(&measured)?);
         return Ok(());
     }
-    let (launch, folder) = (Launch { python: args.peers.clone(), threads, cores }, Folder::new()?);
+    if args.speed {
+        let device = common::open(args.device.context("--speed is for a --device")?)?;
+        println!("{}", serde_json::to_string(&Speed::measure(&device)?)?);
+        return Ok(());
+    }
+    let (launch, folder) = (Launch { python: args.peers.clone(), device: args.device, threads, cores }, Folder::new()?);
     if args.smoke { smoke::run(&launch, &folder.0) } else { drive(args, &launch, &folder.0) }
 }
 
-fn work(engine: &str) -> Result<()> {
+fn work(engine: &str, place: Option<Place>) -> Result<()> {
     if engine == YARDSTICK {
         // It lives inside the pool: no call has to wake it from outside.
         let pool = rayon::ThreadPoolBuilder::new().build()?;
         return pool.install(|| worker::serve(bare_gemm::load));
     }
-    worker::serve(|case, inputs| engines::load(engine, case, inputs))
+    let device = place.map_or_else(|| Ok(Device::flex()), common::open)?;
+    worker::serve(|case, inputs| engines::load(engine, &device, case, inputs))
 }
 
 fn draw(destination: Destination) -> Result<()> {
@@ -159,10 +180,15 @@ fn draw(destination: Destination) -> Result<()> {
 
 fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
     let (report, destination) = (report(args)?, destination(args));
-    let cases = if args.growth { cells::growing_cases() } else { cells::cases(&args.cells) };
+    let cases = match args.device {
+        _ if args.growth => cells::growing_cases(),
+        Some(_) if args.cells.is_empty() => cells::device_cases(),
+        _ => cells::cases(&args.cells),
+    };
     let mut machine = Machine::new(launch.threads, launch.cores);
-    let working_sets = working_sets(&cases);
+    let working_sets = if args.device.is_some() { Vec::new() } else { working_sets(&cases) };
     machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    machine.device = args.device.map(|place| launch.speed(place)).transpose()?;
     let mut workers = start(args, launch, folder)?;
     workers.iter().filter_map(|worker| worker.versions.as_ref()).for_each(|versions| machine.add_versions(versions));
     let engines = workers.iter().filter(|worker| worker.allocator == SYSTEM).map(|worker| worker.engine.clone()).collect();
@@ -187,6 +213,9 @@ fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
     drop(workers);
     run.machine.load_after = machine::load_average();
     run.machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    if let (Some(place), Some(device)) = (args.device, &mut run.machine.device) {
+        *device = launch.speed(place)?.better(device.clone());
+    }
     destination.write(report, &run)?;
     progress.finish_and_clear();
     println!("{}", destination.draw(report)?.display());
@@ -194,12 +223,13 @@ fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
 }
 
 fn report(args: &Args) -> Result<Report> {
-    let report = match args.threads {
+    let report = match (args.device, args.threads) {
         _ if args.growth => Report::Growth,
-        Some(1) => Report::OneThread,
-        _ => Report::Table,
+        (Some(place), _) => Report::of_device(place)?,
+        (None, Some(1)) => Report::OneThread,
+        (None, _) => Report::Table,
     };
-    if args.record {
+    if args.record && args.device.is_none() {
         ensure!(args.peers.is_some(), "--record needs --peers PYTHON: a table without them would flatter");
         let whole = !matches!(report, Report::Table) || args.threads.is_none() && args.cells.is_empty();
         ensure!(whole, "--record is for all cells on all cores, for --threads 1, and for --growth");
@@ -230,7 +260,11 @@ fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
     let wanted = |engine: &&&str| {
         let growing = !args.growth || GROWING.contains(*engine);
         let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine);
-        growing && asked && (args.peers.is_some() || !PYTHON.contains(*engine))
+        let there = match args.device {
+            Some(place) => BURN.contains(*engine) || on_cuda(place) && ON_GPU.contains(*engine),
+            None => true,
+        };
+        growing && asked && there && (args.peers.is_some() || !PYTHON.contains(*engine))
     };
     let mut workers = Vec::new();
     for engine in RUST.iter().chain(&PYTHON).filter(wanted) {
@@ -241,6 +275,10 @@ fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
     }
     ensure!(!workers.is_empty(), "no engine left: {} need --peers PYTHON", PYTHON.join(", "));
     Ok(workers)
+}
+
+fn on_cuda(place: Place) -> bool {
+    matches!(Report::of_device(place), Ok(Report::Cuda))
 }
 
 /// A temporary folder, gone when dropped.

@@ -1,6 +1,6 @@
 //! What is measured: the cells, their inputs, and the bytes that each must move.
 
-use burn::tensor::{bf16, f16};
+use burn::tensor::{DType, bf16, f16};
 use clap::ValueEnum;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,15 @@ pub enum Dtype {
 impl Dtype {
     pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
+    }
+
+    pub fn burn(self) -> DType {
+        match self {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+        }
     }
 
     fn encode(self, x: f64) -> Vec<u8> {
@@ -107,10 +116,15 @@ impl Case {
         (self.dtype.bytes() * (elements(&self.lhs) + elements(&self.rhs)), self.dtype.bytes() * out)
     }
 
+    /// Multiplications and additions of the products; with gradients there are three.
+    pub fn operations(&self, pass: Pass) -> usize {
+        let (left, right) = self.sides();
+        2 * left.batch * left.free() * right.free() * left.k * if pass == Pass::Forward { 1 } else { 3 }
+    }
+
     pub fn is_memory_bound(&self) -> bool {
-        let ((left, right), (inputs, out)) = (self.sides(), self.sizes());
-        let operations = 2 * left.batch * left.free() * right.free() * left.k;
-        (operations as f64) < MEMORY_BOUND * (inputs + out) as f64
+        let (inputs, out) = self.sizes();
+        (self.operations(Pass::Forward) as f64) < MEMORY_BOUND * (inputs + out) as f64
     }
 
     /// The memory that a pass touches: inputs and output; with gradients also these and the output's gradient.
@@ -131,6 +145,7 @@ impl Case {
 type Row = (&'static str, Kind, &'static [usize], &'static [usize], (usize, usize), usize, &'static str, &'static [Dtype]);
 
 const F32: &[Dtype] = &[Dtype::F32];
+const HALVES: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 const ALL: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64];
 const CELLS: &[Row] = &[
     ("row-small", Kind::Row, &[32, 8], &[32, 8], (1, 1), 1, "bk,bk->b", F32),
@@ -148,6 +163,14 @@ const CELLS: &[Row] = &[
     ("pairs-512", Kind::Matmul, &[512, 512], &[512, 512], (1, 1), 0, "mk,nk->mn", F32),
     ("pairs-100k", Kind::Matmul, &[256, 128], &[100_000, 128], (1, 1), 0, "mk,nk->mn", F32),
 ];
+/// For GPUs: large enough to fill one.
+const DEVICE: &[Row] = &[
+    ("gpu-row-1m", Kind::Row, &[1 << 20, 128], &[1 << 20, 128], (1, 1), 1, "bk,bk->b", HALVES),
+    ("gpu-row-64k", Kind::Row, &[1 << 16, 2048], &[1 << 16, 2048], (1, 1), 1, "bk,bk->b", HALVES),
+    ("gpu-matvec", Kind::Matvec, &[4096, 256], &[4096, 512, 256], (1, 2), 1, "bk,bnk->bn", HALVES),
+    ("gpu-attn", Kind::Matmul, &[64, 1024, 64], &[64, 1024, 64], (2, 2), 1, "bmk,bnk->bmn", HALVES),
+    ("gpu-gemm", Kind::Matmul, &[16, 2048, 2048], &[16, 2048, 2048], (2, 2), 1, "bmk,bnk->bmn", HALVES),
+];
 /// Small enough to be over at once and for gradients below 128 KiB, whose memory the allocator keeps; large enough for the loops.
 const SMOKE: &[Row] = &[
     ("smoke-row", Kind::Row, &[120, 256], &[120, 256], (1, 1), 1, "bk,bk->b", &[Dtype::F32, Dtype::F16]),
@@ -155,13 +178,20 @@ const SMOKE: &[Row] = &[
 ];
 
 pub fn names() -> impl Iterator<Item = &'static str> {
-    CELLS.iter().map(|cell| cell.0)
+    CELLS.iter().chain(DEVICE).map(|cell| cell.0)
 }
 
-/// The cells of these names, or all if there are none, plain and normalised, in each of their dtypes.
+/// The cells of these names, or all of the CPU's if there are none, plain and normalised, in each of their dtypes.
 pub fn cases(names: &[String]) -> Vec<Case> {
-    let chosen = CELLS.iter().filter(|cell| names.is_empty() || names.iter().any(|name| name == cell.0));
-    chosen.flat_map(variants).collect()
+    let chosen = |cell: &&Row| names.iter().any(|name| name == cell.0);
+    match names {
+        [] => CELLS.iter().flat_map(variants).collect(),
+        _ => CELLS.iter().chain(DEVICE).filter(chosen).flat_map(variants).collect(),
+    }
+}
+
+pub fn device_cases() -> Vec<Case> {
+    DEVICE.iter().flat_map(variants).collect()
 }
 
 pub fn smoke_cases() -> Vec<Case> {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use anyhow::{Result, bail, ensure};
 use burn::prelude::*;
-use burn::tensor::{DType, einsum, linalg};
+use burn::tensor::{einsum, linalg};
 use burn_dot::DotConfig;
 use bytemuck::Pod;
 use candle_core as candle;
@@ -16,24 +16,24 @@ use crate::worker::{self, Loaded};
 
 /// Calls a function of three ranks by the ranks of a case.
 macro_rules! by_ranks {
-    ($case:ident, $inputs:ident, $f:expr) => {
+    ($device:ident, $case:ident, $inputs:ident, $f:expr) => {
         match ($case.lhs.len(), $case.rhs.len()) {
-            (2, 2) => burn_engine::<2, 2, 2>($case, $inputs, $f),
-            (2, 3) => burn_engine::<2, 3, 2>($case, $inputs, $f),
-            (3, 3) => burn_engine::<3, 3, 3>($case, $inputs, $f),
-            (4, 4) => burn_engine::<4, 4, 5>($case, $inputs, $f),
+            (2, 2) => burn_engine::<2, 2, 2>($device, $case, $inputs, $f),
+            (2, 3) => burn_engine::<2, 3, 2>($device, $case, $inputs, $f),
+            (3, 3) => burn_engine::<3, 3, 3>($device, $case, $inputs, $f),
+            (4, 4) => burn_engine::<4, 4, 5>($device, $case, $inputs, $f),
             ranks => bail!("no ranks {ranks:?} here"),
         }
     };
 }
 
-pub fn load(engine: &str, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
+pub fn load(engine: &str, device: &Device, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     let axes = (case.axes.0 as isize, case.axes.1 as isize);
     let dot = DotConfig::new(axes).with_normalize(case.normalize).with_batch_dims(case.batch_dims).init();
     match engine {
-        "fused" => by_ranks!(case, inputs, move |x, y| dot.forward(x, y)),
-        "composed" => by_ranks!(case, inputs, move |x, y| dot.forward_composed(x, y)),
-        "burn" => burn_own(case, inputs),
+        "fused" => by_ranks!(device, case, inputs, move |x, y| dot.forward(x, y)),
+        "composed" => by_ranks!(device, case, inputs, move |x, y| dot.forward_composed(x, y)),
+        "burn" => burn_own(device, case, inputs),
         "candle" => candle_engine(case, inputs),
         "ndarray" if case.dtype == Dtype::F32 => ndarray_engine::<f32>(case, inputs, f32::sqrt, EPSILON as f32),
         "ndarray" if case.dtype == Dtype::F64 => ndarray_engine::<f64>(case, inputs, f64::sqrt, EPSILON),
@@ -43,20 +43,16 @@ pub fn load(engine: &str, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
 }
 
 fn burn_engine<const L: usize, const R: usize, const O: usize>(
+    device: &Device,
     case: &Case,
     [lhs, rhs]: [Vec<u8>; 2],
     product: impl Fn(Tensor<L>, Tensor<R>) -> Tensor<O> + Clone + 'static,
 ) -> Result<Loaded> {
-    let dtype = match case.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F64 => DType::F64,
-    };
-    let device = Device::flex();
+    let dtype = case.dtype.burn();
+    ensure!(device.supports_dtype(dtype), "no {} on this device", case.dtype.name());
     let (lhs, rhs) =
         (TensorData::from_bytes_vec(lhs, &case.lhs[..], dtype), TensorData::from_bytes_vec(rhs, &case.rhs[..], dtype));
-    let (x, y) = (Tensor::<L>::from_data(lhs, (&device, dtype)), Tensor::<R>::from_data(rhs, (&device, dtype)));
+    let (x, y) = (Tensor::<L>::from_data(lhs, (device, dtype)), Tensor::<R>::from_data(rhs, (device, dtype)));
     let (tracked_x, tracked_y) = (x.clone().autodiff(), y.clone().autodiff());
     let both = {
         let product = product.clone();
@@ -77,15 +73,29 @@ fn burn_engine<const L: usize, const R: usize, const O: usize>(
     }
     ensure!(results.len() == 3, "a gradient is missing");
     Ok(Loaded {
-        forward: Box::new(move || drop(black_box(product(x.clone(), y.clone())))),
-        backward: Some(Box::new(move || drop(black_box(both())))),
+        forward: finished(device, move || product(x.clone(), y.clone())),
+        backward: Some(finished(device, both)),
         results,
         note: None,
     })
 }
 
+/// A pass, and waiting for the device, if that computes while its caller goes on. Results are held until then: fusion does not write
+/// those that nobody can read.
+fn finished<T>(device: &Device, pass: impl Fn() -> T + 'static) -> Box<dyn FnMut()> {
+    if *device == Device::flex() {
+        return Box::new(move || drop(black_box(pass())));
+    }
+    let device = device.clone();
+    Box::new(move || {
+        let results = black_box(pass());
+        device.sync().expect("the device computes");
+        drop(results);
+    })
+}
+
 /// What a user of Burn writes without this crate.
-fn burn_own(case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
+fn burn_own(device: &Device, case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     let (normalize, axes) = (case.normalize, case.axes);
     macro_rules! unit {
         ($x:ident, $axis:expr) => {
@@ -94,22 +104,26 @@ fn burn_own(case: &Case, inputs: [Vec<u8>; 2]) -> Result<Loaded> {
     }
     macro_rules! einsum_engine {
         ($ranks:tt, $equation:literal) => {
-            burn_engine::<{ $ranks.0 }, { $ranks.1 }, { $ranks.2 }>(case, inputs, move |x, y| {
+            burn_engine::<{ $ranks.0 }, { $ranks.1 }, { $ranks.2 }>(device, case, inputs, move |x, y| {
                 einsum!($equation, unit!(x, axes.0), unit!(y, axes.1))
             })
         };
     }
     match &case.einsum[..] {
         "bk,bk->b" if normalize => {
-            burn_engine::<2, 2, 2>(case, inputs, |x, y| linalg::cosine_similarity(x, y, 1, Some(EPSILON)))
+            burn_engine::<2, 2, 2>(device, case, inputs, |x, y| linalg::cosine_similarity(x, y, 1, Some(EPSILON)))
         }
-        "bk,bk->b" => burn_engine::<2, 2, 2>(case, inputs, |x, y| (x * y).sum_dim(1)),
-        "bmk,bnk->bmn" => burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 2).matmul(unit!(y, 2).swap_dims(1, 2))),
-        "bkm,bnk->bmn" => {
-            burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 2).swap_dims(1, 2)))
+        "bk,bk->b" => burn_engine::<2, 2, 2>(device, case, inputs, |x, y| (x * y).sum_dim(1)),
+        "bmk,bnk->bmn" => {
+            burn_engine::<3, 3, 3>(device, case, inputs, move |x, y| unit!(x, 2).matmul(unit!(y, 2).swap_dims(1, 2)))
         }
-        "bkm,bkn->bmn" => burn_engine::<3, 3, 3>(case, inputs, move |x, y| unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 1))),
-        "mk,nk->mn" => burn_engine::<2, 2, 2>(case, inputs, move |x, y| unit!(x, 1).matmul(unit!(y, 1).transpose())),
+        "bkm,bnk->bmn" => burn_engine::<3, 3, 3>(device, case, inputs, move |x, y| {
+            unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 2).swap_dims(1, 2))
+        }),
+        "bkm,bkn->bmn" => {
+            burn_engine::<3, 3, 3>(device, case, inputs, move |x, y| unit!(x, 1).swap_dims(1, 2).matmul(unit!(y, 1)))
+        }
+        "mk,nk->mn" => burn_engine::<2, 2, 2>(device, case, inputs, move |x, y| unit!(x, 1).matmul(unit!(y, 1).transpose())),
         "bk,bnk->bn" => einsum_engine!((2, 3, 2), "bk,bnk->bn"),
         "bsmk,btkn->bsmtn" => einsum_engine!((4, 4, 5), "bsmk,btkn->bsmtn"),
         other => bail!("{other} is not written here"),

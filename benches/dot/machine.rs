@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{bandwidth::Bandwidth, cells::Case, worker::Pass};
+use crate::{bandwidth::Bandwidth, cells::Case, device::Speed, worker::Pass};
 
 #[derive(Serialize, Deserialize)]
 pub struct Machine {
@@ -14,6 +14,9 @@ pub struct Machine {
     pub threads: usize,
     /// Bytes per second, for each working set of the cells.
     pub bandwidth: Vec<Bandwidth>,
+    /// Where Burn's engines compute, if not on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Speed>,
     pub system: String,
     pub versions: Vec<String>,
     pub commit: String,
@@ -36,6 +39,7 @@ impl Machine {
             caches: (0..5).filter_map(cache).collect(),
             threads,
             bandwidth: Vec::new(),
+            device: None,
             system: said("uname", &["-sr"]) + ", " + said("ldd", &["--version"]).lines().next().unwrap_or_default(),
             versions,
             commit: said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]),
@@ -69,8 +73,11 @@ impl Machine {
         self.bandwidth.iter().max_by_key(|measured| measured.working_set)
     }
 
-    /// The microseconds that a pass takes at least, where memory bounds it. A small working set is at least as fast as a larger one.
+    /// The microseconds that a pass takes at least: on a CPU where memory bounds it. A small working set is at least as fast as a larger one.
     pub fn least_us(&self, case: &Case, pass: Pass) -> Option<f64> {
+        if let Some(device) = &self.device {
+            return device.least_us(case, pass);
+        }
         let as_large = self.bandwidth.iter().filter(|measured| measured.working_set >= case.working_set(pass));
         let best = as_large.map(Bandwidth::best).reduce(f64::max)?;
         case.is_memory_bound().then(|| 1e6 * case.bytes_moved(pass) as f64 / best)

@@ -11,12 +11,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     bandwidth::Bandwidth,
+    common::Place,
+    device::Speed,
     worker::{Ask, Reply},
 };
 
 /// The engine that all others are compared with, and the yardstick, which is no engine: it writes into memory that is reused.
 pub const OURS: &str = "fused";
 pub const YARDSTICK: &str = "gemm";
+/// Engines that compute where `--device` says; of the others these, on CUDA.
+pub const BURN: [&str; 3] = [OURS, "composed", "burn"];
+pub const ON_GPU: [&str; 4] = ["torch", "torch-compile", "torch-autotune", "jax"];
 pub const RUST: [&str; 6] = [OURS, "composed", "burn", "candle", "ndarray", YARDSTICK];
 pub const PYTHON: [&str; 5] = ["torch", "torch-compile", "torch-autotune", "jax", "keras-tf"];
 /// The allocator of a process that preloads none.
@@ -26,6 +31,8 @@ pub const SYSTEM: &str = "system";
 pub struct Launch {
     /// Python that has the other engines.
     pub python: Option<PathBuf>,
+    /// The CPU where there is none.
+    pub device: Option<Place>,
     pub threads: usize,
     pub cores: usize,
 }
@@ -54,9 +61,13 @@ impl Launch {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/worker.py");
         let mut command = if PYTHON.contains(&engine) {
             let python = self.python.as_deref().with_context(|| format!("{engine} needs --peers PYTHON"))?;
-            self.command(python, &[script, engine])
+            let mut command = self.command(python, &[script, engine]);
+            command.env("BENCH_DEVICE", if self.device.is_some() { "cuda" } else { "cpu" });
+            command
         } else {
-            self.command(&env::current_exe()?, &["--worker", engine])
+            let place = self.device.map(|place| place.to_string());
+            let device = place.iter().flat_map(|place| ["--device", place]);
+            self.command(&env::current_exe()?, &["--worker", engine].into_iter().chain(device).collect::<Vec<_>>())
         };
         if let Some(library) = preload {
             command.env("LD_PRELOAD", library);
@@ -66,6 +77,14 @@ impl Launch {
         let mut worker = Worker { engine: engine.into(), allocator, versions: None, command, process: None, complaints };
         worker.start().with_context(|| format!("the worker of {engine}"))?;
         Ok(worker)
+    }
+
+    /// The speed of a device, measured by a process of its own.
+    pub fn speed(&self, place: Place) -> Result<Speed> {
+        let output = self.command(&env::current_exe()?, &["--speed", "--device", &place.to_string()]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", said.trim().trim_start_matches("error: "));
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// The speed of memory, measured by a process pinned as the engines are.

@@ -2,9 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
+    common::Place,
     pictures,
     results::{Run, save},
     table,
@@ -15,10 +16,20 @@ pub enum Report {
     Table,
     OneThread,
     Growth,
+    Wgpu,
+    Cuda,
 }
 
 impl Report {
-    pub const ALL: [Report; 3] = [Report::Table, Report::OneThread, Report::Growth];
+    pub const ALL: [Report; 5] = [Report::Table, Report::OneThread, Report::Growth, Report::Wgpu, Report::Cuda];
+
+    pub fn of_device(place: Place) -> Result<Self> {
+        match place.to_string().split(':').next() {
+            Some("wgpu") => Ok(Report::Wgpu),
+            Some("cuda") => Ok(Report::Cuda),
+            _ => bail!("--device is for wgpu and cuda; the CPU's table is the one without it, not {place}"),
+        }
+    }
 
     /// The name of its files, and that of its region in the README.
     fn names(self) -> (&'static str, &'static str) {
@@ -26,6 +37,8 @@ impl Report {
             Report::Table => ("results", "table"),
             Report::OneThread => ("one-thread", "one-thread"),
             Report::Growth => ("growth", "growth"),
+            Report::Wgpu => ("wgpu", "wgpu"),
+            Report::Cuda => ("cuda", "cuda"),
         }
     }
 }

@@ -39,6 +39,11 @@ fn machine(machine: &Machine) -> String {
         let size = memory.working_set >> 20;
         text += &format!("- memory ({size} MiB): read {read}, copy {copy}, triad {triad} GB/s\n");
     }
+    if let Some(device) = &machine.device {
+        let rates = device.matmul.iter().map(|(dtype, speed)| format!("{} {}", dtype.name(), short(speed / 1e9)));
+        let rates = rates.collect::<Vec<_>>().join(", ");
+        text += &format!("- device: {}; copy {} GB/s; Burn's matmul: {rates} GFLOPS\n", device.name, short(device.copy / 1e9));
+    }
     text += &format!("- {}\n", machine.versions.join("; "));
     let (before, after) = (&machine.load_before, &machine.load_after);
     let after = if after.is_empty() { "(this run was cut short)" } else { after };

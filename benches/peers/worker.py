@@ -19,7 +19,10 @@ DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float6
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
-os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="", KERAS_BACKEND="tensorflow", JAX_PLATFORMS="cpu")
+os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ.update(CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
 if THREADS == 1:
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 
@@ -47,7 +50,7 @@ class Torch:
         torch, name = self.torch, DTYPES[case["dtype"]]
         raw = (bytearray(open(path, "rb").read()) for path in paths)
         shapes = (case["lhs"], case["rhs"])
-        return tuple(torch.frombuffer(x, dtype=getattr(torch, name)).reshape(shape) for x, shape in zip(raw, shapes))
+        return tuple(torch.frombuffer(x, dtype=getattr(torch, name)).reshape(shape).to(DEVICE) for x, shape in zip(raw, shapes))
 
     def products(self, case):
         """Ways of writing this product, by name."""
@@ -91,10 +94,22 @@ class Torch:
             out = product(u, v)
             return out, *torch.autograd.grad(out, (u, v), ones)
 
-        return forward, backward
+        if DEVICE == "cpu":
+            return forward, backward
+        return self.finished(forward), self.finished(backward)
+
+    def finished(self, call):
+        """A call, and waiting for the device."""
+
+        def finished():
+            result = call()
+            self.torch.cuda.synchronize()
+            return result
+
+        return finished
 
     def raw(self, x):
-        return x.detach().contiguous().view(self.torch.uint8).numpy().tobytes()
+        return x.detach().cpu().contiguous().view(self.torch.uint8).numpy().tobytes()
 
 
 class Jax:

@@ -1,7 +1,7 @@
 //! What the examples have in common: devices, files that are written whole, and maps of vectors.
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     ops::Range,
     panic,
     path::Path,
@@ -56,7 +56,7 @@ fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(panic::AssertUnwindSafe(run)).map_err(|_| first_panic().take().unwrap_or_default())
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Backend {
     Flex,
     Ndarray,
@@ -65,7 +65,7 @@ enum Backend {
 }
 
 /// Where to compute: a backend, and which of its GPUs. In arguments `flex`, `wgpu`, or `wgpu:1` for the second discrete GPU.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     backend: Backend,
     index: Option<usize>,
@@ -86,9 +86,16 @@ impl FromStr for Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.backend.to_possible_value().expect("no variant is hidden").get_name())?;
+        self.index.map_or(Ok(()), |index| write!(f, ":{index}"))
+    }
+}
+
 /// Opens a device, or says in a line why it cannot be had. Within [`report`].
-pub fn open(Place { backend, index }: Place) -> Result<Device> {
-    let name = backend.to_possible_value().expect("no variant is hidden").get_name().to_owned();
+pub fn open(place: Place) -> Result<Device> {
+    let Place { backend, index } = place;
     let device = move || -> Option<Device> {
         Some(match backend {
             #[cfg(feature = "flex")]
@@ -104,7 +111,6 @@ pub fn open(Place { backend, index }: Place) -> Result<Device> {
             _ => return None,
         })
     };
-    let numbered = index.map_or(name.clone(), |index| format!("{name}:{index}"));
     // Burn panics where there is no adapter or driver. Ask for a first number.
     let opened = catch(|| {
         device().map(|device| {
@@ -114,9 +120,12 @@ pub fn open(Place { backend, index }: Place) -> Result<Device> {
     });
     match opened {
         Ok(Some(Some(device))) => Ok(device),
-        Ok(Some(None)) => bail!("device {numbered} cannot add: it gave a wrong answer for 1 + 1"),
-        Ok(None) => bail!("device {name} is not in this build; add --features {name} to the cargo command"),
-        Err(reason) => bail!("device {numbered} is not available: {reason}"),
+        Ok(Some(None)) => bail!("device {place} cannot add: it gave a wrong answer for 1 + 1"),
+        Ok(None) => {
+            let name = Place { backend, index: None };
+            bail!("device {name} is not in this build; add --features {name} to the cargo command")
+        }
+        Err(reason) => bail!("device {place} is not available: {reason}"),
     }
 }
 
