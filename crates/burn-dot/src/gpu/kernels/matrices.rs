@@ -5,9 +5,9 @@ use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
 use super::{
-    Rows, add_units, max_units, norm_of, offset, own_row,
+    Rows, add_units, max_units, norm_of, offset, offsets, own_row,
     rows::{Terms, pass},
-    safe_scale, store, within,
+    safe_scale, split, store, within,
 };
 
 /// What is saved of a vector: the inverse and the scale of its norm, and 0 where the norm is epsilon, else 1.
@@ -110,16 +110,15 @@ pub fn cosines<E: Float, O: Float, A: Float>(
     if at >= count {
         terminate!();
     }
-    let x_norm = offset(x_norms, at, 0usize, axes.out_axes);
-    let y_norm = offset(y_norms, at, 0usize, axes.out_axes) + x_count * SAVED;
+    let (x_norm, y_norm) = offsets(x_norms, y_norms, at, axes.out_axes);
+    let y_norm = y_norm + x_count * SAVED;
     let x_inverse = x_norms[x_norm];
     let x_scale = x_norms[x_norm + 1];
     let y_inverse = y_norms[y_norm];
     let y_scale = y_norms[y_norm + 1];
     let mut dot = product[at];
     if x_scale != A::new(1.0) || y_scale != A::new(1.0) {
-        let x_row = offset(x, at, 0usize, axes.out_axes);
-        let y_row = offset(y, at, 0usize, axes.out_axes);
+        let (x_row, y_row) = offsets(x, y, at, axes.out_axes);
         dot = A::new(0.0);
         let mut start = comptime!(0usize).runtime();
         while start < terms {
@@ -158,11 +157,11 @@ pub fn units<E: Float, N: Size, A: Float>(
     #[comptime] sides: Sides,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
-    let row = ABSOLUTE_POS / vectors;
+    let (row, term) = split(ABSOLUTE_POS, vectors);
     if row >= x_count + y_count {
         terminate!();
     }
-    let element = ABSOLUTE_POS % vectors * N::value();
+    let element = term * N::value();
     let norm = row * SAVED;
     let inverse = Vector::<A, N>::new(norms[norm]);
     let scale = Vector::<A, N>::new(norms[norm + 1]);

@@ -67,12 +67,41 @@ pub fn offset<T: CubePrimitive>(tensor: &Tensor<T>, index: usize, #[comptime] fi
         if comptime!(place + 1 == axes) {
             offset += rest * tensor.stride(axis);
         } else {
-            let size = tensor.shape(axis);
-            offset += rest % size * tensor.stride(axis);
-            rest /= size;
+            let (quotient, remainder) = split(rest, tensor.shape(axis));
+            offset += remainder * tensor.stride(axis);
+            rest = quotient;
         }
     }
     offset
+}
+
+/// [`offset`] in two tensors, whose axes have the same sizes.
+#[cube]
+pub fn offsets<T: CubePrimitive>(x: &Tensor<T>, y: &Tensor<T>, index: usize, #[comptime] axes: usize) -> (usize, usize) {
+    let mut rest = index;
+    let mut x_offset = comptime!(0usize).runtime();
+    let mut y_offset = comptime!(0usize).runtime();
+    #[unroll]
+    for place in 0..axes {
+        let axis = comptime!(axes - 1 - place);
+        if comptime!(place + 1 == axes) {
+            x_offset += rest * x.stride(axis);
+            y_offset += rest * y.stride(axis);
+        } else {
+            let (quotient, remainder) = split(rest, x.shape(axis));
+            x_offset += remainder * x.stride(axis);
+            y_offset += remainder * y.stride(axis);
+            rest = quotient;
+        }
+    }
+    (x_offset, y_offset)
+}
+
+/// Quotient and remainder by one division, which costs a GPU tens of other operations.
+#[cube]
+pub fn split(index: usize, size: usize) -> (usize, usize) {
+    let quotient = index / size;
+    (quotient, index - quotient * size)
 }
 
 /// The index of this unit's row, which may be beyond the last: callers clamp it.

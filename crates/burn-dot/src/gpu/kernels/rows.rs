@@ -3,7 +3,7 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
-use super::{Norm, Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, store, within};
+use super::{Norm, Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, split, store, within};
 
 /// What is saved of a normalized row: for lhs, then for rhs, the cosine (0 where the norm is epsilon), and the norm's inverse and scale.
 pub const SAVED: usize = 2 * NORM;
@@ -205,9 +205,9 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     #[comptime] options: Gradients,
     #[define(E, G, D, A)] _dtypes: [ElemType; 4],
 ) {
-    let element = ABSOLUTE_POS % vectors * N::value();
-    let own = ABSOLUTE_POS / vectors % own_count;
-    let index = ABSOLUTE_POS / vectors / own_count;
+    let (vector, term) = split(ABSOLUTE_POS, vectors);
+    let element = term * N::value();
+    let (index, own) = split(vector, own_count);
     if index * chunk >= sum_count {
         terminate!();
     }
