@@ -77,7 +77,7 @@ struct TrainArgs {
     #[arg(long, default_value = "flex")]
     device: Place,
     /// Passes over the training pairs
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
     /// Length of a word's vector
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1024))]

@@ -17,7 +17,7 @@ use crate::{
 };
 
 const BATCH: usize = 1024;
-const LEARNING_RATE: f64 = 0.006;
+const LEARNING_RATE: f64 = 0.008;
 /// Words that a misspelling is nearest to, but that it does not mean.
 const CONFUSED: usize = 3;
 /// At most so many of them in a batch.
@@ -94,7 +94,10 @@ impl Trainer<'_> {
     fn epoch(&self, mut state: State, progress: &ProgressBar) -> Result<State> {
         let number = state.curve.len();
         let mut rng = StdRng::seed_from_u64(self.settings.seed.wrapping_mul(1009).wrapping_add(number as u64 + 1));
-        let confused = self.confused_words(&state.model)?;
+        let confused = match self.settings.objective {
+            Objective::Softmax => self.confused_words(&state.model)?,
+            Objective::Pairs => vec![Vec::new(); self.spellings.words.len()],
+        };
         let mut order: Vec<usize> = (0..self.spellings.training.len()).collect();
         order.shuffle(&mut rng);
         let batches = order.len().div_ceil(BATCH);

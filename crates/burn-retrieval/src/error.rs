@@ -126,7 +126,7 @@ pub enum RetrievalError {
         columns: usize,
     },
     /// The device could not be read.
-    #[error("Catalogue: the device could not be read: {reason}")]
+    #[error("the device could not be read: {reason}")]
     Read {
         /// Why, in Burn's words.
         reason: String,

@@ -12,6 +12,7 @@
 //! | `hits` | [`Hits`] |
 //! | `loss` | [`InBatchSoftmax`], its inputs, gradients in closed form, [`gradient_cache`] |
 //! | [`metrics`] | recall, precision, hit rate, MRR, MAP, nDCG |
+//! | `train` | the same for `burn-train`: `metrics::RankingMetric`, by the feature `train` |
 //! | `error` | [`RetrievalError`] |
 
 mod best;
@@ -22,6 +23,8 @@ mod loss;
 pub mod metrics;
 mod scan;
 mod similarity;
+#[cfg(feature = "train")]
+mod train;
 
 pub use catalogue::{Catalogue, Search};
 pub use error::RetrievalError;

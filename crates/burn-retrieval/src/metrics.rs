@@ -1,8 +1,8 @@
 //! Ranking metrics as plain functions over [`Hits`].
 
-use burn_core::tensor::{Int, Tensor};
-
-use crate::{error::RetrievalError, hits::Hits};
+#[cfg(feature = "train")]
+pub use crate::train::{RankingInput, RankingMetric, RankingOutput};
+use crate::{error::RetrievalError, hits::Hits, similarity::read};
 
 /// Which items are relevant to each query, and how much.
 ///
@@ -96,7 +96,7 @@ impl Metric {
     ///
     /// # Errors
     ///
-    /// Hits and relevance of a different number of queries; `k` of 0, or more than was searched for.
+    /// Hits and relevance of a different number of queries; `k` of 0, or more than was searched for; a device that cannot be read.
     ///
     /// ```
     /// use burn::prelude::*;
@@ -115,7 +115,7 @@ impl Metric {
         if k == 0 || k > columns {
             return Err(RetrievalError::Rank { k, columns });
         }
-        let indices = read(hits.indices.clone());
+        let indices: Vec<i64> = read(hits.indices.clone())?.iter::<i64>().collect();
         let of_query = |(row, gains): (&[i64], &Vec<(usize, f64)>)| self.of_query(&ranked(&row[..k], gains), gains, k);
         Ok(indices.chunks_exact(columns).zip(&relevance.gains).map(of_query).collect())
     }
@@ -166,10 +166,6 @@ fn ranked(row: &[i64], gains: &[(usize, f64)]) -> Vec<f64> {
 
 fn discounted(gains: &[f64]) -> f64 {
     (2..).zip(gains).map(|(rank, gain)| gain / f64::from(rank).log2()).sum()
-}
-
-fn read(indices: Tensor<2, Int>) -> Vec<i64> {
-    indices.into_data().iter::<i64>().collect()
 }
 
 /// The plain functions, one line of formula each.

@@ -1,6 +1,6 @@
 //! [`Similarity`], and vectors made ready for it.
 
-use burn_core::tensor::{DType, Tensor, TensorData};
+use burn_core::tensor::{DType, Tensor, TensorData, kind::Basic};
 use burn_dot::{Dot, DotConfig};
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,6 @@ pub(crate) fn unit_rows(rows: Tensor<2>, dtype: DType) -> Tensor<2> {
 }
 
 /// Reads a tensor, or says why it cannot be read.
-pub(crate) fn read(tensor: Tensor<2>) -> Result<TensorData, RetrievalError> {
+pub(crate) fn read<K: Basic>(tensor: Tensor<2, K>) -> Result<TensorData, RetrievalError> {
     tensor.try_into_data().map_err(|error| RetrievalError::Read { reason: error.to_string() })
 }
