@@ -8,6 +8,7 @@ mod cases;
 mod cubecl;
 mod device;
 mod errors;
+mod from_keras;
 mod fuzz;
 mod gradcheck_burn;
 mod gradcheck_faults;

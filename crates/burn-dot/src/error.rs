@@ -269,6 +269,13 @@ pub enum DotError {
         /// The value given.
         epsilon: f64,
     },
+    /// The JSON is not that of a Keras model, or a layer in it means something else than a [`Dot`](crate::Dot).
+    KerasModel {
+        /// The layer, as [`dots_of`](crate::dots_of) names it; `None` for the model itself.
+        layer: Option<String>,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 impl core::error::Error for DotError {}
@@ -374,6 +381,8 @@ impl fmt::Display for DotError {
             Self::InvalidEpsilon { epsilon } => {
                 write!(f, "epsilon is {epsilon}; the least norm to divide by must be a positive finite number, such as 1e-6")
             }
+            Self::KerasModel { layer: Some(layer), problem } => write!(f, "layer \"{layer}\": {problem}"),
+            Self::KerasModel { layer: None, problem } => f.write_str(problem),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Keras interchange: `DotConfig` as the dictionary of `get_config()`, and as a serialised layer.
+//! Keras interchange: `DotConfig` as the dictionary of `get_config()`, and as a serialised layer; every `Dot` of a model.
 
 use alloc::{
     format,
@@ -14,7 +14,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::{DotConfig, plan::Axes};
+use crate::{DotConfig, DotError, plan::Axes};
 
 /// A [`DotConfig`] written as Keras serialises a layer: `{"module": …, "class_name": "Dot", "config": {…}, …}`.
 ///
@@ -76,6 +76,116 @@ impl Serialize for KerasLayer {
 impl<'de> Deserialize<'de> for KerasLayer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         DotConfig::deserialize(deserializer).map(KerasLayer)
+    }
+}
+
+/// The configurations of every `Dot` in a Keras model, each with the name of its layer.
+///
+/// `json` is what `model.to_json()` gives, the `config.json` in a `.keras` file, or the attribute `model_config` of an `.h5` file.
+/// Functional and Sequential models are read, models within models, layers within wrappers (`TimeDistributed`), the layers that a
+/// subclass serialises in its `get_config()`, and each JSON of a SavedModel's metadata. Lists keep their order; where a subclass has a
+/// dictionary of layers, they come by its keys.
+///
+/// A layer within another model is named by both: `"tower/dot"`. The outermost model's own name is left out.
+///
+/// # Numerics
+///
+/// Where the JSON says `"keras_version": "3.…"` beside the model, `epsilon` of a cosine is Keras 3's 1e-7, else tf.keras' 1e-6. Keras 3
+/// itself writes its version into another file: add it, or call [`with_epsilon(1e-7)`](DotConfig::with_epsilon).
+///
+/// # Errors
+///
+/// A [`DotError::KerasModel`] for text that is not JSON, JSON without a layer, a `Dot` with a key or value that [`KerasLayer`] refuses,
+/// and a `Merge` of Keras 1 in mode `dot` or `cos`, which may mean another product. A layer called `Dot` that is not Keras' own is
+/// passed over, as is any other layer.
+///
+/// # Differences from Keras
+///
+/// Keras 1's `Merge` in mode `dot` is this product for inputs of rank 2 and 3 only. In mode `cos` it divided by the product of both
+/// norms, at least 1e-7, and put an axis of size 1 after the batch.
+///
+/// # Source
+///
+/// `Model.to_json` of tf.keras 2 and Keras 3, `Merge` of Keras 1.2.2.
+///
+/// ```
+/// use burn_dot::{DotConfig, dots_of};
+///
+/// let model = r#"{"class_name": "Functional", "config": {"name": "two_tower", "layers": [
+///     {"class_name": "Dense", "config": {"name": "user", "units": 8}},
+///     {"class_name": "Dot", "config": {"name": "score", "axes": -1, "normalize": true}}
+/// ]}, "keras_version": "2.21.0"}"#;
+/// let cosine = DotConfig::new(-1).with_normalize(true);
+/// assert_eq!(dots_of(model)?, [("score".to_string(), cosine)]);
+/// # Ok::<(), burn_dot::DotError>(())
+/// ```
+pub fn dots_of(json: &str) -> Result<Vec<(String, DotConfig)>, DotError> {
+    let about_the_model = |problem| DotError::KerasModel { layer: None, problem };
+    let model: Value = serde_json::from_str(json).map_err(|error| about_the_model(format!("this is not JSON: {error}")))?;
+    let mut dots = Vec::new();
+    if collect_dots(&model, None, &mut dots)? == 0 {
+        return Err(about_the_model(
+            "this is not a Keras model: no layer in it has a class_name; write model.to_json()".into(),
+        ));
+    }
+    let is_keras_3 = model.get("keras_version").and_then(Value::as_str).is_some_and(|version| version.starts_with("3."));
+    for (_, config) in dots.iter_mut().filter(|(_, config)| is_keras_3 && config.normalize) {
+        config.epsilon = 1e-7;
+    }
+    Ok(dots)
+}
+
+/// Appends every `Dot` in `value`, and counts the layers. `path` names the layer that `value` belongs to, `None` outside of all.
+fn collect_dots(value: &Value, path: Option<&str>, dots: &mut Vec<(String, DotConfig)>) -> Result<usize, DotError> {
+    let mut collect_all = |values: &mut dyn Iterator<Item = &Value>, path: Option<&str>| {
+        values.map(|value| collect_dots(value, path, dots)).sum::<Result<usize, DotError>>()
+    };
+    match value {
+        Value::Array(items) => collect_all(&mut items.iter(), path.or(Some(""))),
+        // A dictionary, or a tuple: what stands in it belongs to the same layer.
+        Value::Object(entries) if !entries.contains_key("class_name") || entries.contains_key("items") => {
+            collect_all(&mut entries.values(), path.or(Some("")))
+        }
+        Value::Object(entries) => {
+            let class = entries["class_name"].as_str().unwrap_or_default();
+            let config = entries.get("config").unwrap_or(&Value::Null);
+            let name = [config, value].iter().find_map(|at| at.get("name")?.as_str()).unwrap_or(class);
+            let named = match path {
+                None | Some("") => name.to_string(),
+                Some(path) => format!("{path}/{name}"),
+            };
+            let about_the_layer = |problem| DotError::KerasModel { layer: Some(named.clone()), problem };
+            match class {
+                "Dot" if refuse_foreign(entries).is_ok() => {
+                    let config = read(value.clone()).map_err(about_the_layer)?;
+                    dots.push((named, config));
+                    Ok(1)
+                }
+                _ => {
+                    refuse_merge(class, config).map_err(about_the_layer)?;
+                    // Beside `config` a layer may stand again, as a model does in the metadata of a SavedModel.
+                    Ok(1 + collect_all(&mut core::iter::once(config), Some(if path.is_none() { "" } else { &named }))?)
+                }
+            }
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Refuses Keras 1's products, whose meaning depends on the inputs.
+fn refuse_merge(class: &str, config: &Value) -> Result<(), String> {
+    let mode = config.get("mode").and_then(Value::as_str).filter(|_| class == "Merge");
+    let axes = config.get("dot_axes").cloned().map_or(Value::Null, without_tuples);
+    match mode {
+        Some("dot") => Err(format!(
+            "this is a Merge of Keras 1, in mode \"dot\"; for inputs of rank 2 and 3 it is DotConfig::new({axes}); for others it \
+             multiplied the last two axes of each as matrices"
+        )),
+        Some("cos") => Err(format!(
+            "this is a Merge of Keras 1, in mode \"cos\"; DotConfig::new({axes}).with_normalize(true) is the same for inputs of rank 2 \
+             and 3 but for an axis of size 1 that stood after the batch, and where the product of both norms is below 1e-7"
+        )),
+        _ => Ok(()),
     }
 }
 

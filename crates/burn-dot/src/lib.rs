@@ -11,7 +11,7 @@
 //! | module | role |
 //! |---|---|
 //! | `config`, `dot` | [`DotConfig`], [`Dot`], [`dot()`]: what a user touches; checks the inputs |
-//! | `keras` | [`KerasLayer`] and the dictionaries of `get_config()` |
+//! | `keras` | [`KerasLayer`] and the dictionaries of `get_config()`; [`dots_of`] a model |
 //! | `backward` | the derivation of the gradient, and the product as one operation of `Autodiff<B, C>` |
 //! | `ops` | the backend-extension trait and the one list of backends |
 //! | `cpu` | kernels for flex, forward and backward |
@@ -54,7 +54,7 @@ pub use error::{Axis, DotError, Operand, Shapes};
 #[cfg(feature = "_cube")]
 #[doc(hidden)]
 pub use gpu::{Reduction, force_reduction};
-pub use keras::KerasLayer;
+pub use keras::{KerasLayer, dots_of};
 pub use plan::{Axes, AxisIndex};
 
 /// Gives memory that is cached for results on flex back to the allocator: at most 96 MiB of results that were freed.
