@@ -17,7 +17,6 @@ mod bandwidth;
 mod bare_gemm;
 #[path = "dot/cells.rs"]
 mod cells;
-#[allow(dead_code, reason = "what is for examples alone")]
 #[path = "../examples/common/mod.rs"]
 mod common;
 #[path = "dot/device.rs"]

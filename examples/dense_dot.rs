@@ -13,7 +13,13 @@
 //! ```sh
 //! cargo run --example dense_dot
 //! cargo run --example dense_dot --features wgpu -- --device wgpu --seed 1 --out out/wgpu
+//! cargo run --example dense_dot --features remote -- --servers 2
+//! cargo run --example dense_dot --features remote -- --remote ws://host:3000,ws://other:3000
+//! cargo run --example dense_dot -- --resume
 //! ```
+//!
+//! On several servers each computes its part of every batch, and the first adds the gradients, as Burn's `ExecutionStrategy::multi` does: the
+//! losses are those of one machine but for rounding. Model and gradients pass from server to server at the addresses given here.
 
 use std::{
     fs,
@@ -24,7 +30,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::nn::{Linear, LinearConfig, loss::BinaryCrossEntropyLossConfig};
-use burn::optim::{AdamConfig, GradientsParams, decay::WeightDecayConfig};
+use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, decay::WeightDecayConfig};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use burn_dot::{Dot, DotConfig};
@@ -32,11 +38,17 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 mod common;
 
-use common::{Place, open, report, save_whole};
+use common::{
+    Place,
+    checkpoint::Folder,
+    open,
+    remote::{RemoteArgs, Servers},
+    report, save_whole,
+};
 
 /// Predict votes of the 109th US Senate: a Dense tower per side, then Dot, then a sigmoid.
 #[derive(Parser)]
@@ -44,6 +56,8 @@ struct Args {
     /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
     #[arg(long, default_value = "flex")]
     device: Place,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Passes over the training votes
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
@@ -53,22 +67,28 @@ struct Args {
     /// Chooses the held-out votes, the first weights and the order of training
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Folder for the model and the pictures
+    /// Folder for the model, its checkpoints and the pictures
     #[arg(long, default_value = "out/dense_dot")]
     out: PathBuf,
     /// Folder with senators.csv, rollcalls.csv and votes.csv
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data"), hide_default_value = true)]
     data: PathBuf,
+    /// Go on from the last checkpoint in the folder
+    #[arg(long)]
+    resume: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    report(|| run(&args))
+    report(|| match args.remote.connect()? {
+        Some(servers) => servers.watch(|| run(&args, &servers.devices, Some(&servers))),
+        None => run(&args, &[open(args.device)?], None),
+    })
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args, devices: &[Device], servers: Option<&Servers>) -> Result<()> {
     let senate = Senate::read(&args.data)?;
-    let device = open(args.device)?.autodiff();
+    let devices: Vec<Device> = devices.iter().map(|device| device.clone().autodiff()).collect();
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
 
     let (training, held_out) = senate.split(args.seed);
@@ -81,19 +101,31 @@ fn run(args: &Args) -> Result<()> {
         args.seed
     );
 
+    let checkpoints = Folder(args.out.clone());
+    let settings = Settings { seed: args.seed, dim: args.dim as usize, epochs: args.epochs as usize, training: training.len() };
+    let mut state = State::new(&settings, &senate, &devices[0]);
+    if args.resume {
+        state = state.load(&checkpoints, &settings)?;
+    } else {
+        checkpoints.clear()?;
+    }
     let start = Instant::now();
-    let (model, curve) = train(args, &senate, &training, &held_out, &device);
+    let State { model, curve, .. } = train(state, &settings, &training, &held_out, &devices, &checkpoints)?;
     let model = model.valid();
     let baseline = senate.majority_baseline(&training, &held_out);
     println!(
-        "held-out accuracy {:.4} (baseline, majority per roll call: {baseline:.4}) after {:.1} s of training",
-        model.accuracy(&held_out),
-        start.elapsed().as_secs_f64()
+        "held-out accuracy {:.4} (baseline, majority per roll call: {baseline:.4}) after {:.1} s of training, loss {:.6}",
+        model.accuracy(&held_out)?,
+        start.elapsed().as_secs_f64(),
+        curve.last().context("no epoch was trained")?.loss
     );
+    if let Some(traffic) = servers.and_then(|servers| servers.traffic.as_ref()) {
+        println!("{traffic}");
+    }
 
     let file = args.out.join("model.bpk");
     save_whole(&file, |part| Ok(model.clone().save_file(part)?))?;
-    let loaded = VoteModel::new(&senate, args.dim as usize, &device.inner())
+    let loaded = VoteModel::new(&senate, args.dim as usize, &devices[0].clone().inner())
         .try_load_file(&file)
         .with_context(|| format!("cannot load {}", file.display()))?;
     let (before, after) = (model.predict(&held_out).to_data(), loaded.predict(&held_out).to_data());
@@ -106,7 +138,7 @@ fn run(args: &Args) -> Result<()> {
     let picture = args.out.join("senators.svg");
     save_whole(&picture, |part| draw_map(part, &model.places(), &senate.senators))?;
     println!("{}: the senators, as their votes place them", picture.display());
-    Ok(())
+    checkpoints.clear()
 }
 
 // --- Data ----------------------------------------------------------------------------------------------------------------
@@ -206,10 +238,10 @@ impl VoteModel {
         sigmoid(self.forward(votes))
     }
 
-    fn accuracy(&self, votes: &[Vote]) -> f64 {
-        let probabilities = self.predict(votes).into_data();
+    fn accuracy(&self, votes: &[Vote]) -> Result<f64> {
+        let probabilities = self.predict(votes).try_into_data()?;
         let right = probabilities.iter::<f32>().zip(votes).filter(|(p, vote)| (*p > 0.5) == (vote.yea == 1)).count();
-        right as f64 / votes.len() as f64
+        Ok(right as f64 / votes.len() as f64)
     }
 
     /// The two directions in which the senators' vectors differ most: their principal components.
@@ -238,41 +270,109 @@ const LEARNING_RATE: f64 = 0.03;
 /// Pulls the vectors towards zero; without it the held-out accuracy falls after ten epochs.
 const WEIGHT_DECAY: f32 = 5e-5;
 
+/// What a run is: a checkpoint of another cannot be resumed.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Settings {
+    seed: u64,
+    dim: usize,
+    epochs: usize,
+    training: usize,
+}
+
 /// One epoch of the learning curve.
+#[derive(Clone, Serialize, Deserialize)]
 struct Epoch {
     loss: f64,
     accuracy: f64,
 }
 
-fn train(args: &Args, senate: &Senate, training: &[Vote], held_out: &[Vote], device: &Device) -> (VoteModel, Vec<Epoch>) {
-    device.seed(args.seed);
-    let mut model = VoteModel::new(senate, args.dim as usize, device);
-    let mut optimizer = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(WEIGHT_DECAY))).init();
-    let cross_entropy = BinaryCrossEntropyLossConfig::new().with_logits(true).init(device);
-    let mut order = StdRng::seed_from_u64(args.seed);
-    let mut training = training.to_vec();
+/// Everything that changes as training goes on.
+struct State {
+    model: VoteModel,
+    optimizer: ModuleOptimizer,
+    curve: Vec<Epoch>,
+}
 
-    let progress = ProgressBar::new(args.epochs.into());
+impl State {
+    fn new(settings: &Settings, senate: &Senate, device: &Device) -> Self {
+        device.seed(settings.seed);
+        let optimizer = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(WEIGHT_DECAY))).init();
+        State { model: VoteModel::new(senate, settings.dim, device), optimizer, curve: Vec::new() }
+    }
+
+    fn save(&self, checkpoints: &Folder, settings: &Settings) -> Result<()> {
+        checkpoints.save(self.curve.len(), |folder| {
+            self.model.clone().save_file(folder.join("model.bpk"))?;
+            self.optimizer.save(folder.join("optimizer.bpk"))?;
+            Ok(fs::write(folder.join("progress.json"), serde_json::to_string_pretty(&(settings, &self.curve))?)?)
+        })
+    }
+
+    /// The state of the last checkpoint, which must be of the same settings, in place of a new one.
+    fn load(self, checkpoints: &Folder, settings: &Settings) -> Result<Self> {
+        checkpoints.load(|folder| {
+            let (made_with, curve): (Settings, _) = serde_json::from_str(&fs::read_to_string(folder.join("progress.json"))?)?;
+            ensure!(made_with == *settings, "it was made with other settings: {made_with:?}, not {settings:?}");
+            let model = self.model.try_load_file(folder.join("model.bpk"))?;
+            Ok(State { model, optimizer: self.optimizer.load(folder.join("optimizer.bpk"))?, curve })
+        })
+    }
+}
+
+/// Trains to the last epoch, with a checkpoint after each.
+fn train(
+    mut state: State,
+    settings: &Settings,
+    training: &[Vote],
+    held_out: &[Vote],
+    devices: &[Device],
+    checkpoints: &Folder,
+) -> Result<State> {
+    let mut order = StdRng::seed_from_u64(settings.seed);
+    let mut training = training.to_vec();
+    // A resumed run goes on in the order that it would have had.
+    state.curve.iter().for_each(|_| training.shuffle(&mut order));
+
+    let progress = ProgressBar::new(settings.epochs as u64);
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} epochs, {elapsed} {msg}").expect("a valid template"));
-    let mut curve = Vec::new();
-    for _ in 0..args.epochs {
+    progress.set_position(state.curve.len() as u64);
+    while state.curve.len() < settings.epochs {
         training.shuffle(&mut order);
         let mut total = 0.0;
         for batch in training.chunks(BATCH) {
-            let yea: Vec<i32> = batch.iter().map(|vote| vote.yea.into()).collect();
-            let yea = Tensor::<1, Int>::from_data(yea.as_slice(), device).unsqueeze_dim::<2>(1);
-            let loss = cross_entropy.forward(model.forward(batch), yea);
-            total += loss.clone().into_scalar::<f64>() * batch.len() as f64;
-            let grads = GradientsParams::from_grads(loss.backward(), &model);
-            model = optimizer.step(LEARNING_RATE, model, grads);
+            let (loss, grads) = gradients(&state.model, batch, devices)?;
+            total += loss * batch.len() as f64;
+            state.model = state.optimizer.step(LEARNING_RATE, state.model, grads);
         }
-        let epoch = Epoch { loss: total / training.len() as f64, accuracy: model.valid().accuracy(held_out) };
+        let epoch = Epoch { loss: total / training.len() as f64, accuracy: state.model.valid().accuracy(held_out)? };
         progress.set_message(format!("loss {:.4}, held-out accuracy {:.4}", epoch.loss, epoch.accuracy));
         progress.inc(1);
-        curve.push(epoch);
+        state.curve.push(epoch);
+        state.save(checkpoints, settings)?;
     }
     progress.finish();
-    (model, curve)
+    Ok(state)
+}
+
+/// The mean loss of a batch, and its gradients on the first device. Each device computes those of its part.
+fn gradients(model: &VoteModel, batch: &[Vote], devices: &[Device]) -> Result<(f64, GradientsParams)> {
+    let part = batch.len().div_ceil(devices.len());
+    let pass = |(votes, device): (&[Vote], &Device)| {
+        let model = model.clone().fork(device);
+        let yea: Vec<i32> = votes.iter().map(|vote| vote.yea.into()).collect();
+        let yea = Tensor::<1, Int>::from_data(yea.as_slice(), device).unsqueeze_dim::<2>(1);
+        let cross_entropy = BinaryCrossEntropyLossConfig::new().with_logits(true).init(device);
+        let loss = cross_entropy.forward(model.forward(votes), yea) * (votes.len() as f64 / batch.len() as f64);
+        (loss.clone(), GradientsParams::from_grads(loss.backward(), &model))
+    };
+    // All devices have their work before the first is waited for.
+    let parts: Vec<_> = batch.chunks(part).zip(devices).map(pass).collect();
+    let (mut total, mut sum) = (0.0, GradientsAccumulator::new());
+    for (loss, grads) in parts {
+        total += loss.try_into_scalar::<f64>()?;
+        sum.accumulate(model, grads.to_device(&devices[0], model));
+    }
+    Ok((total, sum.grads()))
 }
 
 // --- Pictures ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-//! What the examples have in common: devices, files that are written whole, and maps of vectors.
+//! What the examples have in common: devices, servers, files that are written whole, checkpoints, and maps of vectors.
+
+#![allow(dead_code, reason = "no example uses all of it")]
 
 use std::{
     env, fmt, fs,
@@ -17,6 +19,10 @@ use plotters::{
     coord::{Shift, types::RangedCoordf32},
     prelude::*,
 };
+
+pub mod checkpoint;
+pub mod remote;
+pub mod traffic;
 
 /// The first panic on any thread. A device fails on one of its own: whoever waits for it only hears that it is gone, and whoever
 /// does not may go on with numbers that nobody wrote.
@@ -50,10 +56,15 @@ pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
 }
 
 /// Calls a function; if it panics, the text of the first panic since.
-fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     first_panic().take();
     // What was half done is not looked at again.
     panic::catch_unwind(panic::AssertUnwindSafe(run)).map_err(|_| first_panic().take().unwrap_or_default())
+}
+
+/// For a program that goes on after a panic on a thread of its own, and ends well.
+pub fn forget_panics() {
+    first_panic().take();
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

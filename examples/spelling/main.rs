@@ -39,7 +39,7 @@ mod pictures;
 mod saved;
 mod train;
 
-use common::{Place, open, report, save_whole};
+use common::{Place, checkpoint::Folder, open, report, save_whole};
 use data::{Pair, Spellings};
 use features::Features;
 use model::{Side, Towers};
@@ -132,11 +132,11 @@ fn train(args: &TrainArgs) -> Result<()> {
         features: features.len(),
         training: spellings.training.len(),
     };
-    let checkpoints = checkpoint::Folder(args.out.clone());
+    let checkpoints = Folder(args.out.clone());
     let trainer =
         Trainer { settings: &settings, spellings: &spellings, features: &features, device: &device, checkpoints: &checkpoints };
     let state = if args.resume {
-        checkpoints.load(&settings, &features, &device)?
+        checkpoint::load(&checkpoints, &settings, &features, &device)?
     } else {
         checkpoints.clear()?;
         State::new(&settings, &features, &device)

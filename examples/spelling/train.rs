@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint,
+    common::checkpoint::Folder,
     data::{Pair, Spellings},
     features::Features,
     model::{Side, Towers},
@@ -70,7 +71,7 @@ pub struct Trainer<'a> {
     pub spellings: &'a Spellings,
     pub features: &'a Features,
     pub device: &'a Device,
-    pub checkpoints: &'a checkpoint::Folder,
+    pub checkpoints: &'a Folder,
 }
 
 impl Trainer<'_> {
@@ -84,7 +85,7 @@ impl Trainer<'_> {
         progress.set_position((state.curve.len() * batches) as u64);
         while state.curve.len() < self.settings.epochs {
             state = self.epoch(state, &progress)?;
-            self.checkpoints.save(&state, self.settings)?;
+            checkpoint::save(self.checkpoints, &state, self.settings)?;
         }
         progress.finish();
         Ok(state)

@@ -7,8 +7,23 @@ use burn::tensor::DType;
 
 /// The device named by `BURN_DEVICE`.
 pub fn device() -> Device {
-    let name = std::env::var("BURN_DEVICE").unwrap_or_else(|_| "flex".into());
-    match name.as_str() {
+    named(&variable("BURN_DEVICE"))
+}
+
+/// The device that a variable names.
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| "flex".into())
+}
+
+/// The backend that computes in the end: of a remote device, the server's.
+pub fn backend() -> String {
+    let named = variable("BURN_DEVICE");
+    if named == "remote" { variable("BURN_SERVER") } else { named }
+}
+
+/// A device by its name.
+pub fn named(name: &str) -> Device {
+    match name {
         #[cfg(feature = "flex")]
         "flex" => Device::flex(),
         #[cfg(feature = "ndarray")]
@@ -24,6 +39,8 @@ pub fn device() -> Device {
         "cpu" => Device::cpu(),
         #[cfg(feature = "tch")]
         "tch" => Device::libtorch(),
+        #[cfg(feature = "remote")]
+        "remote" => crate::remote::shared(),
         name => panic!("BURN_DEVICE={name} asks for a device this build does not have; add --features {name}"),
     }
 }
@@ -70,20 +87,20 @@ fn supported(dtypes: &[DType]) -> Vec<DType> {
 
 /// The highest rank of a tensor on the device.
 pub fn max_rank() -> usize {
-    if std::env::var("BURN_DEVICE").as_deref() == Ok("ndarray") { 6 } else { usize::MAX }
+    if backend() == "ndarray" { 6 } else { usize::MAX }
 }
 
 /// Whether integers wrap. On ndarray a sum that leaves the range panics where overflow is checked.
 pub fn integers_wrap() -> bool {
-    std::env::var("BURN_DEVICE").as_deref() != Ok("ndarray")
+    backend() != "ndarray"
 }
 
 /// Whether the device computes in IEEE arithmetic with subnormal numbers, infinities and NaN. Shading languages do not promise it.
 pub fn is_ieee() -> bool {
-    matches!(std::env::var("BURN_DEVICE").as_deref(), Err(_) | Ok("flex" | "ndarray" | "tch"))
+    matches!(backend().as_str(), "flex" | "ndarray" | "tch")
 }
 
 /// Whether the device is one of CubeCL's.
 pub fn is_cubecl() -> bool {
-    matches!(std::env::var("BURN_DEVICE").as_deref(), Ok("wgpu" | "cuda" | "rocm" | "cpu"))
+    matches!(backend().as_str(), "wgpu" | "cuda" | "rocm" | "cpu")
 }

@@ -1,6 +1,6 @@
 //! What `burn-dot` promises, as tests. One binary, so that Burn is linked once.
 //!
-//! The device comes from `BURN_DEVICE` (`flex` by default; `ndarray`, `wgpu`, `cuda`, … when the feature of that name is on).
+//! The device comes from `BURN_DEVICE` (`flex` by default; `ndarray`, `wgpu`, `cuda`, `remote`, … when the feature of that name is on).
 //! A device that is asked for and missing is a failure.
 
 mod beyond_keras;
@@ -22,6 +22,8 @@ mod numerics;
 mod oracle;
 mod peers;
 mod properties;
+#[cfg(feature = "remote")]
+mod remote;
 #[cfg(feature = "autodiff")]
 mod retrieval;
 mod run;

@@ -5,7 +5,7 @@ use burn::tensor::DType;
 use burn_dot::{Axes, Dot, DotConfig};
 
 use crate::{
-    device::device,
+    device::{backend, device},
     oracle::{self, Answer, Array, Product},
 };
 
@@ -24,7 +24,7 @@ pub fn apply<const L: usize, const R: usize, const O: usize, K: burn::tensor::ki
 
 /// Whether the layer under test has kernels of its own; else it is composed of Burn's operations, whose sums are Burn's.
 pub fn has_kernels() -> bool {
-    !is_composed() && std::env::var("BURN_DEVICE").map_or(true, |named| named == "flex")
+    !is_composed() && backend() == "flex"
 }
 
 /// Whether Burn composes the layer under test, and takes its gradients, too.

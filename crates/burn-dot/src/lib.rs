@@ -6,7 +6,7 @@
 //!
 //! # Module map
 //!
-//! One direction of dependency, `dot → backward → ops → cpu, gpu, reference → layout, path → plan → error`:
+//! One direction of dependency, `dot → backward → ops → cpu, gpu, remote, reference → layout, path → plan → error`:
 //!
 //! | module | role |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | `ops` | the backend-extension trait and the one list of backends |
 //! | `cpu` | kernels for flex, forward and backward |
 //! | `gpu` | kernels for CubeCL's devices (wgpu, cuda, …), with fusion and without |
+//! | `remote` | products on remote devices, computed by their servers: the client, and the server |
 //! | `reference` | the product and its gradient composed from Burn's operations, for every backend |
 //! | `layout` | the axes of a plan with the strides of each tensor |
 //! | `path` | which kernel a product takes |
@@ -46,6 +47,8 @@ mod ops;
 mod path;
 mod plan;
 mod reference;
+#[cfg(feature = "remote")]
+mod remote;
 
 pub use config::DotConfig;
 pub use dot::{Dot, dot};
@@ -56,6 +59,10 @@ pub use error::{Axis, DotError, Operand, Shapes};
 pub use gpu::{Reduction, force_reduction};
 pub use keras::{KerasLayer, dots_of};
 pub use plan::{Axes, AxisIndex};
+#[cfg(feature = "server")]
+pub use remote::serve;
+#[cfg(feature = "remote")]
+pub use remote::{ServerError, use_server_kernels};
 
 /// Gives memory that is cached for results on flex back to the allocator: at most 96 MiB of results that were freed.
 ///

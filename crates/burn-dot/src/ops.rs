@@ -46,6 +46,9 @@ pub enum Saved<B: Backend> {
     /// Norms, and what else they come with, in whatever form the backend's own gradients read them.
     #[cfg_attr(not(any(feature = "flex", feature = "_cube")), allow(dead_code, reason = "only kernels keep any"))]
     Norms(FloatTensor<B>, Path),
+    /// Of a remote device: what its server saved.
+    #[cfg_attr(not(feature = "remote"), allow(dead_code, reason = "only a remote device has a server"))]
+    OnServer(FloatTensor<B>),
 }
 
 #[cfg(feature = "flex")]
@@ -56,7 +59,7 @@ impl Saved<burn_core::backend::Flex> {
 
     fn into_norms(self) -> Option<cpu::Saved> {
         match self {
-            Saved::Nothing => None,
+            Saved::Nothing | Saved::OnServer(_) => None,
             Saved::Norms(norms, by) => Some(cpu::Saved { norms, by }),
         }
     }
@@ -70,6 +73,7 @@ impl Saved<burn_core::backend::Flex> {
     // One entry for every CubeCL runtime, with and without fusion: see `gpu`.
     Cube: cfg(feature = "_cube"),
     LibTorch: cfg(feature = "tch"),
+    // Its products may run in a server's kernels: see `remote`.
     Remote: cfg(feature = "remote"),
     Capture: cfg(feature = "capture"),
 )]
@@ -288,7 +292,5 @@ impl DotOps for Flex {
 impl DotOps for burn_core::backend::NdArray {}
 #[cfg(feature = "tch")]
 impl DotOps for burn_core::backend::LibTorch {}
-#[cfg(feature = "remote")]
-impl DotOps for burn_core::backend::Remote {}
 #[cfg(feature = "capture")]
 impl DotOps for burn_core::backend::Capture {}

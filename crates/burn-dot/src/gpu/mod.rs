@@ -122,7 +122,7 @@ impl<'a> Product<'a> {
         let chosen = self.choose(Pass::Backward)?;
         match saved {
             Saved::Norms(saved, by) => (by == chosen.path).then_some((chosen, saved)),
-            Saved::Nothing => self.options.normalize.is_none().then(|| (chosen, grad.clone())),
+            Saved::Nothing | Saved::OnServer(_) => self.options.normalize.is_none().then(|| (chosen, grad.clone())),
         }
     }
 }
