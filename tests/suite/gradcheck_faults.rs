@@ -294,7 +294,7 @@ fn a_fault_in_a_module_is_named_by_its_path() {
 }
 
 /// x², with a backward pass chosen by the caller: it gets the gradient, x, and says what to register.
-fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
+pub fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
     #[derive(Debug)]
     struct Square(Fault);
 
@@ -336,7 +336,7 @@ fn custom(x: Tensor<1>, fault: Fault) -> Tensor<1> {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub enum Fault {
     None,
     DType,
     Shape,

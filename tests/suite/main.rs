@@ -5,14 +5,17 @@
 
 mod beyond_keras;
 mod cases;
+mod compare_devices;
 mod cubecl;
 mod device;
 mod errors;
 mod from_keras;
 mod fuzz;
 mod gradcheck_burn;
+mod gradcheck_compared;
 mod gradcheck_faults;
 mod gradcheck_steps;
+mod gradcheck_ways;
 mod gradients;
 mod interchange;
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]

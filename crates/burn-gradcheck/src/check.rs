@@ -276,7 +276,7 @@ impl GradCheck {
         report
     }
 
-    fn lower_dtypes(&self, native: DType, formula: DType) -> Vec<DType> {
+    pub(crate) fn lower_dtypes(&self, native: DType, formula: DType) -> Vec<DType> {
         let mut dtypes = self.precision.clone().unwrap_or_else(|| vec![DType::F32, native]);
         dtypes.dedup();
         dtypes.retain(|dtype| epsilon(*dtype) > epsilon(formula));

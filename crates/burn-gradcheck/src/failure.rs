@@ -172,6 +172,49 @@ pub enum Failure {
         /// Why.
         reason: String,
     },
+    /// Another device, or another way to run the function, gives other numbers. [`Detached`](Self::Detached), [`Shape`](Self::Shape) and
+    /// [`DType`](Self::DType) name it after the input.
+    Differs {
+        /// The device or way, and the dtype.
+        at: String,
+        /// `output 0`, or the gradient of an input or parameter.
+        what: String,
+        /// Where in it; the number that is furthest off.
+        index: Vec<usize>,
+        /// What is given there.
+        given: f64,
+        /// What is right.
+        expected: f64,
+        /// How far it is off, in ε of the largest number of the tensor.
+        epsilons: f64,
+        /// How far it may be off.
+        allowed: f64,
+    },
+    /// Another device, or another way to run the function, gives NaN, or an infinity where the right number is finite.
+    NotFiniteThere {
+        /// The device or way, and the dtype.
+        at: String,
+        /// `output 0`, or the gradient of an input or parameter.
+        what: String,
+        /// Where in it.
+        index: Vec<usize>,
+        /// NaN or an infinity.
+        given: f64,
+        /// What the reference gives; NaN where it gives that, too.
+        expected: f64,
+    },
+    /// Another device, or another way to run the function, panics.
+    Panics {
+        /// The device or way, and the dtype.
+        at: String,
+        /// The panic's first line.
+        reason: String,
+    },
+    /// On a device the function takes and gives f64, but rounds to f32 inside.
+    RoundsThere {
+        /// The device.
+        at: String,
+    },
     /// Every gradient and every difference is zero, or there is nothing to differentiate: the check would pass for any backward pass.
     Vacuous,
 }
@@ -305,6 +348,21 @@ impl Failure {
             ),
             Self::StridedForward { at, contiguous, strided } => {
                 write!(f, "output {at} is {contiguous:e}, but {strided:e} at strided inputs; are strides ignored?")
+            }
+            Self::Differs { at, what, index, given, expected, epsilons, allowed } => write!(
+                f,
+                "{at}: {what} {index:?} is {given:.8e}, not {expected:.8e}; off by {epsilons:.1e} ε of the largest, {allowed:.1e} are \
+                 explained"
+            ),
+            Self::NotFiniteThere { at, what, index, given, expected } if expected.is_nan() => {
+                write!(f, "{at}: {what} {index:?} is {given}, as it is for the reference")
+            }
+            Self::NotFiniteThere { at, what, index, given, expected } => {
+                write!(f, "{at}: {what} {index:?} is {given}, not {expected:.8e}")
+            }
+            Self::Panics { at, reason } => write!(f, "{at}: the function panics: {reason}"),
+            Self::RoundsThere { at } => {
+                write!(f, "{at}: the function takes and gives f64, but feels no change that f32 cannot hold: it rounds to f32 inside")
             }
             Self::NanForward => f.write_str("the function gives NaN at these inputs; choose others"),
             Self::RoundsToF32 => f.write_str(

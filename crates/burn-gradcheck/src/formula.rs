@@ -27,7 +27,7 @@ impl GradCheck {
         }
         self.forward_laws(function, &x, &outputs, report);
         let cotangent = cotangent(self.seed, function.dtype(), &outputs);
-        let gradients = function.backward(&x, &cotangent, false);
+        let gradients = function.backward(&x, &cotangent, How::Plain);
         self.laws(function, &x, &cotangent, leaves, &gradients, report);
         let seen = self.leaves(function, &x, (&outputs, &cotangent), leaves, &gradients, report);
         self.patterns(leaves, &gradients, &seen, report);
@@ -68,13 +68,13 @@ impl GradCheck {
             let differences = Differences { outputs, cotangent, x, here, steps: &steps, dtype, rtol, atol, negligible };
             let arrived = gradient.is_some();
             let comparison = Comparison { differences: &differences, which, leaf, analytic, arrived, overall };
-            seen.push(self.compare(&comparison, report));
+            seen.push(self.beside_differences(&comparison, report));
         }
         seen
     }
 
     /// Compares one leaf's gradient with the differences, and adds its row, failures and notes.
-    fn compare(&self, leaf: &Comparison, report: &mut Report) -> Vec<(usize, Finding)> {
+    fn beside_differences(&self, leaf: &Comparison, report: &mut Report) -> Vec<(usize, Finding)> {
         let seen = leaf.look(self);
         let mut tally = leaf.tally(&seen);
         let count = leaf.analytic.len();

@@ -4,25 +4,51 @@ use std::sync::{Mutex, PoisonError};
 
 use burn_core::tensor::{DType, Device, Tensor};
 
-use crate::subject::{Build, Gradient, Output, Outputs, Subject};
+use crate::subject::{Build, Gradient, Layout, Made, Output, Outputs, Subject};
 
 /// The function under test in one dtype, from numbers to numbers. As an object, so that the checker is compiled once.
 pub(crate) trait Evaluate {
     fn dtype(&self) -> DType;
-    /// The outputs: their numbers, and their dtypes.
-    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<DType>);
-    /// The gradients for a cotangent; `None` where none arrives.
-    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>>;
+    /// The outputs: their numbers, and their forms.
+    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<Form>);
+    /// The gradients for a cotangent; `None` where none arrives. Gradients of all inputs are recorded unless `how` says of which.
+    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], how: How) -> Vec<Option<Gradient>>;
+}
+
+/// What is known of an output beside its numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Form {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
 }
 
 /// How the inputs of one evaluation are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum How {
     Plain,
-    /// Lying in memory in another order.
-    Strided,
-    /// Recording gradients.
+    /// Lying in memory in another way, all of them.
+    Laid(Layout),
+    /// Lying in memory in another way, one of them.
+    OneLaid(usize, Layout),
+    /// Recording gradients, also where only the outputs are asked for.
     Tracked,
+    /// Recording the gradient of one input alone.
+    Only(usize),
+}
+
+impl How {
+    fn layout(self, leaf: usize) -> Layout {
+        match self {
+            Self::Laid(layout) => layout,
+            Self::OneLaid(one, layout) if one == leaf => layout,
+            _ => Layout::Contiguous,
+        }
+    }
+
+    /// Whether the gradient of an input is asked for.
+    pub(crate) fn records(self, leaf: usize) -> bool {
+        !matches!(self, Self::Only(one) if one != leaf)
+    }
 }
 
 /// One evaluation at a time: a device's seed belongs to the whole process.
@@ -38,9 +64,10 @@ pub(crate) struct Function<'a, S, F> {
 }
 
 impl<S: Subject, O: Outputs, F: Fn(S::Argument) -> O> Function<'_, S, F> {
-    fn argument(&self, x: &[Vec<f64>], strided: bool, tracked: bool) -> S::Argument {
-        let build = Build { device: self.device, dtype: self.dtype, strided, tracked };
-        self.subject.build(&mut x.iter(), &build)
+    fn argument(&self, x: &[Vec<f64>], how: How, tracked: bool) -> S::Argument {
+        let made = |(leaf, values)| Made { values, layout: how.layout(leaf), tracked: tracked && how.records(leaf) };
+        let mut leaves = x.iter().map(Vec::as_slice).enumerate().map(made);
+        self.subject.build(&mut leaves, &Build { device: self.device, dtype: self.dtype })
     }
 
     fn run(&self, argument: S::Argument) -> Vec<Output> {
@@ -60,18 +87,19 @@ where
         self.dtype
     }
 
-    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<DType>) {
-        let outputs = self.run(self.argument(x, how == How::Strided, how == How::Tracked));
-        (outputs.iter().flat_map(|output| output.values.iter().copied()).collect(), outputs.iter().map(|o| o.dtype).collect())
+    fn outputs(&self, x: &[Vec<f64>], how: How) -> (Vec<f64>, Vec<Form>) {
+        let outputs = self.run(self.argument(x, how, matches!(how, How::Tracked | How::Only(_))));
+        let numbers = outputs.iter().flat_map(|output| output.values.iter().copied()).collect();
+        (numbers, outputs.into_iter().map(|output| Form { dtype: output.dtype, shape: output.shape }).collect())
     }
 
-    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], strided: bool) -> Vec<Option<Gradient>> {
+    fn backward(&self, x: &[Vec<f64>], cotangent: &[f64], how: How) -> Vec<Option<Gradient>> {
         let mut gradients: Vec<Option<Gradient>> = x.iter().map(|_| None).collect();
         // Outputs of one dtype are added up and go backward together, as in training. Those of another dtype do not add up,
         // but their gradients do; a backward pass consumes the graph, so the function runs anew for each dtype.
         let mut done: Vec<DType> = Vec::new();
         loop {
-            let argument = self.argument(x, strided, true);
+            let argument = self.argument(x, how, true);
             let mut rest = cotangent;
             let mut sum: Option<Tensor<1>> = None;
             let mut dtype = None;

@@ -6,20 +6,20 @@ use crate::{
     function::{Evaluate, How},
     numbers::{OTHERS, epsilon, first_difference, index_of, largest},
     report::Report,
-    subject::{Gradient, Leaf},
+    subject::{Gradient, Layout, Leaf},
 };
 
 impl GradCheck {
     /// What holds for every forward pass: it repeats, recording gradients changes nothing, and neither do strides.
     pub(crate) fn forward_laws(&self, function: &dyn Evaluate, x: &[Vec<f64>], outputs: &[f64], report: &mut Report) {
         let rounding = 1024.0 * epsilon(function.dtype()) * largest(outputs);
-        for (how, tolerance) in [(How::Plain, 0.0), (How::Tracked, 0.0), (How::Strided, rounding)] {
+        for (how, tolerance) in [(How::Plain, 0.0), (How::Tracked, 0.0), (How::Laid(Layout::Permuted), rounding)] {
             let (again, _) = function.outputs(x, how);
             if let Some(at) = first_difference(outputs, &again, self.nondeterminism_tolerance + tolerance) {
                 report.failures.push(match how {
                     How::Plain => Failure::NondeterministicForward,
                     How::Tracked => Failure::TrackedForward { at, plain: outputs[at], tracked: again[at] },
-                    How::Strided => Failure::StridedForward { at, contiguous: outputs[at], strided: again[at] },
+                    _ => Failure::StridedForward { at, contiguous: outputs[at], strided: again[at] },
                 });
                 return; // The first cause explains the others.
             }
@@ -37,10 +37,10 @@ impl GradCheck {
         report: &mut Report,
     ) {
         let scaled = |factor: f64| cotangent.iter().map(|v| factor * v).collect::<Vec<_>>();
-        let again = function.backward(x, cotangent, false);
-        let zero = function.backward(x, &scaled(0.0), false);
-        let doubled = function.backward(x, &scaled(2.0), false);
-        let strided = function.backward(x, cotangent, true);
+        let again = function.backward(x, cotangent, How::Plain);
+        let zero = function.backward(x, &scaled(0.0), How::Plain);
+        let doubled = function.backward(x, &scaled(2.0), How::Plain);
+        let strided = function.backward(x, cotangent, How::Laid(Layout::Permuted));
         let overall = gradients.iter().flatten().map(|gradient| largest(&gradient.values)).fold(0.0, f64::max);
         for (which, leaf) in leaves.iter().enumerate() {
             let Some(gradient) = &gradients[which] else { continue };

@@ -40,7 +40,7 @@ impl GradCheck {
         // A function that captured tensors of another dtype panics, or its outputs are not f64.
         let why = match quietly(|| f64.outputs(&x, How::Plain).1) {
             Err(panic) => format!("it panics: {panic}"),
-            Ok(dtypes) if dtypes.iter().any(|dtype| *dtype != DType::F64) => "its outputs are not f64".to_string(),
+            Ok(forms) if forms.iter().any(|form| form.dtype != DType::F64) => "its outputs are not f64".to_string(),
             Ok(_) if rounds() => "it rounds to f32 inside".to_string(),
             Ok(_) if !self.has_exp_of_f64() && quietly(|| disagree(f64, f32, &x)).unwrap_or(true) => {
                 "the device's exponential of f64 is wrong".to_string()
@@ -68,7 +68,7 @@ impl GradCheck {
     /// Whether no output feels a change of the inputs that f32 cannot hold, though some feel one that it can.
     ///
     /// An ill-conditioned function differs between f32 and f64 as well, but it feels the smaller change.
-    fn rounds_to_f32(&self, f64: &dyn Evaluate, x: &[Vec<f64>]) -> bool {
+    pub(crate) fn rounds_to_f32(&self, f64: &dyn Evaluate, x: &[Vec<f64>]) -> bool {
         let moved = |part: f64| {
             let moved = |(which, x): (usize, &Vec<f64>)| -> Vec<f64> {
                 let signs = signed(self.seed.wrapping_add(which as u64), x.len());

@@ -20,15 +20,32 @@ pub struct Gradient {
     pub values: Vec<f64>,
 }
 
-/// How the leaves are to be made.
+/// Where the leaves are to be made, and of what dtype.
 #[derive(Clone, Debug)]
 pub struct Build<'a> {
     pub device: &'a Device,
     pub dtype: DType,
-    /// Whether the numbers lie in memory in another order than the axes say.
-    pub strided: bool,
-    /// Whether gradients are recorded.
+}
+
+/// The numbers of one leaf, and how it is made of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Made<'a> {
+    pub values: &'a [f64],
+    pub layout: Layout,
+    /// Whether its gradient is recorded.
     pub tracked: bool,
+}
+
+/// How the numbers of a leaf lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Layout {
+    Contiguous,
+    /// With the axes in reverse order, or backwards where there is only one.
+    Permuted,
+    /// As a window of a larger tensor.
+    Sliced,
+    /// Once along an axis, along which they are the same.
+    Expanded(usize),
 }
 
 /// Something with float leaves that can be made anew from other numbers.
@@ -36,7 +53,7 @@ pub(crate) trait Subject {
     /// What the function under test takes.
     type Argument;
     fn leaves(&self) -> Vec<Leaf>;
-    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self::Argument;
+    fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self::Argument;
     fn gradients(&self, argument: &Self::Argument, gradients: &Gradients) -> Vec<Option<Gradient>>;
 }
 
@@ -48,21 +65,38 @@ pub(crate) fn numbers<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Vec<f6
     tensor.to_data().iter::<f64>().collect()
 }
 
-fn tensor<const D: usize>(values: &[f64], shape: [usize; D], build: &Build) -> Tensor<D> {
+fn tensor<const D: usize>(leaf: Made, shape: [usize; D], build: &Build) -> Tensor<D> {
     let make = |values: Vec<f64>, shape: [usize; D]| {
         Tensor::<D>::from_data(TensorData::new(values, shape), (build.device, build.dtype))
     };
-    let tensor = if build.strided && !values.is_empty() {
-        // Stored with its axes reversed, or backwards where there is only one, then viewed the right way round.
-        let turned = |x: Tensor<D>| {
-            if D == 1 { x.flip([0]) } else { x.permute(core::array::from_fn::<isize, D, _>(|axis| (D - 1 - axis) as isize)) }
-        };
-        let stored = turned(make(values.to_vec(), shape));
-        turned(make(numbers(&stored), stored.dims()))
-    } else {
-        make(values.to_vec(), shape)
+    let plain = make(leaf.values.to_vec(), shape);
+    let tensor = match leaf.layout {
+        Layout::Contiguous => plain,
+        _ if leaf.values.is_empty() => plain,
+        Layout::Permuted => {
+            let turned = |x: Tensor<D>| {
+                if D == 1 {
+                    x.flip([0])
+                } else {
+                    x.permute(core::array::from_fn::<isize, D, _>(|axis| (D - 1 - axis) as isize))
+                }
+            };
+            // Stored the other way round, then viewed the right way round.
+            let stored = turned(plain);
+            turned(make(numbers(&stored), stored.dims()))
+        }
+        Layout::Sliced => {
+            let mut edge = shape;
+            edge[D - 1] = 1;
+            let edge = make(vec![7.0; edge.iter().product()], edge);
+            Tensor::cat(vec![edge.clone(), plain, edge], D - 1).narrow(D - 1, 1, shape[D - 1])
+        }
+        Layout::Expanded(axis) => {
+            let once = plain.narrow(axis, 0, 1);
+            make(numbers(&once), once.dims()).expand(shape)
+        }
     };
-    tensor.set_require_grad(build.tracked)
+    tensor.set_require_grad(leaf.tracked)
 }
 
 fn gradient<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Option<Gradient> {
@@ -75,7 +109,9 @@ pub trait Input: Clone {
     #[doc(hidden)]
     fn leaf(&self, name: String) -> Option<Leaf>;
     #[doc(hidden)]
-    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self;
+    fn rebuild(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self;
+    #[doc(hidden)]
+    fn negated(&self) -> Self;
     #[doc(hidden)]
     fn gradient(&self, gradients: &Gradients) -> Option<Option<Gradient>>;
 }
@@ -84,8 +120,11 @@ impl<const D: usize> Input for Tensor<D, Float> {
     fn leaf(&self, name: String) -> Option<Leaf> {
         Some(leaf(name, self))
     }
-    fn rebuild(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
-        tensor(values.next().expect("a value for every leaf"), self.dims(), build)
+    fn rebuild(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self {
+        tensor(leaves.next().expect("numbers for every leaf"), self.dims(), build)
+    }
+    fn negated(&self) -> Self {
+        self.clone().neg()
     }
     fn gradient(&self, gradients: &Gradients) -> Option<Option<Gradient>> {
         Some(gradient(self, gradients))
@@ -98,8 +137,11 @@ macro_rules! passes_through {
             fn leaf(&self, _: String) -> Option<Leaf> {
                 None
             }
-            fn rebuild(&self, _: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
+            fn rebuild(&self, _: &mut dyn Iterator<Item = Made>, build: &Build) -> Self {
                 self.clone().to_device(build.device)
+            }
+            fn negated(&self) -> Self {
+                self.clone()
             }
             fn gradient(&self, _: &Gradients) -> Option<Option<Gradient>> {
                 None
@@ -115,7 +157,9 @@ pub trait Inputs: Clone {
     #[doc(hidden)]
     fn leaves(&self) -> Vec<Leaf>;
     #[doc(hidden)]
-    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self;
+    fn remake(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self;
+    #[doc(hidden)]
+    fn all_negated(&self) -> Self;
     #[doc(hidden)]
     fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>>;
 }
@@ -124,8 +168,11 @@ impl<T: Input> Inputs for T {
     fn leaves(&self) -> Vec<Leaf> {
         self.leaf("input 0".into()).into_iter().collect()
     }
-    fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
-        self.rebuild(values, build)
+    fn remake(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self {
+        self.rebuild(leaves, build)
+    }
+    fn all_negated(&self) -> Self {
+        self.negated()
     }
     fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>> {
         self.gradient(gradients).into_iter().collect()
@@ -138,8 +185,11 @@ macro_rules! tuples {
             fn leaves(&self) -> Vec<Leaf> {
                 [$(self.$index.leaf(format!("input {}", $index)),)+].into_iter().flatten().collect()
             }
-            fn remake(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self {
-                ($(self.$index.rebuild(values, build),)+)
+            fn remake(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self {
+                ($(self.$index.rebuild(leaves, build),)+)
+            }
+            fn all_negated(&self) -> Self {
+                ($(self.$index.negated(),)+)
             }
             fn gradients(&self, gradients: &Gradients) -> Vec<Option<Gradient>> {
                 [$(self.$index.gradient(gradients),)+].into_iter().flatten().collect()
@@ -170,11 +220,34 @@ impl<I: Inputs> Subject for Arguments<I> {
     fn leaves(&self) -> Vec<Leaf> {
         self.0.leaves()
     }
-    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> I {
-        self.0.remake(values, build)
+    fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> I {
+        self.0.remake(leaves, build)
     }
     fn gradients(&self, argument: &I, gradients: &Gradients) -> Vec<Option<Gradient>> {
         argument.gradients(gradients)
+    }
+}
+
+/// The inputs of a function as results of an operation, which gradient checkpointing forgets and computes anew: leaves of the opposite
+/// sign, negated.
+pub(crate) struct Computed<I>(pub I);
+
+impl<I: Inputs> Subject for Computed<I> {
+    /// The leaves, and the inputs that are computed from them.
+    type Argument = (I, I);
+
+    fn leaves(&self) -> Vec<Leaf> {
+        self.0.leaves()
+    }
+    fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> (I, I) {
+        let opposite: Vec<(Vec<f64>, Made)> = leaves.map(|leaf| (leaf.values.iter().map(|x| -x).collect(), leaf)).collect();
+        let leaves = self.0.remake(&mut opposite.iter().map(|(values, leaf)| Made { values, ..*leaf }), build);
+        let inputs = leaves.all_negated();
+        (leaves, inputs)
+    }
+    fn gradients(&self, (leaves, _): &(I, I), gradients: &Gradients) -> Vec<Option<Gradient>> {
+        let opposite = |gradient: Gradient| Gradient { values: gradient.values.iter().map(|g| -g).collect(), ..gradient };
+        leaves.gradients(gradients).into_iter().map(|gradient| gradient.map(opposite)).collect()
     }
 }
 
@@ -187,8 +260,8 @@ impl<A: Subject, B: Subject> Subject for Both<A, B> {
     fn leaves(&self) -> Vec<Leaf> {
         [self.0.leaves(), self.1.leaves()].concat()
     }
-    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> Self::Argument {
-        (self.0.build(values, build), self.1.build(values, build))
+    fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> Self::Argument {
+        (self.0.build(leaves, build), self.1.build(leaves, build))
     }
     fn gradients(&self, argument: &Self::Argument, gradients: &Gradients) -> Vec<Option<Gradient>> {
         [self.0.gradients(&argument.0, gradients), self.1.gradients(&argument.1, gradients)].concat()
@@ -245,8 +318,8 @@ impl<M: Module> Subject for Parameters<M> {
         visitor.leaves
     }
 
-    fn build(&self, values: &mut dyn Iterator<Item = &Vec<f64>>, build: &Build) -> M {
-        self.module.clone().map(&mut Replace { trained: self.trained.iter(), values, build })
+    fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> M {
+        self.module.clone().map(&mut Replace { trained: self.trained.iter(), leaves, build })
     }
 
     fn gradients(&self, argument: &M, gradients: &Gradients) -> Vec<Option<Gradient>> {
@@ -286,15 +359,15 @@ impl ModuleVisitor for Collect<'_> {
 
 struct Replace<'a, 'v> {
     trained: core::slice::Iter<'a, bool>,
-    values: &'a mut dyn Iterator<Item = &'v Vec<f64>>,
+    leaves: &'a mut dyn Iterator<Item = Made<'v>>,
     build: &'a Build<'a>,
 }
 
 impl ModuleMapper for Replace<'_, '_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.trained.next() == Some(&true) {
-            let values = self.values.next().expect("a value for every parameter");
-            param.map(|value| tensor(values, value.dims(), self.build))
+            let leaf = self.leaves.next().expect("numbers for every parameter");
+            param.map(|value| tensor(leaf, value.dims(), self.build))
         } else {
             param.map(|value| value.cast(self.build.dtype))
         }
@@ -319,6 +392,7 @@ impl ModuleVisitor for Read<'_> {
 #[doc(hidden)]
 pub struct Output {
     pub(crate) values: Vec<f64>,
+    pub(crate) shape: Vec<usize>,
     pub(crate) dtype: DType,
     pub(crate) tracked: bool,
     /// The sum of the output times a cotangent.
@@ -338,6 +412,7 @@ impl<const D: usize> Outputs for Tensor<D, Float> {
     fn each(self, visit: &mut dyn FnMut(Output)) {
         visit(Output {
             values: numbers(&self),
+            shape: self.dims().to_vec(),
             dtype: self.dtype(),
             tracked: self.is_tracked(),
             weighted: Box::new(move |cotangent| {

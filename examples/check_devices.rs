@@ -1,0 +1,346 @@
+//! Runs Burn's layers and operations on the devices of this build, and prints where outputs or gradients differ: layer × device and dtype.
+//!
+//! ```sh
+//! cargo run --example check_devices                                       # flex alone, in f64 and f32
+//! cargo run --features ndarray,wgpu,fusion --example check_devices        # every device of the build
+//! cargo run --features wgpu --example check_devices -- --device wgpu --only sqrt --reports
+//! ```
+//!
+//! The first column is flex in f64, checked by finite differences. Each of the others is compared with it at the same numbers, by
+//! `GradCheck::compare`. `ok`: but for rounding. `precision`: digits are lost. `wrong`, `NaN`, `panic`: as they say. `–`: the device lacks
+//! the dtype or the operation, or the layer holds f32 numbers of its own and is compared in f32 only.
+//!
+//! The exit code is 0 where every fault that is found is known (of Burn 0.22.1, see `known`), 1 where another is found or a device
+//! cannot be had, 2 for arguments that mean nothing.
+
+// Of what the examples have in common this one needs the devices alone.
+#[allow(dead_code)]
+mod common;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use burn::linalg::{cosine_similarity, l2_norm};
+use burn::nn::{attention::*, conv::*, gru::*, loss::*, pool::*, transformer::*, *};
+use burn::prelude::*;
+use burn::tensor::{DType, activation::*};
+use burn_dot::{Dot, DotConfig};
+use burn_gradcheck::{Agreement, Compare, DeviceReport, GradCheck};
+use clap::Parser;
+use common::{Place, open, report};
+
+/// Where Burn's layers and operations differ between devices: forward and gradients, in f64 and f32.
+#[derive(Parser)]
+#[command(after_help = "Exit code: 0 where every fault that is found is a known one of Burn, 1 where another is found.")]
+struct Arguments {
+    /// A device beside flex: ndarray, wgpu, wgpu:1, cuda; may be given several times. Default: every one of this build
+    #[arg(long)]
+    device: Vec<Place>,
+    /// Only the rows whose names contain this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print what is found of each row that is not ok
+    #[arg(long)]
+    reports: bool,
+}
+
+type Run = Box<dyn Fn(&Compare) -> DeviceReport>;
+
+/// The rows in order: a name, and what is compared.
+#[derive(Default)]
+struct Rows(Vec<(&'static str, Run)>);
+
+impl Rows {
+    fn one<const D: usize, const O: usize>(
+        &mut self,
+        name: &'static str,
+        x: Tensor<D>,
+        f: impl Fn(Tensor<D>) -> Tensor<O> + 'static,
+    ) {
+        self.0.push((name, Box::new(move |compare| compare.check(&f, x.clone()))));
+    }
+
+    fn two<const D: usize, const E: usize, const O: usize>(
+        &mut self,
+        name: &'static str,
+        inputs: (Tensor<D>, Tensor<E>),
+        f: impl Fn(Tensor<D>, Tensor<E>) -> Tensor<O> + 'static,
+    ) {
+        self.0.push((name, Box::new(move |compare| compare.check(|(x, y)| f(x, y), inputs.clone()))));
+    }
+
+    fn module<M: Module + Clone + 'static, const D: usize, const O: usize>(
+        &mut self,
+        name: &'static str,
+        module: M,
+        x: Tensor<D>,
+        f: impl Fn(&M, Tensor<D>) -> Tensor<O> + 'static,
+    ) {
+        self.0.push((name, Box::new(move |compare| compare.check_module_with(&module, x.clone(), &f))));
+    }
+}
+
+/// Distinct numbers of both signs.
+fn wave<const D: usize>(shape: [usize; D], phase: f64) -> Tensor<D> {
+    let numbers = (1..=shape.iter().product()).map(|i: usize| 1.3 * (phase + i as f64 * 1.618).sin() + 0.2);
+    Tensor::from_data(TensorData::new(numbers.collect(), shape), (&Device::flex(), DType::F32))
+}
+
+fn x<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    wave(shape, 0.35)
+}
+
+fn y<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    wave(shape, 0.85)
+}
+
+fn positive<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    x(shape).abs() + 0.5
+}
+
+fn layers(rows: &mut Rows) {
+    let d = Device::flex().autodiff();
+    d.seed(7);
+    rows.module("Linear", LinearConfig::new(3, 4).init(&d), x([2, 3]), |m, x| m.forward(x));
+    rows.module("Conv1d", Conv1dConfig::new(2, 3, 3).init(&d), x([2, 2, 6]), |m, x| m.forward(x));
+    rows.module("Conv2d", Conv2dConfig::new([2, 3], [2, 3]).init(&d), x([1, 2, 4, 5]), |m, x| m.forward(x));
+    rows.module("ConvTranspose2d", ConvTranspose2dConfig::new([2, 3], [2, 3]).init(&d), x([1, 2, 3, 4]), |m, x| m.forward(x));
+    rows.one("MaxPool2d", x([1, 2, 4, 5]), |x| MaxPool2dConfig::new([2, 2]).init().forward(x));
+    rows.one("AvgPool2d", x([1, 2, 4, 5]), |x| AvgPool2dConfig::new([2, 2]).init().forward(x));
+    rows.module("BatchNorm", BatchNormConfig::new(3).init(&d), x([4, 3, 2]), |m, x| m.forward(x));
+    rows.module("GroupNorm", GroupNormConfig::new(2, 4).init(&d), x([2, 4, 3]), |m, x| m.forward(x));
+    rows.module("LayerNorm", LayerNormConfig::new(5).init(&d), x([2, 5]), |m, x| m.forward(x));
+    rows.module("RmsNorm", RmsNormConfig::new(5).init(&d), x([2, 5]), |m, x| m.forward(x));
+    rows.module("SwiGlu", SwiGluConfig::new(3, 4).init(&d), x([2, 3]), |m, x| m.forward(x));
+    rows.module("Gru", GruConfig::new(3, 4, true).init(&d), x([2, 3, 3]), |m: &Gru, x| m.forward(x, None));
+    rows.module("Lstm", LstmConfig::new(3, 4, true).init(&d), x([2, 3, 3]), |m: &Lstm, x| m.forward(x, None).0);
+    rows.module("MultiHeadAttention", MultiHeadAttentionConfig::new(4, 2).with_dropout(0.0).init(&d), x([2, 3, 4]), |m, x| {
+        m.forward(MhaInput::self_attn(x)).context
+    });
+    let encoder = TransformerEncoderConfig::new(4, 6, 2, 1).with_dropout(0.0).init(&d);
+    rows.module("TransformerEncoder", encoder, x([2, 3, 4]), |m: &TransformerEncoder, x| {
+        m.forward(TransformerEncoderInput::new(x))
+    });
+    let embedding = EmbeddingConfig::new(4, 3).init(&d);
+    let tokens = Tensor::<2, Int>::from_data([[0, 2], [1, 2]], &Device::flex());
+    rows.0.push((
+        "Embedding",
+        Box::new(move |compare| compare.check_module_with(&embedding, tokens.clone(), |m, tokens| m.forward(tokens))),
+    ));
+    let classes = Tensor::<1, Int>::from_data([1, 0, 3], &Device::flex());
+    rows.0.push((
+        "CrossEntropyLoss",
+        Box::new(move |compare| {
+            let loss =
+                |(x, classes): (Tensor<2>, Tensor<1, Int>)| CrossEntropyLossConfig::new().init(&x.device()).forward(x, classes);
+            compare.check(loss, (x([3, 4]), classes.clone()))
+        }),
+    ));
+    rows.two("MseLoss", (x([3, 4]), y([3, 4])), |x, y| MseLoss::new().forward(x, y, Reduction::Mean));
+}
+
+fn operations(rows: &mut Rows) {
+    let m = [3, 4];
+    rows.one("softmax", x(m), |x| softmax(x, 1));
+    rows.one("log_softmax", x(m), |x| log_softmax(x, 1));
+    rows.one("relu", x(m), relu);
+    rows.one("gelu", x(m), gelu);
+    rows.one("sigmoid", x(m), sigmoid);
+    rows.one("silu", x(m), silu);
+    rows.one("softplus", x(m), |x| softplus(x, 1.5));
+    // Who hands over f64 wants f64.
+    rows.one("hard_sigmoid of f64", x(m).cast(DType::F64), |x| hard_sigmoid(x, 0.2, 0.5));
+    rows.one("exp", x(m), |x| x.exp());
+    rows.one("log", positive(m), |x| x.log());
+    rows.one("log1p of small numbers", x(m) * 1e-6, |x| x.log1p());
+    rows.one("tanh", x(m), |x| x.tanh());
+    rows.one("sin", x(m), |x| x.sin());
+    rows.two("powf", (positive(m), y(m)), |x, y| x.powf(y));
+    rows.one("sqrt", positive(m), |x| x.sqrt());
+    rows.one("sqrt at zero", Tensor::zeros([1, 2], &Device::flex()), |x: Tensor<2>| x.clone().square().sum_dim(1).sqrt() * x);
+    rows.one("l2_norm", x(m), |x| l2_norm(x, 1));
+    rows.two("cosine_similarity", (x(m), y(m)), |x, y| cosine_similarity(x, y, 1, None));
+    let zero = Tensor::<2>::zeros([1, 2], &Device::flex());
+    rows.two("cosine_similarity at a zero vector", (zero, y([1, 2])), |x, y| cosine_similarity(x, y, 1, Some(1e-3)));
+    rows.two("matmul", (x([2, 3, 4]), y([1, 4, 5])), |x, y| x.matmul(y));
+    rows.one("sum of permuted axes", x([2, 2, 2, 1]), |x: Tensor<4>| x.permute([0, 3, 2, 1]).sum_dim(0));
+    rows.one("expand, then permute", x([1, 2, 2, 2]), |x: Tensor<4>| {
+        let x = x.expand([3, 2, 2, 2]).permute([0, 3, 2, 1]);
+        x.clone() * x
+    });
+    rows.one("sum of an expanded tensor", x([3, 1]), |x: Tensor<2>| x.expand([3, 5]).sum_dim(1));
+    rows.one("var", x(m), |x| x.var(1));
+    rows.one("cumsum", x(m), |x| x.cumsum(1));
+    rows.one("sort", x(m), |x| x.sort(1));
+    rows.one("max_dim", x(m), |x| x.max_dim(1));
+    rows.one("slice and flip", x(m), |x: Tensor<2>| {
+        let x = x.slice([1..3, 0..3]).flip([1]);
+        x.clone() * x
+    });
+    rows.0.push((
+        "gather",
+        Box::new(|compare| {
+            let index = Tensor::<2, Int>::from_data([[0, 3], [1, 1], [2, 0]], &Device::flex());
+            compare.check(|(x, index): (Tensor<2>, Tensor<2, Int>)| x.gather(1, index).square(), (x([3, 4]), index))
+        }),
+    ));
+}
+
+/// What Burn's backends are known to have trouble with.
+fn hard(rows: &mut Rows) {
+    const LONG: usize = 1 << 20;
+    let tenth = || Tensor::<1>::from_data([0.1], &Device::flex());
+    rows.one("matmul of 2²⁰ terms", tenth(), |x: Tensor<1>| {
+        let weights = Tensor::<2>::full([LONG, 3], 0.1, (&x.device(), x.dtype()));
+        x.reshape([1, 1]).expand([1, LONG]).matmul(weights)
+    });
+    rows.one("sum of 2²⁰ terms", tenth(), |x: Tensor<1>| x.reshape([1, 1]).expand([1, LONG]).sum_dim(1));
+    rows.one("an operation on an empty batch", x([2, 3]), |x: Tensor<2>| {
+        let empty = Tensor::<2>::from_data(TensorData::new(Vec::<f32>::new(), [0, 3]), (&x.device(), x.dtype()));
+        Tensor::cat(vec![x, empty * 2], 0) * 2
+    });
+    rows.one("an operation beside an empty one", x([1, 3]), |x: Tensor<2>| {
+        let out = x.clone() * 7.25;
+        let _empty = Tensor::<2>::ones([0, 3], (&x.device(), x.dtype())) * 7.25;
+        out
+    });
+}
+
+fn dots(rows: &mut Rows) {
+    let dot = |config: DotConfig| -> Dot { config.init() };
+    let rowwise = |dot: Dot| move |x: Tensor<2>, y: Tensor<2>| -> Tensor<2> { dot.forward(x, y) };
+    rows.two("Dot", (x([3, 4]), y([3, 4])), rowwise(dot(DotConfig::new(1))));
+    rows.two("Dot, cosine", (x([3, 4]), y([3, 4])), rowwise(dot(DotConfig::new(1).with_normalize(true))));
+    let matrices = dot(DotConfig::new((2, 1)).with_normalize(true));
+    rows.two("Dot, cosine of matrices", (x([2, 3, 5]), y([2, 5, 4])), move |x, y| -> Tensor<3> { matrices.forward(x, y) });
+    let zero = Tensor::<2>::zeros([1, 2], &Device::flex());
+    let floored = dot(DotConfig::new(1).with_normalize(true).with_epsilon(1e-3));
+    rows.two("Dot, cosine at a zero vector", (zero, y([1, 2])), rowwise(floored));
+}
+
+/// Why a row is not ok on a device in a dtype, where that is known of Burn 0.22.1.
+fn known(row: &str, device: &str, dtype: DType) -> Option<&'static str> {
+    let is_flex = device.starts_with("Flex");
+    let is_ndarray = device.starts_with("NdArray");
+    let is_cubecl = !is_flex && !is_ndarray;
+    Some(match row {
+        "hard_sigmoid of f64" => "Burn casts to f32 inside",
+        "sqrt at zero" | "cosine_similarity at a zero vector" => "the root's infinite slope meets a zero",
+        "sum of permuted axes" | "expand, then permute" if is_cubecl => "cubek-reduce counts axes that agree by chance",
+        "matmul of 2²⁰ terms" if dtype == DType::F32 => "a single row is added term by term",
+        "matmul of 2²⁰ terms" if is_cubecl => "terms of very long sums are lost",
+        "sum of 2²⁰ terms" if dtype == DType::F32 && !is_cubecl => "long rows are added term by term",
+        "an operation on an empty batch" if is_cubecl => "a size of zero, minus 1, where overflow is checked",
+        "an operation beside an empty one" if is_cubecl => "fused with a kernel over nothing, or the empty one panics",
+        _ => return None,
+    })
+}
+
+fn devices(asked: &[Place]) -> Result<Vec<Device>> {
+    let mut devices = vec![Device::flex()];
+    if !asked.is_empty() {
+        for place in asked {
+            devices.push(open(*place)?);
+        }
+        devices.dedup();
+        return Ok(devices);
+    }
+    for name in [("ndarray", cfg!(feature = "ndarray")), ("wgpu", cfg!(feature = "wgpu")), ("cuda", cfg!(feature = "cuda"))] {
+        if let (name, true) = name {
+            devices.push(open(name.parse().expect("the name of a device"))?);
+        }
+    }
+    Ok(devices)
+}
+
+/// One row: what is found for each device and dtype, and what the panics or reports say.
+struct Found {
+    cells: Vec<Vec<Agreement>>,
+    text: String,
+}
+
+const DTYPES: [DType; 2] = [DType::F64, DType::F32];
+
+fn find(run: &Run, devices: &[Device]) -> Found {
+    let mut cells = vec![vec![Agreement::NotCompared; DTYPES.len()]; devices.len()];
+    let compare = GradCheck::compare(devices).set(|check| check.nondeterminism_tolerance(1e-12));
+    // What panics on the reference has nothing to be compared with.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&compare))) {
+        Ok(found) => {
+            for row in &found.rows {
+                if let Some(dtype) = DTYPES.iter().position(|dtype| *dtype == row.dtype) {
+                    cells[row.device][dtype] = row.agreement;
+                }
+            }
+            Found { cells, text: found.to_string() }
+        }
+        Err(_) => {
+            cells[0] = vec![Agreement::Panic; DTYPES.len()];
+            Found { cells, text: "the reference panics".into() }
+        }
+    }
+}
+
+fn check(arguments: &Arguments) -> Result<()> {
+    let devices = devices(&arguments.device)?;
+    let mut rows = Rows::default();
+    layers(&mut rows);
+    operations(&mut rows);
+    dots(&mut rows);
+    hard(&mut rows);
+    rows.0.retain(|(name, _)| name.contains(&arguments.only));
+    if rows.0.is_empty() {
+        bail!("no row's name contains {:?}; run without --only to see them all", arguments.only);
+    }
+    let names: Vec<String> = devices.iter().map(name).collect();
+    let columns: Vec<String> = names.iter().flat_map(|name| DTYPES.map(|dtype| format!("{name} {dtype:?}"))).collect();
+    let width = rows.0.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    println!("{:width$}  {}", "", columns.join("  "));
+    let (mut unknown, mut mended) = (Vec::new(), Vec::new());
+    for (row, run) in &rows.0 {
+        let found = find(run, &devices);
+        let mut line = format!("{row:width$}");
+        let mut reasons: Vec<&str> = Vec::new();
+        for ((at, cell), column) in found.cells.iter().flatten().enumerate().zip(&columns) {
+            line += &format!("  {:<1$}", cell.to_string(), column.chars().count());
+            let (device, dtype) = (&names[at / DTYPES.len()], DTYPES[at % DTYPES.len()]);
+            let is_fault = !matches!(cell, Agreement::Ok | Agreement::NotCompared);
+            match (is_fault, known(row, device, dtype)) {
+                (true, Some(reason)) => reasons.push(reason),
+                (true, None) => unknown.push(format!("{row} on {device} in {dtype:?}: {cell}")),
+                (false, Some(_)) if *cell == Agreement::Ok => mended.push(format!("{row} on {device} in {dtype:?}")),
+                _ => {}
+            }
+        }
+        reasons.dedup();
+        println!("{}{}{}", line.trim_end(), if reasons.is_empty() { "" } else { "    known: " }, reasons.join("; "));
+        if arguments.reports && found.cells.iter().flatten().any(|cell| *cell > Agreement::NotCompared) {
+            println!("{}", found.text);
+        }
+    }
+    println!(
+        "{} rows, {} devices, fusion {}",
+        rows.0.len(),
+        devices.len(),
+        if cfg!(feature = "fusion") { "on" } else { "off" }
+    );
+    for cell in &mended {
+        println!("known as a fault of Burn, and ok here: {cell}");
+    }
+    if !unknown.is_empty() {
+        bail!("{} faults that are not known, run with --reports to see them: {}", unknown.len(), unknown.join(", "));
+    }
+    Ok(())
+}
+
+/// The name of a device's backend, as short as it is clear.
+fn name(device: &Device) -> String {
+    let name = format!("{device:?}");
+    let inner = name.trim_start_matches("Device<");
+    inner.chars().take_while(|c| c.is_alphanumeric()).collect()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    report(|| check(&arguments))
+}
