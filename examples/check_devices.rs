@@ -14,7 +14,6 @@
 //! cannot be had, 2 for arguments that mean nothing.
 
 // Of what the examples have in common this one needs the devices alone.
-#[allow(dead_code)]
 mod common;
 
 use std::process::ExitCode;

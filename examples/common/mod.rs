@@ -106,18 +106,17 @@ impl fmt::Display for Place {
 
 /// Opens a device, or says in a line why it cannot be had. Within [`report`].
 pub fn open(place: Place) -> Result<Device> {
-    let Place { backend, index } = place;
     let device = move || -> Option<Device> {
-        Some(match backend {
+        Some(match place.backend {
             #[cfg(feature = "flex")]
             Backend::Flex => Device::flex(),
             #[cfg(feature = "ndarray")]
             #[allow(deprecated)] // Deprecated upstream in favour of flex, and still supported here.
             Backend::Ndarray => Device::ndarray(),
             #[cfg(feature = "wgpu")]
-            Backend::Wgpu => Device::wgpu(index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)),
+            Backend::Wgpu => Device::wgpu(place.index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)),
             #[cfg(feature = "cuda")]
-            Backend::Cuda => Device::cuda(index.unwrap_or(0)),
+            Backend::Cuda => Device::cuda(place.index.unwrap_or(0)),
             #[allow(unreachable_patterns)] // With every feature on, nothing is left.
             _ => return None,
         })
@@ -133,7 +132,7 @@ pub fn open(place: Place) -> Result<Device> {
         Ok(Some(Some(device))) => Ok(device),
         Ok(Some(None)) => bail!("device {place} cannot add: it gave a wrong answer for 1 + 1"),
         Ok(None) => {
-            let name = Place { backend, index: None };
+            let name = Place { index: None, ..place };
             bail!("device {name} is not in this build; add --features {name} to the cargo command")
         }
         Err(reason) => bail!("device {place} is not available: {reason}"),

@@ -24,7 +24,6 @@ use burn::prelude::*;
 use clap::Parser;
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "nothing is drawn or saved here")]
 mod common;
 mod graph;
 mod model;
