@@ -1,7 +1,7 @@
 """Writes a model of Keras 2 or 3 for Burn: FILE.json has its config, FILE.safetensors its weights, and sample inputs with what Keras
 predicts for them.
 
-    pip install keras tf_keras tensorflow-cpu h5py safetensors
+    pip install tf_keras keras safetensors
     python export.py model.keras         # beside it
     python export.py model.h5 out/model  # another place, without an ending
 """

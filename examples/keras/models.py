@@ -1,8 +1,9 @@
 """Writes models/: five small models, saved by Keras 3 and by tf_keras, and exported by export.py. Each is saved as .keras and as .h5,
 of which the same files must come. Also writes the configs that tests/suite/from_keras.rs looks for products in, to tests/fixtures/.
 
-    python -m venv /tmp/venv && /tmp/venv/bin/pip install tensorflow-cpu tf_keras keras h5py safetensors
-    KERAS_BACKEND=tensorflow /tmp/venv/bin/python examples/keras/models.py
+    python -m venv /tmp/venv && /tmp/venv/bin/pip install -r examples/keras/requirements.txt
+    /tmp/venv/bin/python examples/keras/models.py           # to models/ and tests/fixtures/
+    /tmp/venv/bin/python examples/keras/models.py FOLDER    # all to another place
 
 The versions that answered are in each file, under "keras_version".
 """
@@ -10,6 +11,7 @@ The versions that answered are in each file, under "keras_version".
 import json
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -19,8 +21,8 @@ import tf_keras
 from export import export
 from tf_keras.protobuf import saved_metadata_pb2
 
-HERE = pathlib.Path(__file__).parent
-FIXTURES = HERE.parent.parent / "tests" / "fixtures"
+HERE = pathlib.Path(__file__).resolve().parent
+MODELS, FIXTURES = (pathlib.Path(sys.argv[1]),) * 2 if len(sys.argv) > 1 else (HERE / "models", HERE.parents[1] / "tests" / "fixtures")
 UNIFORM = {"class_name": "RandomUniform", "config": {"minval": -1.0, "maxval": 1.0}}
 DRAWN = {"kernel_initializer": UNIFORM, "bias_initializer": UNIFORM}  # A bias of zeros would prove nothing.
 
@@ -91,7 +93,7 @@ def main():
             k.utils.set_random_seed(20_050_106)
             model = make(k)
             with tempfile.TemporaryDirectory() as folder:
-                exports = {"keras": f"{HERE}/models/{name}_{make.__name__}", "h5": f"{folder}/exported"}
+                exports = {"keras": f"{MODELS}/{name}_{make.__name__}", "h5": f"{folder}/exported"}
                 for ending, to in exports.items():
                     model.save(f"{folder}/model.{ending}")
                     export(f"{folder}/model.{ending}", to)
