@@ -28,8 +28,11 @@ fn metadata() -> MetricMetadata {
     MetricMetadata { progress, iteration: None, lr: None }
 }
 
+/// What is relevant to a query: items, and how much.
+type Gains = Vec<(usize, f64)>;
+
 /// Ten hits among forty items for each query, without repetition, and up to five items that are relevant to it, most of them hits.
-fn queries(count: usize, rng: &mut StdRng) -> (Vec<Vec<i64>>, Vec<Vec<(usize, f64)>>) {
+fn queries(count: usize, rng: &mut StdRng) -> (Vec<Vec<i64>>, Vec<Gains>) {
     let query = |_| {
         let (start, step) = (rng.random_range(0..40), [1, 3, 7, 9][rng.random_range(0..4)]);
         let hits: Vec<i64> = (0..10).map(|i| (start + i * step) % 40).collect();
@@ -43,7 +46,7 @@ fn queries(count: usize, rng: &mut StdRng) -> (Vec<Vec<i64>>, Vec<Vec<(usize, f6
     (0..count).map(query).unzip()
 }
 
-fn input(hits: &[Vec<i64>], gains: &[Vec<(usize, f64)>]) -> RankingInput {
+fn input(hits: &[Vec<i64>], gains: &[Gains]) -> RankingInput {
     let shape = [hits.len(), 10];
     let indices = Tensor::<2, Int>::from_data(TensorData::new(hits.concat(), shape), &device());
     RankingInput { hits: Hits { scores: Tensor::zeros(shape, &device()), indices }, relevance: Relevance::graded(gains) }
