@@ -66,6 +66,7 @@ fn a_record_holds_weights_and_leaves_the_configuration_of_a_dot_alone() {
     TwoTower::new(&device).save_file(&file).unwrap();
     let plain = TwoTower { dot: DotConfig::new(1).init(), ..TwoTower::new(&device) };
     assert!(plain.load_file(&file).to_string().contains("dot: Dot {axes: 1, normalize: false}"));
+    device.sync().unwrap(); // A remote device reads the file when it sends it.
     std::fs::remove_dir_all(folder).unwrap();
 }
 
