@@ -414,7 +414,7 @@ def run(engine):
 def rust():
     """Both crates' rows come from the suite, which has no clock."""
     environment = {**os.environ, "BURN_GRADCHECK_ROWS": str(RESULTS)}
-    subprocess.run(["cargo", "test", "--test", "suite", "gradcheck_compared"], check=True, env=environment, cwd=HERE)
+    subprocess.run(["cargo", "test", "--test", "suite", "gradcheck_compared"], check=True, env=environment, cwd=HERE.parents[2])
     for name in ["burn-gradcheck", "gradcheck"]:
         file = RESULTS / f"{name}.json"
         write(file, {**json.loads(file.read_text(encoding="utf-8")), "date": str(datetime.date.today())})

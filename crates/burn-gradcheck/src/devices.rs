@@ -52,6 +52,7 @@ use crate::{
 pub struct Compare {
     check: GradCheck,
     devices: Vec<Device>,
+    names: Vec<String>,
 }
 
 /// What a comparison of devices found. It prints as a table, followed by everything that is wrong.
@@ -73,7 +74,7 @@ pub struct DeviceReport {
 pub struct DeviceRow {
     /// The device, by its place in the list that was handed over.
     pub device: usize,
-    /// Its name.
+    /// Its name: the backend's, with what tells it from another of the same backend.
     pub name: String,
     /// The dtype.
     pub dtype: DType,
@@ -124,7 +125,8 @@ impl GradCheck {
     #[track_caller]
     pub fn compare(devices: &[Device]) -> Compare {
         let first = devices.first().expect("at least one device to compare");
-        Compare { check: Self::new(first), devices: devices.iter().map(|device| device.clone().autodiff()).collect() }
+        let devices: Vec<Device> = devices.iter().map(|device| device.clone().autodiff()).collect();
+        Compare { check: Self::new(first), names: names(&devices), devices }
     }
 }
 
@@ -142,6 +144,11 @@ impl Compare {
     pub fn set(mut self, change: impl FnOnce(GradCheck) -> GradCheck) -> Self {
         self.check = change(self.check);
         self
+    }
+
+    /// The devices by name, as in the report.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// Compares outputs and gradients of `f`; inputs and outputs as for [`GradCheck::check`].
@@ -201,7 +208,10 @@ impl Compare {
         let first = &self.devices[0];
         let high_dtype = reference.dtype;
         let mut report = DeviceReport { reference, rows: Vec::new(), failures: Vec::new(), notes: Vec::new() };
-        report.rows.push(self.row(0, high_dtype, agreement(&report.reference.failures, false)));
+        // What it says of lower dtypes is said in rows of their own.
+        let of_lower = |failure: &&Failure| matches!(failure, Failure::Precision { .. } | Failure::NotRun { .. });
+        let own: Vec<Failure> = report.reference.failures.iter().filter(|failure| !of_lower(failure)).cloned().collect();
+        report.rows.push(self.row(0, high_dtype, agreement(&own, false)));
         let on_first = subject(first);
         let leaves = on_first.leaves();
         if leaves.is_empty() || report.reference.failures.contains(&Failure::NanForward) {
@@ -217,7 +227,7 @@ impl Compare {
             for answer in reference.answers.iter().filter(|(answer, _)| which > 0 || answer.dtype != high_dtype) {
                 let dtype = answer.0.dtype;
                 if reference.is_random && which > 0 {
-                    let name = name(device);
+                    let name = &self.names[which];
                     report.notes.push(format!(
                         "{name} in {dtype:?} was not compared: the function draws random numbers, other ones there"
                     ));
@@ -245,9 +255,9 @@ impl Compare {
         report: &mut DeviceReport,
     ) {
         let (device, dtype) = (&self.devices[which], answer.dtype);
-        let at = format!("{} in {dtype:?}", name(device));
+        let at = format!("{} in {dtype:?}", self.names[which]);
         if !device.supports_dtype(dtype) {
-            report.notes.push(format!("{} has no {dtype:?}", name(device)));
+            report.notes.push(format!("{} has no {dtype:?}", self.names[which]));
             report.rows.push(self.row(which, dtype, Agreement::NotCompared));
             return;
         }
@@ -269,7 +279,7 @@ impl Compare {
 
     /// Says of a panic what it is: an operation that the device lacks, or a fault.
     fn panicked(&self, which: usize, dtype: DType, reason: String, report: &mut DeviceReport) {
-        let at = format!("{} in {dtype:?}", name(&self.devices[which]));
+        let at = format!("{} in {dtype:?}", self.names[which]);
         let is_lack = LACKS.iter().any(|lack| reason.to_lowercase().contains(lack));
         report.rows.push(self.row(which, dtype, if is_lack { Agreement::NotCompared } else { Agreement::Panic }));
         if is_lack {
@@ -280,7 +290,7 @@ impl Compare {
     }
 
     fn row(&self, device: usize, dtype: DType, agreement: Agreement) -> DeviceRow {
-        DeviceRow { device, name: name(&self.devices[device]), dtype, agreement, outputs: 0.0, gradients: 0.0 }
+        DeviceRow { device, name: self.names[device].clone(), dtype, agreement, outputs: 0.0, gradients: 0.0 }
     }
 }
 
@@ -313,13 +323,19 @@ impl Reference {
     }
 }
 
-/// A device's name, without what every device has.
-fn name(device: &Device) -> String {
-    let name = format!("{:?}", device.clone().without_autodiff());
-    let name = name.strip_prefix("Device<").and_then(|name| name.strip_suffix('>')).unwrap_or(&name);
-    let kept = device.clone().without_autodiff().autodiff().gradient_checkpointing_strategy();
-    let checkpointing = if device.gradient_checkpointing_strategy() == kept { "" } else { " with checkpointing" };
-    format!("{name}{checkpointing}")
+/// The devices' names: the backend's, and what tells one from another of the same.
+fn names(devices: &[Device]) -> Vec<String> {
+    let kept = devices[0].clone().without_autodiff().autodiff().gradient_checkpointing_strategy();
+    let name = |device: &Device| {
+        let text = format!("{:?}", device.clone().without_autodiff());
+        let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !matches!(*word, "" | "Device" | "Cube"));
+        let checkpointing = if device.gradient_checkpointing_strategy() == kept { "" } else { " with checkpointing" };
+        format!("{}{checkpointing}", words.next().unwrap_or(&text))
+    };
+    let names: Vec<String> = devices.iter().map(name).collect();
+    let is_shared = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let numbered = |(at, name): (usize, &String)| if is_shared(name) { format!("{name} (device {at})") } else { name.clone() };
+    names.iter().enumerate().map(numbered).collect()
 }
 
 /// The gravest of some failures. `is_wrong` where numbers are off by more than digits.

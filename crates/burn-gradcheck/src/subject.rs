@@ -319,6 +319,9 @@ impl<M: Module> Subject for Parameters<M> {
     }
 
     fn build(&self, leaves: &mut dyn Iterator<Item = Made>, build: &Build) -> M {
+        // Clones share running means. What the last evaluation left for them to take in, in its own dtype, they take in now, before they
+        // are cast to that of the next.
+        let _ = self.module.valid();
         self.module.clone().map(&mut Replace { trained: self.trained.iter(), leaves, build })
     }
 
