@@ -100,6 +100,10 @@ fn a_wrong_output_on_one_device_is_told_from_a_wrong_gradient() {
 
 #[test]
 fn a_nan_on_one_device_is_told_from_a_wrong_number() {
+    // WGSL promises no NaN, and the root's gradient at zero has none on llvmpipe.
+    if is_cubecl() {
+        return;
+    }
     // √(d²) at d = 0: its value is zero, its gradient ∞ · 0.
     let nan = |x: Tensor<1>| {
         if is_second(&x) { x.clone() * x.clone() + (x.clone() - x.detach()).square().sqrt() } else { x.clone() * x }
@@ -204,6 +208,10 @@ fn a_function_that_rounds_to_f32_inside_is_imprecise_on_each_device() {
 
 #[test]
 fn a_nan_of_the_reference_is_said_of_each_device_that_gives_it() {
+    // WGSL promises no NaN, and the root's gradient at zero has none on llvmpipe.
+    if is_cubecl() {
+        return;
+    }
     let zero = Tensor::<2>::zeros([1, 2], &Device::flex());
     let root = |x: Tensor<2>| x.clone().square().sum_dim(1).sqrt() * x;
     let report = compare().check(root, zero);
