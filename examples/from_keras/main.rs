@@ -93,7 +93,12 @@ fn print_steps(graph: &Graph) {
             Operation::Reshape(sizes) => format!("Reshape {sizes:?}"),
             Operation::Dot(dot) => dot.to_string(),
         };
-        let sizes: Vec<String> = shape.iter().map(|size| size.map_or("batch".into(), |size| size.to_string())).collect();
+        let sizes = shape.iter().enumerate().map(|(axis, size)| match size {
+            Some(size) => size.to_string(),
+            None if axis == 0 => "batch".into(),
+            None => "?".into(),
+        });
+        let sizes: Vec<String> = sizes.collect();
         println!("  {layer:<16} {operation} → ({})", sizes.join(", "));
     }
 }
