@@ -58,6 +58,21 @@ fn a_factor_of_two() {
 }
 
 #[test]
+fn a_factor_that_only_precise_differences_see() {
+    // Narrow steps have wide error bars, in which such a fault has room; wide steps have accused it before.
+    let at = tensor::<2>(&wave(&[3, 4], 0.1), DType::F64, &Device::flex());
+    for too_much in [3e-3, 1e-3, 1e-4, 1e-5, 4e-6] {
+        let functions: [fn(Tensor<2>) -> Tensor<2>; 4] = [|x| x.exp(), |x| x.sin(), |x| x.clone() * x, |x| x.tanh()];
+        for f in functions {
+            let report = check().check(|x: Tensor<2>| value_of(f(x.clone()), f(x) * (1.0 + too_much)), at.clone());
+            let mismatches = report.failures.iter().filter(|f| matches!(f, Failure::Mismatch { .. })).count();
+            assert_eq!(mismatches, 12, "{too_much:e} too much: {report}");
+            check().check(f, at.clone()).assert_ok();
+        }
+    }
+}
+
+#[test]
 fn a_missing_term() {
     // The product rule with one of its terms: the gradient of x · sin(x) without that of x.
     let wrong = |x: Tensor<1>| value_of(x.clone() * x.clone().sin(), x.clone().detach() * x.sin());

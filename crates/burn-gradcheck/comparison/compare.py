@@ -227,7 +227,7 @@ class Torch:
 
     def named(self, message):
         input_ = re.search(r"with respect to input (\d+)", message)
-        return int(input_[1]) if input_ else None, []
+        return [(int(input_[1]), None)] if input_ else []
 
 
 class Jax:
@@ -288,7 +288,7 @@ class Jax:
         check_grads(f, args, order=2 if need == "second" else 1, modes=modes)
 
     def named(self, message):
-        return None, []
+        return []
 
 
 class TensorFlow:
@@ -354,10 +354,13 @@ class TensorFlow:
         self.tf.test.TestCase().assertAllClose(given, expected)
 
     def named(self, message):
-        # `a[1]` is the second of the inputs' Jacobians; "not close where" has its rows, then its columns: numbers of the input.
+        # Jacobians of one shape are compared as one array: input, output, number. Of others `a[1]` is that of the second input.
+        where = re.search(r"not close where = \((.*?)\)\n", message, re.S)
+        axes = [[int(i) for i in re.findall(r"\d+", axis)] for axis in re.findall(r"array\(\[(.*?)\]", where[1], re.S)] if where else []
         input_ = re.search(r"a\[(\d+)\]", message)
-        where = re.search(r"not close where = \(array\(\[.*?\]\), array\(\[(.*?)\]", message, re.S)
-        return int(input_[1]) if input_ else None, [int(i) for i in re.findall(r"\d+", where[1])] if where else []
+        if len(axes) == 3:
+            return list(zip(axes[0], axes[2]))
+        return [(int(input_[1]), i) for i in axes[1]] if input_ and len(axes) == 2 else []
 
 
 ENGINES = {engine.name: engine for engine in [Torch, Jax, TensorFlow]}
@@ -374,11 +377,11 @@ def complaint(run):
 
 def names(engine, case, message):
     """Whether a message names a number that is wrong, its input only, or nothing."""
-    input_, indices = engine.named(message)
-    right_input, right_index = case.where if isinstance(case.where, tuple) else (case.where, None)
-    if input_ != right_input:
-        return "nothing"
-    return "element" if indices and (right_index is None or right_index in indices) else "input"
+    wrong_input, wrong_index = case.where if isinstance(case.where, tuple) else (case.where, None)
+    indices = [index for input_, index in engine.named(message) if input_ == wrong_input]
+    if any(index is not None and wrong_index in (None, index) for index in indices):
+        return "element"
+    return "input" if indices else "nothing"
 
 
 def run(engine):

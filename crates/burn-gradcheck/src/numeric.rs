@@ -166,8 +166,8 @@ impl Differences<'_> {
             }
         }
         let ladder = self.ladder(to, analytic);
-        match ladder.estimates.last() {
-            Some(last) if self.vindicates(to, last) => Finding::Agrees(last.slope),
+        match ladder.estimates.split_last() {
+            Some((last, before)) if self.vindicates(to, last) && !self.hides(before, last) => Finding::Agrees(last.slope),
             _ => self.judge(to, &ladder),
         }
     }
@@ -215,6 +215,18 @@ impl Differences<'_> {
         // The fault of one element is a small part of a slope along many.
         let precise = if to.elements.len() == 1 { PRECISE } else { PRECISE.min(10.0 * self.rtol) };
         self.agrees(estimate) && estimate.slope.error_bar <= (precise * estimate.size()).max(self.negligible)
+    }
+
+    /// Whether an estimate agrees with the backward pass only because its own error bar is wide: a more precise one before it accuses, and
+    /// both may be of the same slope.
+    fn hides(&self, before: &[Estimate], estimate: &Estimate) -> bool {
+        let Slope { value, error_bar } = estimate.slope;
+        before.iter().any(|before| {
+            let accuses = !self
+                .agrees(&Estimate { slope: Slope { error_bar: MARGIN * before.slope.error_bar, ..before.slope }, ..*before });
+            let may_be_the_same = (before.slope.value - value).abs() <= before.slope.error_bar + error_bar;
+            before.slope.error_bar < error_bar && accuses && may_be_the_same
+        })
     }
 
     /// Each element's value moved by `sign · step`, as the dtype holds it.
@@ -317,9 +329,10 @@ impl Differences<'_> {
             if vindicated && (wider.value - difference.value).abs() <= wider.noise + difference.noise {
                 estimate.slope = slope;
             }
+            let is_vindicated = self.vindicates(to, &estimate) && !self.hides(&ladder.estimates, &estimate);
             ladder.estimates.push(estimate);
             let slopes = ladder.estimates.iter().map(Estimate::size).fold(self.negligible, f64::max);
-            if difference.noise > slopes || self.vindicates(to, &estimate) {
+            if difference.noise > slopes || is_vindicated {
                 break;
             }
         }
