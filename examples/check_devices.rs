@@ -198,10 +198,17 @@ fn hard(rows: &mut Rows) {
         (ones * x.unsqueeze()).sum_dim(1)
     });
     rows.one("sum of 2²⁰ repeated terms", tenth(), |x: Tensor<1>| x.reshape([1, 1]).expand([1, LONG]).sum_dim(1));
-    rows.one("an operation on an empty batch", x([2, 3]), |x: Tensor<2>| {
-        let empty = Tensor::<2>::from_data(TensorData::new(Vec::<f32>::new(), [0, 3]), (&x.device(), x.dtype()));
-        Tensor::cat(vec![x, empty * 2], 0) * 2
-    });
+    rows.0.push((
+        "an operation on an empty batch",
+        Box::new(|compare| {
+            let twice = |x: Tensor<2>| {
+                let empty = TensorData::new(Vec::<f32>::new(), [0, 3]);
+                let empty = Tensor::<2>::from_data(empty, (&x.device(), x.dtype()));
+                (x * 2.0, empty * 2.0)
+            };
+            compare.check(twice, x([2, 3]))
+        }),
+    ));
     rows.one("an operation beside an empty one", x([1, 3]), |x: Tensor<2>| {
         let out = x.clone() * 7.25;
         let _empty = Tensor::<2>::ones([0, 3], (&x.device(), x.dtype())) * 7.25;
@@ -222,7 +229,7 @@ fn dots(rows: &mut Rows) {
 }
 
 /// Rows that need exp, log, sin or a power of f64.
-const MATH: [&str; 23] = [
+const MATH: [&str; 22] = [
     "GroupNorm",
     "LayerNorm",
     "RmsNorm",
@@ -245,7 +252,6 @@ const MATH: [&str; 23] = [
     "sqrt",
     "l2_norm",
     "cosine_similarity",
-    "sqrt at zero",
 ];
 
 /// Why a row is not ok on a device in a dtype, where that is known of Burn 0.22.1.
@@ -262,11 +268,12 @@ fn known(row: &str, device: &str, dtype: DType) -> Option<&'static str> {
         "sqrt at zero" | "cosine_similarity at a zero vector" if !is_cubecl => "the root's infinite slope meets a zero",
         "sum of permuted axes" | "expand, then permute" if is_cubecl => "cubek-reduce counts axes that agree by chance",
         "log1p of small numbers" if is_cubecl => "it is log(1 + x)",
-        "matmul of 2²⁰ terms" if is_ndarray => "terms are added one by one",
-        "matmul of 2²⁰ terms" if is_flex && !is_f64 => "a single row is added term by term",
-        "matmul of 2²⁰ terms" if is_cubecl => "terms of very long sums are lost",
-        "sum of 2²⁰ terms" if !is_cubecl && !is_f64 => "long rows are added term by term",
-        "sum of 2²⁰ repeated terms" if is_ndarray || is_flex && !is_f64 => "long rows are added term by term",
+        "matmul of 2²⁰ terms" | "sum of 2²⁰ terms" | "sum of 2²⁰ repeated terms" if is_cubecl => {
+            "Mesa's llvmpipe ends a loop after 65,535 rounds"
+        }
+        "matmul of 2²⁰ terms" | "sum of 2²⁰ terms" | "sum of 2²⁰ repeated terms" if is_ndarray || !is_f64 => {
+            "terms are added one by one"
+        }
         "an operation on an empty batch" if is_cubecl => "a size of zero, minus 1, where overflow is checked",
         "an operation beside an empty one" if is_cubecl => "fused with a kernel over nothing, or the empty one panics",
         row if is_cubecl && is_f64 && MATH.contains(&row) => "shaders have no exp, log, sin or power of f64",
