@@ -325,8 +325,7 @@ fn find(run: &Run, compare: &Compare) -> Found {
     }
 }
 
-fn check(arguments: &Arguments) -> Result<()> {
-    let devices = devices(&arguments.device)?;
+fn check(arguments: &Arguments, devices: &[Device]) -> Result<()> {
     let mut rows = Rows::default();
     layers(&mut rows);
     operations(&mut rows);
@@ -336,7 +335,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     if rows.0.is_empty() {
         bail!("no row's name contains {:?}; run without --only to see them all", arguments.only);
     }
-    let compare = GradCheck::compare(&devices).set(|check| check.nondeterminism_tolerance(1e-12));
+    let compare = GradCheck::compare(devices).set(|check| check.nondeterminism_tolerance(1e-12));
     let names = compare.names();
     let columns: Vec<String> = names.iter().flat_map(|name| DTYPES.map(|dtype| format!("{name} {dtype:?}"))).collect();
     let width = rows.0.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
@@ -380,5 +379,18 @@ fn check(arguments: &Arguments) -> Result<()> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    report(|| check(&arguments))
+    let mut opened = None;
+    let code = report(|| {
+        opened = Some(devices(&arguments.device)?);
+        Ok(())
+    });
+    let Some(devices) = opened else { return code };
+    // From here on a panic, on a device's thread as well, is a finding.
+    match check(&arguments, &devices) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
