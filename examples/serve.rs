@@ -1,7 +1,7 @@
 //! Lets models that train on other machines compute on this one: a server of Burn's remote devices, with the kernels of burn-dot.
 //!
 //! ```sh
-//! cargo run --features remote --example serve
+//! RUST_LOG=warn cargo run --features remote --example serve    # Burn's default is a line for each tensor from another server
 //! cargo run --features remote --example dense_dot -- --remote ws://127.0.0.1:3000
 //! ```
 //!
@@ -41,11 +41,6 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if env::var_os("RUST_LOG").is_none() {
-        // Burn's default is a line for each tensor that comes from another server.
-        // SAFETY: there is no other thread yet.
-        unsafe { env::set_var("RUST_LOG", "warn") };
-    }
     report(|| {
         let result = run(&args);
         // What panicked was a session. It ended alone, and Burn has logged why.

@@ -8,7 +8,7 @@ use burn_gradcheck::{Agreement, Compare, DeviceReport, Failure, GradCheck};
 
 use crate::{
     device::{device, is_cubecl, turn_to_draw},
-    run::{tensor, wave},
+    run::{tensor, value_of, wave},
 };
 
 /// The reference and another device: that of `BURN_DEVICE`, or flex once more, told apart by its checkpointing.
@@ -35,11 +35,6 @@ fn compare() -> Compare {
 
 fn x<const D: usize>(shape: [usize; D], phase: f64) -> Tensor<D> {
     tensor(&wave(&shape, phase), DType::F32, &Device::flex())
-}
-
-/// The value of one, the gradient of the other.
-fn value_of<const D: usize>(value: Tensor<D>, gradient: Tensor<D>) -> Tensor<D> {
-    value.detach() + gradient.clone() - gradient.detach()
 }
 
 /// The agreement of the second device, by dtype.

@@ -335,6 +335,13 @@ fn a_model_without_a_dot_has_none_and_a_foreign_dot_is_passed_over() {
 }
 
 #[test]
+fn a_floor_that_a_dot_names_is_not_replaced_by_that_of_keras_3() {
+    let dot = json!({"class_name": "Dot", "config": {"name": "d", "axes": -1, "normalize": true, "epsilon": 1e-3}});
+    let model = json!({"class_name": "Sequential", "config": [dot], "keras_version": "3.15.1"}).to_string();
+    assert_eq!(dots_of(&model).unwrap()[0].1.epsilon, 1e-3);
+}
+
+#[test]
 fn only_keras_3_by_its_version_has_its_floor() {
     for (version, epsilon) in [(json!("3.15.1"), 1e-7), (json!("2.15.0"), 1e-6), (json!("30.1"), 1e-6), (Value::Null, 1e-6)] {
         let layer = |name: &str, normalize: bool| json!({"class_name": "Dot", "config": {"name": name, "axes": 1, "normalize": normalize}});

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::{
     device::turn_to_draw,
     oracle::Array,
-    run::{tensor, wave},
+    run::{tensor, value_of, wave},
 };
 
 fn x<const D: usize>(shape: [usize; D], phase: f64) -> Tensor<D> {
@@ -29,11 +29,6 @@ fn x<const D: usize>(shape: [usize; D], phase: f64) -> Tensor<D> {
 
 fn check() -> GradCheck {
     GradCheck::new(&Device::flex())
-}
-
-/// The value of one, the gradient of the other.
-fn value_of<const D: usize>(value: Tensor<D>, gradient: Tensor<D>) -> Tensor<D> {
-    value.detach() + gradient.clone() - gradient.detach()
 }
 
 fn hints(report: &Report) -> Vec<&Hint> {

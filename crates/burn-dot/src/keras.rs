@@ -122,23 +122,27 @@ impl<'de> Deserialize<'de> for KerasLayer {
 pub fn dots_of(json: &str) -> Result<Vec<(String, DotConfig)>, DotError> {
     let about_the_model = |problem| DotError::KerasModel { layer: None, problem };
     let model: Value = serde_json::from_str(json).map_err(|error| about_the_model(format!("this is not JSON: {error}")))?;
+    let is_keras_3 = model.get("keras_version").and_then(Value::as_str).is_some_and(|version| version.starts_with("3."));
+    let epsilon = if is_keras_3 { 1e-7 } else { DotConfig::DEFAULT_EPSILON };
     let mut dots = Vec::new();
-    if collect_dots(&model, None, &mut dots)? == 0 {
+    if collect_dots(&model, None, epsilon, &mut dots)? == 0 {
         return Err(about_the_model(
             "this is not a Keras model: no layer in it has a class_name; write model.to_json()".into(),
         ));
     }
-    let is_keras_3 = model.get("keras_version").and_then(Value::as_str).is_some_and(|version| version.starts_with("3."));
-    for (_, config) in dots.iter_mut().filter(|(_, config)| is_keras_3 && config.normalize) {
-        config.epsilon = 1e-7;
-    }
     Ok(dots)
 }
 
-/// Appends every `Dot` in `value`, and counts the layers. `path` names the layer that `value` belongs to, `None` outside of all.
-fn collect_dots(value: &Value, path: Option<&str>, dots: &mut Vec<(String, DotConfig)>) -> Result<usize, DotError> {
+/// Appends every `Dot` in `value`, and counts the layers. `path` names the layer that `value` belongs to, `None` outside of all. A cosine
+/// that names no epsilon has this one.
+fn collect_dots(
+    value: &Value,
+    path: Option<&str>,
+    epsilon: f64,
+    dots: &mut Vec<(String, DotConfig)>,
+) -> Result<usize, DotError> {
     let mut collect_all = |values: &mut dyn Iterator<Item = &Value>, path: Option<&str>| {
-        values.map(|value| collect_dots(value, path, dots)).sum::<Result<usize, DotError>>()
+        values.map(|value| collect_dots(value, path, epsilon, dots)).sum::<Result<usize, DotError>>()
     };
     match value {
         Value::Array(items) => collect_all(&mut items.iter(), path.or(Some(""))),
@@ -157,8 +161,11 @@ fn collect_dots(value: &Value, path: Option<&str>, dots: &mut Vec<(String, DotCo
             let about_the_layer = |problem| DotError::KerasModel { layer: Some(named.clone()), problem };
             match class {
                 "Dot" if refuse_foreign(entries).is_ok() => {
-                    let config = read(value.clone()).map_err(about_the_layer)?;
-                    dots.push((named, config));
+                    let mut dot = read(value.clone()).map_err(about_the_layer)?;
+                    if dot.normalize && config.get("epsilon").is_none() {
+                        dot.epsilon = epsilon;
+                    }
+                    dots.push((named, dot));
                     Ok(1)
                 }
                 _ => {

@@ -371,7 +371,7 @@ impl DeviceReport {
     ///
     /// # Errors
     ///
-    /// The report as one, with the failures of every device and a note for each row, when there is a failure.
+    /// The report of the reference, with the failures and notes of every device, when there is a failure.
     pub fn into_result(self) -> Result<DeviceReport, GradCheckError> {
         if self.is_ok() {
             return Ok(self);

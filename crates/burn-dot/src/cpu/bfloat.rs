@@ -7,7 +7,7 @@ use core::arch::x86_64::*;
 
 use burn_core::tensor::bf16;
 
-use super::strided::Workspace;
+use super::aligned::AlignedBuffer;
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 pulp::simd_type!({
@@ -106,8 +106,8 @@ impl Sum for bf16 {
 /// Memory for both matrices, packed.
 #[derive(Default)]
 pub(super) struct Packed {
-    a: Workspace<u32>,
-    b: Workspace<u32>,
+    a: AlignedBuffer<u32>,
+    b: AlignedBuffer<u32>,
 }
 
 /// `to = a b`, or `to += a b`. False, and nothing is written, where the machine lacks the instruction or an element is too small for it.
@@ -258,7 +258,7 @@ impl MatRef {
 
     /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
     #[inline(always)]
-    unsafe fn pack<const WIDTH: usize>(&self, to: &mut Workspace<u32>) {
+    unsafe fn pack<const WIDTH: usize>(&self, to: &mut AlignedBuffer<u32>) {
         let &MatRef { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
         let pairs = terms.div_ceil(2);
         let to = to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH);

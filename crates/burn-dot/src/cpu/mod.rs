@@ -21,6 +21,7 @@ use crate::{
     plan::{FloatOptions, Plan, Wanted},
 };
 
+mod aligned;
 #[cfg_attr(
     not(all(target_arch = "x86_64", feature = "x86-v4")),
     allow(dead_code, reason = "no instruction for bf16 is used there")

@@ -99,6 +99,11 @@ impl fmt::Display for ServerError {
 
 impl core::error::Error for ServerError {}
 
+/// The shape and dtype of a product.
+fn output(plan: &Plan, dtype: DType, chosen: Option<impl Into<DType>>) -> (Shape, DType) {
+    (plan.output.clone(), chosen.map_or(dtype, Into::into))
+}
+
 /// Sends an operation of so many outputs, of these shapes and dtypes.
 fn call<const I: usize, const O: usize>(
     name: &'static str,
@@ -135,7 +140,7 @@ impl DotOps for Remote {
         if !is_known(&device) {
             return reference::float_dot::<Self>(lhs, rhs, &plan, options);
         }
-        let out = (plan.output.clone(), options.output.map_or(lhs.dtype(), DType::from));
+        let out = output(&plan, lhs.dtype(), options.output);
         let [out] = call(names::FLOAT_DOT, &device, [lhs, rhs], [out], write(&plan, options.normalize));
         out
     }
@@ -151,7 +156,7 @@ impl DotOps for Remote {
         if !is_known(&device) || options.normalize.is_none() {
             return (Self::float_dot(lhs, rhs, plan, options), Saved::Nothing);
         }
-        let out = (plan.output.clone(), options.output.map_or(lhs.dtype(), DType::from));
+        let out = output(&plan, lhs.dtype(), options.output);
         // Its shape and dtype are the server's own; nobody here reads them.
         let saved = (Shape::new([1]), DType::F32);
         let scalars = write(&plan, options.normalize);
@@ -204,7 +209,7 @@ impl DotOps for Remote {
         if !is_known(&device) {
             return reference::int_dot::<Self>(lhs, rhs, &plan, output);
         }
-        let out = (plan.output.clone(), output.map_or(lhs.dtype(), DType::from));
+        let out = self::output(&plan, lhs.dtype(), output);
         let [out] = call(names::INT_DOT, &device, [lhs, rhs], [out], write(&plan, None));
         out
     }

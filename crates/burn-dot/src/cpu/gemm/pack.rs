@@ -4,11 +4,11 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::super::{
+    aligned::AlignedBuffer,
     bfloat,
     element::Compute,
     layout::{Offsets, sum},
     simd::{self, Isa, Task},
-    strided::Workspace,
 };
 use super::{
     input::{KBlock, Places, Side},
@@ -147,7 +147,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         terms: &KBlock<'_, R>,
         lanes: usize,
         width: usize,
-        to: &mut Workspace<R>,
+        to: &mut AlignedBuffer<R>,
     ) {
         let to = to.resize(vectors.len().next_multiple_of(width) * terms.len);
         let first = vectors.start;

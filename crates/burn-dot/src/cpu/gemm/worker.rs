@@ -6,11 +6,11 @@ use core::ops::Range;
 use burn_core::tensor::bf16;
 
 use super::super::{
+    aligned::AlignedBuffer,
     bfloat, compensated,
     element::Compute,
     layout::{Offsets, X_INDEX, Y_INDEX},
     simd::{self, Isa, Task},
-    strided::Workspace,
 };
 use super::{
     Tasks,
@@ -84,7 +84,7 @@ impl<'a, R: Compute> Worker<'a, R> {
             broadcast: Vectors::new(tasks.broadcast),
             lane_k: KBlock::new(tasks.product.sum),
             broadcast_k: KBlock::new(tasks.product.sum),
-            panels: Panels { elements: Workspace::default(), first: None },
+            panels: Panels { elements: AlignedBuffer::default(), first: None },
             sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
             bf16: bfloat::Packed::default(),
@@ -280,7 +280,7 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
 
 /// Packed lanes of a block. Those before the first are read in place.
 struct Panels<R> {
-    elements: Workspace<R>,
+    elements: AlignedBuffer<R>,
     /// `None` until the block's lanes are packed.
     first: Option<usize>,
 }

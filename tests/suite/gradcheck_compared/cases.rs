@@ -1,7 +1,6 @@
-//! The rows of the README's comparison for burn-gradcheck and for the crate `gradcheck`: the cases of
-//! `crates/burn-gradcheck/comparison/compare.py`, under the same names. `compare.py rust` writes what is found; here it must still be found.
+//! The cases: faults in a backward pass, and functions that are right and hard to check.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::backend::{
     Autodiff, Flex,
@@ -17,37 +16,13 @@ use burn::module::{Module, Param};
 use burn::nn::DropoutConfig;
 use burn::prelude::*;
 use burn::tensor::{DType, activation::relu};
-use burn_gradcheck::{Failure, GradCheck, Report};
-use gradcheck::Config;
-use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use burn_gradcheck::GradCheck;
 
+use super::{Table, adapter::by_crate, complaint, crate_names, fault_row, names};
 use crate::{
-    device::turn_to_draw,
     oracle::Array,
     run::{tensor, wave},
 };
-
-/// What a checker says of a case.
-#[derive(Serialize, Deserialize, Debug, PartialEq, Clone)]
-struct Row {
-    verdict: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    names: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    said: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Engine {
-    engine: String,
-    version: String,
-    how: String,
-    rows: BTreeMap<String, Row>,
-}
-
-/// The number that is wrong: an input, and its flat index where it is one.
-type Place = (usize, Option<usize>);
 
 fn x<const D: usize>(shape: [usize; D], phase: f64, dtype: DType) -> Tensor<D> {
     tensor(&wave(&shape, phase), dtype, &Device::flex())
@@ -96,172 +71,6 @@ fn planted<const D: usize>(x: Tensor<D>, value: Tensor<D>, slope: Tensor<D>, pas
     Tensor::from_primitive::<Ad>(out)
 }
 
-/// The crate `gradcheck` on Burn: its own adapter is for f32 alone.
-struct Adapter<const D: usize, const F64: bool>;
-
-impl<const D: usize, const F64: bool> gradcheck::Backend for Adapter<D, F64> {
-    type Tensor = Tensor<D>;
-
-    fn name() -> &'static str {
-        "burn-flex"
-    }
-    fn from_slice(data: &[f64], shape: &[usize]) -> Tensor<D> {
-        let dtype = if F64 { DType::F64 } else { DType::F32 };
-        Tensor::from_data(TensorData::new(data.to_vec(), shape.to_vec()), (&Device::flex().autodiff(), dtype))
-    }
-    fn to_vec(x: &Tensor<D>) -> Vec<f64> {
-        x.to_data().iter::<f64>().collect()
-    }
-    fn forward_sum(f: &dyn Fn(Tensor<D>) -> Tensor<D>, x: &Tensor<D>) -> f64 {
-        Self::to_vec(&f(x.clone())).into_iter().sum()
-    }
-    fn analytic_grad(f: &dyn Fn(Tensor<D>) -> Tensor<D>, x: &Tensor<D>) -> Vec<f64> {
-        let x = x.clone().detach().require_grad();
-        let grads = f(x.clone()).sum().backward();
-        Self::to_vec(&x.grad(&grads).expect("a gradient"))
-    }
-}
-
-/// What the crate `gradcheck` says of a function of one tensor; nothing where it passes. `None` for a dtype that it does not know.
-fn by_crate<const D: usize, const O: usize>(x: &Tensor<D>, f: impl Fn(Tensor<D>) -> Tensor<O>) -> Option<Option<String>> {
-    // It sums the outputs, of which it wants as many axes as the input has.
-    let f = |x: Tensor<D>| f(x).sum().reshape([1; D]);
-    let (data, shape): (Vec<f64>, _) = (x.to_data().iter::<f64>().collect(), x.dims());
-    let run = || match x.dtype() {
-        DType::F64 => Some(gradcheck::gradcheck::<Adapter<D, true>, _>("case", &data, &shape, f, &Config::f64_defaults())),
-        DType::F32 => Some(gradcheck::gradcheck::<Adapter<D, false>, _>("case", &data, &shape, f, &Config::default())),
-        _ => None,
-    };
-    // An input without a gradient ends in a panic, which says so.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-        Ok(report) => report.map(|report| (!report.passed()).then(|| report.to_string())),
-        Err(panic) => Some(Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into()))),
-    }
-}
-
-/// Both checkers' rows.
-#[derive(Default)]
-struct Table {
-    ours: BTreeMap<String, Row>,
-    theirs: BTreeMap<String, Row>,
-}
-
-const NOT_THERE: &str = "not there";
-
-fn said(text: &str) -> Option<String> {
-    Some(text.chars().take(600).collect())
-}
-
-/// The verdict on a fault, from what is said of it and of the same with its right backward pass.
-fn fault_row(wrong: Option<String>, right: Option<String>, names: impl FnOnce(&str) -> String) -> Row {
-    let verdict = match (&wrong, right) {
-        (None, _) => "missed",
-        (Some(_), Some(_)) => "either way",
-        (Some(_), None) => "caught",
-    };
-    let names = wrong.as_deref().filter(|_| verdict == "caught").map(names);
-    Row { verdict: verdict.into(), names, said: wrong.as_deref().and_then(said) }
-}
-
-fn right_row(complaint: Option<String>) -> Row {
-    let verdict = if complaint.is_some() { "false alarm" } else { "passed" };
-    Row { verdict: verdict.into(), names: None, said: complaint.as_deref().and_then(said) }
-}
-
-fn complaint(report: &Report) -> Option<String> {
-    (!report.is_ok()).then(|| report.to_string())
-}
-
-/// Whether a report names a wrong number, its input only, or nothing. `inputs` are names and shapes.
-fn names(report: &Report, (input, place): Place) -> String {
-    let row = &report.rows[input];
-    let flat = |index: &[usize]| index.iter().zip(&row.shape).fold(0, |flat, (i, size)| flat * size + i);
-    let mut best = "nothing";
-    for failure in &report.failures {
-        match failure {
-            Failure::Mismatch { input, index, .. }
-            | Failure::NotFinite { input, index, .. }
-            | Failure::Precision { input, index, .. }
-            | Failure::ZeroCotangent { input, index, .. }
-            | Failure::NotLinear { input, index, .. }
-            | Failure::Nondeterministic { input, index, .. }
-            | Failure::Layout { input, index, .. }
-                if *input == row.name && place.is_none_or(|place| place == flat(index)) =>
-            {
-                return "element".into();
-            }
-            Failure::Pattern { input, .. } | Failure::Detached { input, .. } if *input == row.name => best = "input",
-            _ => {}
-        }
-    }
-    best.into()
-}
-
-/// Whether the crate `gradcheck` names the wrong number; it has one input.
-fn crate_names(said: &str, place: Place) -> String {
-    let named = said.split_once(" at[").and_then(|(_, rest)| rest.split_once(']')).and_then(|(at, _)| at.parse::<usize>().ok());
-    let is_named = named.is_some_and(|named| place.1.is_none_or(|place| place == named));
-    if is_named { "element" } else { "input" }.into()
-}
-
-impl Table {
-    fn fault<const D: usize, const O: usize>(
-        &mut self,
-        name: &str,
-        x: Tensor<D>,
-        place: Option<usize>,
-        wrong: impl Fn(Tensor<D>) -> Tensor<O>,
-        right: impl Fn(Tensor<D>) -> Tensor<O>,
-    ) {
-        let check = GradCheck::new(&Device::flex());
-        let report = check.check(&wrong, x.clone());
-        let of_right = complaint(&check.check(&right, x.clone()));
-        self.ours.insert(name.into(), fault_row(complaint(&report), of_right, |_| names(&report, (0, place))));
-        let theirs = match (by_crate(&x, &wrong), by_crate(&x, &right)) {
-            (Some(wrong), Some(right)) => fault_row(wrong, right, |said| crate_names(said, (0, place))),
-            _ => Row { verdict: NOT_THERE.into(), names: None, said: None },
-        };
-        self.theirs.insert(name.into(), theirs);
-    }
-
-    /// A fault of two inputs. The crate `gradcheck` has one, and is asked about the one that is wrong, then about the other.
-    fn fault_of_two<const D: usize>(
-        &mut self,
-        name: &str,
-        (x, y): (Tensor<D>, Tensor<D>),
-        input: usize,
-        wrong: impl Fn(Tensor<D>, Tensor<D>) -> Tensor<D>,
-        right: impl Fn(Tensor<D>, Tensor<D>) -> Tensor<D>,
-    ) {
-        let check = GradCheck::new(&Device::flex());
-        let report = check.check(|(x, y)| wrong(x, y), (x.clone(), y.clone()));
-        let of_right = complaint(&check.check(|(x, y)| right(x, y), (x.clone(), y.clone())));
-        self.ours.insert(name.into(), fault_row(complaint(&report), of_right, |_| names(&report, (input, None))));
-        let other = |z: &Tensor<D>| Tensor::<D>::from_data(z.to_data(), (&Device::flex().autodiff(), z.dtype()));
-        let asked = |f: &dyn Fn(Tensor<D>, Tensor<D>) -> Tensor<D>| {
-            let of_x = by_crate(&x, |x| f(x, other(&y))).flatten();
-            let of_y = by_crate(&y, |y| f(other(&x), y)).flatten();
-            if input == 0 { of_x.or(of_y) } else { of_y.or(of_x) }
-        };
-        self.theirs.insert(name.into(), fault_row(asked(&wrong), asked(&right), |said| crate_names(said, (input, None))));
-    }
-
-    fn right<const D: usize, const O: usize>(&mut self, name: &str, x: Tensor<D>, f: impl Fn(Tensor<D>) -> Tensor<O>) {
-        self.ours.insert(name.into(), right_row(complaint(&GradCheck::new(&Device::flex()).check(&f, x.clone()))));
-        let theirs = match by_crate(&x, &f) {
-            Some(complaint) => right_row(complaint),
-            None => Row { verdict: NOT_THERE.into(), names: None, said: None },
-        };
-        self.theirs.insert(name.into(), theirs);
-    }
-
-    fn not_there(&mut self, name: &str) {
-        for rows in [&mut self.ours, &mut self.theirs] {
-            rows.insert(name.into(), Row { verdict: NOT_THERE.into(), names: None, said: None });
-        }
-    }
-}
-
 fn tanh_slope<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     -x.tanh().square() + 1
 }
@@ -286,7 +95,7 @@ fn in_memory(x: &Tensor<2>) -> Tensor<2> {
     tensor(&Array::new(&x.dims(), numbers), x.dtype(), &x.device())
 }
 
-fn faults(t: &mut Table) {
+pub fn faults(t: &mut Table) {
     let (plain, other) = (x([3, 4], 0.1, DType::F64), x([3, 4], 0.7, DType::F64));
     t.fault(
         "a flipped sign",
@@ -447,7 +256,7 @@ fn one_parameter_of_four(t: &mut Table) {
     t.theirs.insert(name.into(), fault_row(of_b1(-1.0), of_b1(1.0), |said| crate_names(said, (1, None))));
 }
 
-fn right_but_hard(t: &mut Table) {
+pub fn right_but_hard(t: &mut Table) {
     t.right("1 / x at 5e-6", at([5e-6, 0.3, -2.0]), |x: Tensor<1>| x.recip());
     t.right("log x at 1e-8", at([1e-8, 0.3, 2.0]), |x: Tensor<1>| x.log());
     t.right("log x from 1e-30 to 1e20 in one tensor", at([1e-30, 1e-3, 2.0, 1e20]), |x: Tensor<1>| x.log());
@@ -462,34 +271,4 @@ fn right_but_hard(t: &mut Table) {
     t.right("dropout", x([3, 4], 0.1, DType::F64), |x: Tensor<2>| dropout.forward(x));
     t.right("sin x in f32", x([7], 0.3, DType::F32), |x: Tensor<1>| x.sin());
     t.right("exp x in bf16", x([7], 0.3, DType::BF16), |x: Tensor<1>| x.exp());
-}
-
-const OURS: &str = include_str!("../../crates/burn-gradcheck/comparison/results/burn-gradcheck.json");
-const THEIRS: &str = include_str!("../../crates/burn-gradcheck/comparison/results/gradcheck.json");
-
-#[test]
-fn the_table_of_the_readme_says_what_both_crates_find() {
-    let _turn = turn_to_draw();
-    let mut t = Table::default();
-    faults(&mut t);
-    right_but_hard(&mut t);
-    let engines = [
-        ("burn-gradcheck", "`check(f, inputs)` or `check_module`", t.ours, OURS),
-        ("gradcheck", "`gradcheck(…).assert_pass()` with `f64_defaults`, on an adapter for f64", t.theirs, THEIRS),
-    ];
-    for (name, how, rows, committed) in engines {
-        if let Ok(folder) = std::env::var("BURN_GRADCHECK_ROWS") {
-            let locked = include_str!("../../Cargo.lock").split(&format!("name = \"{name}\"\nversion = \"")).nth(1);
-            let version = locked.and_then(|rest| rest.split('"').next()).expect("a version in Cargo.lock").into();
-            let engine = Engine { engine: name.into(), version, how: how.into(), rows };
-            let file = std::path::Path::new(&folder).join(format!("{name}.json"));
-            std::fs::write(file, serde_json::to_string(&engine).unwrap()).unwrap();
-            continue;
-        }
-        let committed: Engine = serde_json::from_str(committed).expect("rows that compare.py wrote");
-        let short = |rows: &BTreeMap<String, Row>| -> Vec<_> {
-            rows.iter().map(|(name, row)| (name.clone(), row.verdict.clone(), row.names.clone())).collect()
-        };
-        assert_eq!(short(&rows), short(&committed.rows), "{name}: run comparison/compare.py rust table");
-    }
 }
