@@ -11,8 +11,6 @@
 
 #[path = "dot/answer.rs"]
 mod answer;
-#[path = "dot/bandwidth.rs"]
-mod bandwidth;
 #[path = "dot/gemm.rs"]
 mod bare_gemm;
 #[path = "dot/cells.rs"]
@@ -35,6 +33,7 @@ mod process;
 mod report;
 #[path = "dot/results.rs"]
 mod results;
+mod shared;
 #[path = "dot/smoke.rs"]
 mod smoke;
 #[path = "dot/table.rs"]
@@ -54,7 +53,6 @@ use burn::tensor::Device;
 use clap::{Parser, builder::PossibleValuesParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use bandwidth::Bandwidth;
 use cells::Case;
 use common::Place;
 use device::Speed;
@@ -62,6 +60,7 @@ use machine::Machine;
 use process::{BURN, Launch, ON_GPU, PYTHON, RUST, SYSTEM, Worker, YARDSTICK};
 use report::{Destination, Report};
 use results::Run;
+use shared::bandwidth::Bandwidth;
 use worker::Pass;
 
 /// Engines of the growth of costs: enough lines for one picture.
@@ -210,7 +209,7 @@ fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
         destination.write(report, &run)?;
     }
     drop(workers);
-    run.machine.load_after = machine::load_average();
+    run.machine.load_after = shared::load_average();
     run.machine.add_bandwidth(launch.bandwidth(&working_sets)?);
     if let (Some(place), Some(device)) = (args.device, &mut run.machine.device) {
         *device = launch.speed(place)?.better(device.clone());

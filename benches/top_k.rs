@@ -8,21 +8,21 @@
 //! Each engine has a process of its own, this binary or `benches/peers/top_k.py`, and one computes at a time. An engine is timed only
 //! after its hits were compared with scores in f64. The rounds go through all engines in turn; the median counts.
 
-#[path = "dot/bandwidth.rs"]
-#[allow(dead_code, reason = "only reading counts here")]
-mod bandwidth;
+#[path = "../examples/common/mod.rs"]
+mod common;
+mod shared;
 
 use std::{
     env, fs,
     hint::black_box,
-    io::{BufRead, BufReader, Write, stdin, stdout},
+    io::{Write, stdin, stdout},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
+    thread,
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use bandwidth::Bandwidth;
 use burn::prelude::*;
 use burn_dot::DotConfig;
 use burn_retrieval::{Catalogue, Similarity};
@@ -30,6 +30,7 @@ use clap::Parser;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use shared::{NOT_INHERITED, Process, bandwidth::Bandwidth, load_average, said, write_region};
 
 /// One search: so many queries and items of so many elements, f32.
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -85,17 +86,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let result = match &args.worker {
+    common::report(|| match &args.worker {
         Some(engine) => serve(engine),
         None => drive(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// A question to a worker; answers are [`Reply`].
@@ -187,13 +181,12 @@ fn load(engine: &str, cell: Cell, queries: &[u8], items: &[u8]) -> Result<(Call,
 
 struct Worker {
     engine: &'static str,
-    child: Child,
-    replies: BufReader<std::process::ChildStdout>,
-    note: Option<String>,
+    process: Process,
+    versions: Option<String>,
 }
 
 impl Worker {
-    fn start(engine: &'static str, python: Option<&Path>) -> Result<Self> {
+    fn start(engine: &'static str, python: Option<&Path>, folder: &Path) -> Result<Self> {
         let mut command = match python {
             Some(python) => Command::new(python),
             None => Command::new(env::current_exe()?),
@@ -202,34 +195,17 @@ impl Worker {
             Some(_) => command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/top_k.py"), engine]),
             None => command.args(["--worker", engine]),
         };
-        for variable in ["LD_PRELOAD", "GLIBC_TUNABLES", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"] {
-            command.env_remove(variable);
-        }
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().with_context(|| format!("the worker of {engine}"))?;
-        let replies = BufReader::new(child.stdout.take().context("no stdout")?);
-        let mut worker = Worker { engine, child, replies, note: None };
-        worker.note = worker.reply()?.note;
-        Ok(worker)
+        NOT_INHERITED.iter().for_each(|variable| _ = command.env_remove(variable));
+        let mut start = || -> Result<Self> {
+            let mut process = Process::start(&mut command, folder.join(format!("{engine}.txt")))?;
+            let versions = process.reply::<Reply>()?.note;
+            Ok(Worker { engine, process, versions })
+        };
+        start().with_context(|| format!("the worker of {engine}"))
     }
 
     fn ask(&mut self, ask: &Ask) -> Result<Reply> {
-        let pipe = self.child.stdin.as_mut().context("no stdin")?;
-        writeln!(pipe, "{}", serde_json::to_string(ask)?).ok(); // If it died, `reply` says so.
-        self.reply()
-    }
-
-    fn reply(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        self.replies.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("{} answered {line:?}", self.engine))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take()); // At the end of its input it leaves.
-        self.child.wait().ok();
+        self.process.ask(ask).with_context(|| format!("the worker of {}", self.engine))
     }
 }
 
@@ -277,50 +253,30 @@ fn drive(args: &Args) -> Result<()> {
     let text = table(&run);
     print!("{text}");
     if args.record {
-        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md");
-        let old = fs::read_to_string(readme)?;
-        let (before, rest) =
-            old.split_once("<!-- top-k:begin -->\n").context("benches/README.md lacks <!-- top-k:begin -->")?;
-        let (_, after) = rest.split_once("<!-- top-k:end -->").context("benches/README.md lacks <!-- top-k:end -->")?;
-        write_whole(readme, &format!("{before}<!-- top-k:begin -->\n{text}<!-- top-k:end -->{after}"))?;
-        write_whole(
-            concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/top-k.json"),
-            &(serde_json::to_string_pretty(&run)? + "\n"),
-        )?;
+        write_region("top-k", &text)?;
+        let results = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/top-k.json"));
+        common::save_whole(results, |file| Ok(fs::write(file, serde_json::to_string_pretty(&run)? + "\n")?))?;
     }
     Ok(())
 }
 
-fn write_whole(file: &str, text: &str) -> Result<()> {
-    let part = format!("{file}.part");
-    fs::write(&part, text)?;
-    Ok(fs::rename(part, file)?)
-}
-
 fn measure(args: &Args, folder: &Path) -> Result<Run> {
-    let said = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).trim().to_owned()
-    };
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown CPU");
-    let threads = std::thread::available_parallelism()?.get();
-    let load = || fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or_default().to_owned();
-    let commit = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
+    let threads = thread::available_parallelism()?.get();
+    let (cpu, date, commit, load) = (shared::cpu(), said("date", &["-u", "+%F"]), shared::commit(), load_average());
     let mut machine = vec![
-        format!("{cpu}, {threads} cores; {}; commit {commit}; load average {} before", said("date", &["-u", "+%F"]), load()),
+        format!("{cpu}, {threads} cores; {date}; commit {commit}; load average {load} before"),
         said("rustc", &["--version"]),
     ];
     let mut workers = Vec::new();
     for engine in RUST {
-        workers.push(Worker::start(engine, None)?);
+        workers.push(Worker::start(engine, None, folder)?);
     }
     for engine in if args.peers.is_some() { &PYTHON[..] } else { &[] } {
-        workers.push(Worker::start(engine, args.peers.as_deref())?);
+        workers.push(Worker::start(engine, args.peers.as_deref(), folder)?);
     }
-    machine[1] += &workers.iter().filter_map(|worker| Some(format!("; {}", worker.note.as_ref()?))).collect::<String>();
+    machine[1] += &workers.iter().filter_map(|worker| Some(format!("; {}", worker.versions.as_ref()?))).collect::<String>();
     let cells = CELLS.iter().map(|&cell| measure_cell(cell, &mut workers, folder, args.rounds)).collect::<Result<_>>()?;
-    machine[0] += &format!(", {} after", load());
+    machine[0] += &format!(", {} after", load_average());
     Ok(Run { machine, cells })
 }
 
@@ -352,8 +308,7 @@ fn measure_cell(cell: Cell, workers: &mut [Worker], folder: &Path, rounds: u32) 
             }
         }
     }
-    let read =
-        Bandwidth::measure(cell.items * cell.columns * size_of::<f32>(), std::thread::available_parallelism()?.get()).read;
+    let read = Bandwidth::measure(cell.items * cell.columns * size_of::<f32>(), thread::available_parallelism()?.get()).read;
     Ok(Measured { cell, read, engines })
 }
 

@@ -1,10 +1,15 @@
 //! What a run ran on.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{bandwidth::Bandwidth, cells::Case, device::Speed, worker::Pass};
+use crate::{
+    cells::Case,
+    device::Speed,
+    shared::{self, bandwidth::Bandwidth, said},
+    worker::Pass,
+};
 
 #[derive(Serialize, Deserialize)]
 pub struct Machine {
@@ -29,12 +34,10 @@ pub struct Machine {
 impl Machine {
     /// To be asked before the workers start, as it says how busy the machine is.
     pub fn new(threads: usize, cores: usize) -> Self {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
         let versions =
             vec![said("rustc", &["--version"]), locked("burn"), locked("candle-core"), locked("ndarray"), locked("gemm")];
         Machine {
-            cpu: model.unwrap_or("unknown CPU").into(),
+            cpu: shared::cpu(),
             cores,
             caches: (0..5).filter_map(cache).collect(),
             threads,
@@ -42,9 +45,9 @@ impl Machine {
             device: None,
             system: said("uname", &["-sr"]) + ", " + said("ldd", &["--version"]).lines().next().unwrap_or_default(),
             versions,
-            commit: said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]),
+            commit: shared::commit(),
             date: said("date", &["-u", "+%F"]),
-            load_before: load_average(),
+            load_before: shared::load_average(),
             load_after: String::new(),
         }
     }
@@ -82,16 +85,6 @@ impl Machine {
         let best = as_large.map(Bandwidth::best).reduce(f64::max)?;
         case.is_memory_bound().then(|| 1e6 * case.bytes_moved(pass) as f64 / best)
     }
-}
-
-pub fn load_average() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').next().unwrap_or_default().into()
-}
-
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&output).trim().to_string()
 }
 
 fn cache(index: usize) -> Option<String> {

@@ -1,18 +1,17 @@
 //! The driver's side: which engines there are, and the process of each.
 
 use std::{
-    env, fs,
-    io::{BufRead, BufReader, Write},
+    env,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bandwidth::Bandwidth,
     common::Place,
     device::Speed,
+    shared::{NOT_INHERITED, Process, bandwidth::Bandwidth},
     worker::{Ask, Reply},
 };
 
@@ -50,9 +49,7 @@ impl Launch {
         for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"] {
             command.env(variable, self.threads.to_string());
         }
-        for variable in ["LD_PRELOAD", "GLIBC_TUNABLES"] {
-            command.env_remove(variable);
-        }
+        NOT_INHERITED.iter().for_each(|variable| _ = command.env_remove(variable));
         command
     }
 
@@ -114,57 +111,22 @@ pub struct Worker {
     complaints: PathBuf,
 }
 
-struct Process {
-    child: Child,
-    /// Closed when the process is to leave.
-    ask: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
-}
-
 impl Worker {
     /// Starts the process unless it runs.
     pub fn start(&mut self) -> Result<()> {
         if self.process.is_none() {
-            let stderr = fs::File::create(&self.complaints)?;
-            let command = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-            let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
-            let (ask, stdout) = (child.stdin.take(), child.stdout.take().context("no stdout")?);
-            self.process = Some(Process { child, ask, replies: BufReader::new(stdout) });
-            self.versions = self.reply()?.note;
+            let mut process = Process::start(&mut self.command, self.complaints.clone())?;
+            self.versions = process.reply::<Reply>()?.note;
+            self.process = Some(process);
         }
         Ok(())
     }
 
     pub fn ask(&mut self, ask: &Ask) -> Result<Reply> {
-        let line = serde_json::to_string(ask)? + "\n";
-        let pipe = self.process.as_mut().and_then(|process| process.ask.as_mut()).context("it is not running")?;
-        // A broken pipe means that it died; `reply` says why.
-        pipe.write_all(line.as_bytes()).ok();
-        self.reply()
-    }
-
-    fn reply(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        let process = self.process.as_mut().context("it is not running")?;
-        process.replies.read_line(&mut line)?;
-        if line.is_empty() {
-            let status = process.child.wait()?;
-            self.process = None;
-            let said = fs::read_to_string(&self.complaints).unwrap_or_default();
-            let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-            bail!("died ({status}): {last}");
-        }
-        let reply = serde_json::from_str(&line).with_context(|| format!("answered {line:?}"));
+        let reply = self.process.as_mut().context("it is not running")?.ask(ask);
         if reply.is_err() {
-            self.process = None; // Later replies could belong to earlier questions.
+            self.process = None; // It died, or later replies could belong to earlier questions.
         }
         reply
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.ask = None; // End of its input, at which it leaves.
-        self.child.wait().ok();
     }
 }

@@ -5,9 +5,10 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    common::Place,
+    common::{Place, save_whole},
     pictures,
-    results::{Run, save},
+    results::Run,
+    shared::write_region,
     table,
 };
 
@@ -70,7 +71,7 @@ impl Destination {
     /// The results alone.
     pub fn write(&self, report: Report, run: &Run) -> Result<()> {
         fs::create_dir_all(&self.folder).with_context(|| format!("cannot make the folder {}", self.folder.display()))?;
-        save(&self.file(report, "json"), |file| Ok(fs::write(file, run.json()?)?))
+        save_whole(&self.file(report, "json"), |file| Ok(fs::write(file, run.json()?)?))
     }
 
     /// Text and picture, from the file of results; returns where the text is.
@@ -79,34 +80,21 @@ impl Destination {
         let picture = self.file(report, "svg");
         let text = match report {
             Report::Growth => {
-                save(&picture, |file| pictures::growth(file, &run))?;
+                save_whole(&picture, |file| pictures::growth(file, &run))?;
                 table::growth(&run)
             }
             _ => {
-                save(&picture, |file| pictures::ratios_by_cell(file, &run))?;
+                save_whole(&picture, |file| pictures::ratios_by_cell(file, &run))?;
                 table::table(&run)
             }
         };
         let name = report.names().0;
         if self.in_readme {
-            let readme: PathBuf = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md").into();
-            let text = format!("{text}\n![The same as a picture](results/{name}.svg)\n");
-            let old = fs::read_to_string(&readme)?;
-            save(&readme, |file| Ok(fs::write(file, with_region(&old, report.names().1, &text)?)?))?;
-            Ok(readme)
+            write_region(report.names().1, &format!("{text}\n![The same as a picture](results/{name}.svg)\n"))
         } else {
             let file = self.file(report, "md");
-            save(&file, |file| Ok(fs::write(file, format!("{text}\n![The same as a picture]({name}.svg)\n"))?))?;
+            save_whole(&file, |file| Ok(fs::write(file, format!("{text}\n![The same as a picture]({name}.svg)\n"))?))?;
             Ok(file)
         }
     }
-}
-
-/// A text with what is between two marks replaced.
-fn with_region(text: &str, name: &str, content: &str) -> Result<String> {
-    let (begin, end) = (format!("<!-- {name}:begin -->\n"), format!("<!-- {name}:end -->"));
-    let missing = || format!("benches/README.md lacks {} … {end}", begin.trim());
-    let (before, rest) = text.split_once(&begin).with_context(missing)?;
-    let (_, after) = rest.split_once(&end).with_context(missing)?;
-    Ok(format!("{before}{begin}{content}{end}{after}"))
 }

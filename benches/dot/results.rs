@@ -147,9 +147,3 @@ impl Run {
         Ok(text + "\n]}\n")
     }
 }
-
-/// Writes a file under another name first, so that a failure leaves what was there before.
-pub fn save(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let part = file.with_extension("part");
-    write(&part).and_then(|()| Ok(fs::rename(&part, file)?)).with_context(|| format!("cannot write {}", file.display()))
-}
