@@ -26,7 +26,7 @@ use burn::tensor::{DType, activation::*};
 use burn_dot::{Dot, DotConfig};
 use burn_gradcheck::{Agreement, Compare, DeviceReport, GradCheck};
 use clap::Parser;
-use common::{Place, open, report};
+use common::{Place, catch, forget_panics, open, report};
 
 /// Where Burn's layers and operations differ between devices: forward and gradients, in f64 and f32.
 #[derive(Parser)]
@@ -309,7 +309,7 @@ const DTYPES: [DType; 2] = [DType::F64, DType::F32];
 fn find(run: &Run, compare: &Compare) -> Found {
     let mut cells = vec![vec![Agreement::NotCompared; DTYPES.len()]; compare.names().len()];
     // What panics on the reference has nothing to be compared with.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(compare))) {
+    match catch(|| run(compare)) {
         Ok(found) => {
             for row in &found.rows {
                 if let Some(dtype) = DTYPES.iter().position(|dtype| *dtype == row.dtype) {
@@ -318,9 +318,9 @@ fn find(run: &Run, compare: &Compare) -> Found {
             }
             Found { cells, text: found.to_string() }
         }
-        Err(_) => {
+        Err(reason) => {
             cells[0] = vec![Agreement::Panic; DTYPES.len()];
-            Found { cells, text: "the reference panics".into() }
+            Found { cells, text: format!("the reference panics: {reason}") }
         }
     }
 }
@@ -379,18 +379,9 @@ fn check(arguments: &Arguments, devices: &[Device]) -> Result<()> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut opened = None;
-    let code = report(|| {
-        opened = Some(devices(&arguments.device)?);
-        Ok(())
-    });
-    let Some(devices) = opened else { return code };
-    // From here on a panic, on a device's thread as well, is a finding.
-    match check(&arguments, &devices) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report(|| {
+        let checked = check(&arguments, &devices(&arguments.device)?);
+        forget_panics(); // Each is a finding, on a device's thread as well.
+        checked
+    })
 }

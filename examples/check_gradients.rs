@@ -56,5 +56,9 @@ fn main() -> ExitCode {
     let wrong = check.check_module_with(&module, x, |module, x| module.forward_with_a_fault(x));
     println!("With its keys detached:\n{wrong}");
 
-    if right.is_ok() && !wrong.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if !right.is_ok() || wrong.is_ok() {
+        eprintln!("error: the module as written must pass, and the detached keys be found");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }

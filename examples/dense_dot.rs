@@ -30,7 +30,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::nn::{Linear, LinearConfig, loss::BinaryCrossEntropyLossConfig};
-use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, decay::WeightDecayConfig};
+use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, decay::WeightDecayConfig};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use burn_dot::{Dot, DotConfig};
@@ -44,7 +44,7 @@ mod common;
 
 use common::{
     Place,
-    checkpoint::Folder,
+    checkpoint::{Begin, Folder, Training},
     open,
     remote::{RemoteArgs, Servers},
     report, save_whole,
@@ -73,9 +73,8 @@ struct Args {
     /// Folder with senators.csv, rollcalls.csv and votes.csv
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data"), hide_default_value = true)]
     data: PathBuf,
-    /// Go on from the last checkpoint in the folder
-    #[arg(long)]
-    resume: bool,
+    #[command(flatten)]
+    begin: Begin,
 }
 
 fn main() -> ExitCode {
@@ -103,12 +102,7 @@ fn run(args: &Args, devices: &[Device], servers: Option<&Servers>) -> Result<()>
 
     let checkpoints = Folder(args.out.clone());
     let settings = Settings { seed: args.seed, dim: args.dim as usize, epochs: args.epochs as usize, training: training.len() };
-    let mut state = State::new(&settings, &senate, &devices[0]);
-    if args.resume {
-        state = state.load(&checkpoints, &settings)?;
-    } else {
-        checkpoints.clear()?;
-    }
+    let state = untrained(&settings, &senate, &devices[0]).begin(&args.begin, &checkpoints, &settings)?;
     let start = Instant::now();
     let State { model, curve, .. } = train(state, &settings, &training, &held_out, &devices, &checkpoints)?;
     let model = model.valid();
@@ -180,6 +174,12 @@ impl Senate {
             ensure!(vote.rollcall < roll_calls, "{}: roll call {}, but there are {roll_calls}", place(), vote.rollcall);
             ensure!(vote.yea <= 1, "{}: yea is {}, not 0 or 1", place(), vote.yea);
         }
+        ensure!(
+            senators.len() >= 2,
+            "{} has {} senators, too few for a map",
+            folder.join("senators.csv").display(),
+            senators.len()
+        );
         ensure!(votes.len() >= 10, "{} has {} votes, too few to hold some out", file.display(), votes.len());
         Ok(Senate { senators, roll_calls, votes })
     }
@@ -267,7 +267,8 @@ fn tower(dense: &Linear, hot: impl Iterator<Item = usize>) -> Tensor<2> {
 
 const BATCH: usize = 2048;
 const LEARNING_RATE: f64 = 0.03;
-/// Pulls the vectors towards zero; without it the held-out accuracy falls after ten epochs.
+/// Pulls the vectors towards zero; without it the held-out accuracy falls after ten epochs. As it was chosen by that accuracy, seed 0's
+/// flatters a little; those of other seeds hold out other votes.
 const WEIGHT_DECAY: f32 = 5e-5;
 
 /// What a run is: a checkpoint of another cannot be resumed.
@@ -286,37 +287,13 @@ struct Epoch {
     accuracy: f64,
 }
 
-/// Everything that changes as training goes on.
-struct State {
-    model: VoteModel,
-    optimizer: ModuleOptimizer,
-    curve: Vec<Epoch>,
-}
+type State = Training<VoteModel, Epoch>;
 
-impl State {
-    fn new(settings: &Settings, senate: &Senate, device: &Device) -> Self {
-        device.seed(settings.seed);
-        let optimizer = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(WEIGHT_DECAY))).init();
-        State { model: VoteModel::new(senate, settings.dim, device), optimizer, curve: Vec::new() }
-    }
-
-    fn save(&self, checkpoints: &Folder, settings: &Settings) -> Result<()> {
-        checkpoints.save(self.curve.len(), |folder| {
-            self.model.clone().save_file(folder.join("model.bpk"))?;
-            self.optimizer.save(folder.join("optimizer.bpk"))?;
-            Ok(fs::write(folder.join("progress.json"), serde_json::to_string_pretty(&(settings, &self.curve))?)?)
-        })
-    }
-
-    /// The state of the last checkpoint, which must be of the same settings, in place of a new one.
-    fn load(self, checkpoints: &Folder, settings: &Settings) -> Result<Self> {
-        checkpoints.load(|folder| {
-            let (made_with, curve): (Settings, _) = serde_json::from_str(&fs::read_to_string(folder.join("progress.json"))?)?;
-            ensure!(made_with == *settings, "it was made with other settings: {made_with:?}, not {settings:?}");
-            let model = self.model.try_load_file(folder.join("model.bpk"))?;
-            Ok(State { model, optimizer: self.optimizer.load(folder.join("optimizer.bpk"))?, curve })
-        })
-    }
+/// Before the first epoch.
+fn untrained(settings: &Settings, senate: &Senate, device: &Device) -> State {
+    device.seed(settings.seed);
+    let optimizer = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(WEIGHT_DECAY))).init();
+    State::new(VoteModel::new(senate, settings.dim, device), optimizer)
 }
 
 /// Trains to the last epoch, with a checkpoint after each.

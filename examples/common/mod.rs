@@ -145,7 +145,17 @@ pub fn save_whole(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resul
         Some(extension) => file.with_extension(format!("part.{}", extension.to_string_lossy())),
         None => file.with_extension("part"),
     };
-    write(&part).and_then(|()| Ok(fs::rename(&part, file)?)).with_context(|| format!("cannot write {}", file.display()))
+    let written = write(&part).and_then(|()| {
+        if part.is_file() {
+            // On the disk before it takes the name: what loses its power just then must not find an empty file.
+            fs::OpenOptions::new().append(true).open(&part)?.sync_all()?;
+        }
+        Ok(fs::rename(&part, file)?)
+    });
+    if written.is_err() {
+        let _ = if part.is_dir() { fs::remove_dir_all(&part) } else { fs::remove_file(&part) };
+    }
+    written.with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// A picture of places in a plane whose axes have no unit.

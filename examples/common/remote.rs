@@ -42,7 +42,10 @@ impl RemoteArgs {
                 let (urls, traffic) = start(count)?;
                 (urls, Some(traffic))
             }
-            None if self.remote.is_empty() => return Ok(None),
+            None if self.remote.is_empty() => {
+                ensure!(!self.composed, "--composed is for servers: add --remote or --servers");
+                return Ok(None);
+            }
             None => (self.remote.clone(), None),
         };
         for (i, url) in urls.iter().enumerate() {
@@ -77,8 +80,11 @@ impl Servers {
 
 /// Whether anything accepts connections at an address.
 fn listens(url: &str) -> bool {
-    let address = url.trim_start_matches("ws://").trim_end_matches('/').to_socket_addrs();
-    address.is_ok_and(|mut found| found.any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()))
+    let host = url.trim_start_matches("ws://").split('/').next().unwrap_or_default();
+    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    address
+        .to_socket_addrs()
+        .is_ok_and(|mut found| found.any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()))
 }
 
 #[cfg(feature = "remote")]
@@ -90,8 +96,8 @@ fn connect(url: &str, composed: bool) -> Result<Device> {
     println!("server {url}: connecting, for at most 16 s");
     let host = RemoteHost::websocket(url);
     let host = match std::env::var(TOKEN) {
-        Ok(token) => host.with_credential(token),
-        Err(_) => host,
+        Ok(token) if !token.is_empty() => host.with_credential(token),
+        _ => host,
     };
     let device = Device::remote_options(&host).init();
     let device = device.map_err(|error| anyhow!("{error}")).with_context(|| format!("server {url}"))?;

@@ -52,10 +52,11 @@ def export(file, to):
     tensors |= {f"prediction/{i}": values for i, values in enumerate(predictions)}
     to = pathlib.Path(to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, f"{to}.part", {"keras_version": keras.__version__})
-    os.replace(f"{to}.part", f"{to}.safetensors")
-    pathlib.Path(f"{to}.part").write_text(json.dumps(config) + "\n")
-    os.replace(f"{to}.part", f"{to}.json")
+    # Both files are complete before either takes its name.
+    save_file(tensors, f"{to}.safetensors.part", {"keras_version": keras.__version__})
+    pathlib.Path(f"{to}.json.part").write_text(json.dumps(config) + "\n")
+    for ending in ("safetensors", "json"):
+        os.replace(f"{to}.{ending}.part", f"{to}.{ending}")
 
 
 if __name__ == "__main__":

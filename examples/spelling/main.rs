@@ -29,7 +29,6 @@ use clap::{Parser, Subcommand};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 mod baselines;
-mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
@@ -39,7 +38,11 @@ mod pictures;
 mod saved;
 mod train;
 
-use common::{Place, checkpoint::Folder, open, report, save_whole};
+use common::{
+    Place,
+    checkpoint::{Begin, Folder},
+    open, report, save_whole,
+};
 use data::{Pair, Spellings};
 use features::Features;
 use model::{Side, Towers};
@@ -94,9 +97,8 @@ struct TrainArgs {
     /// CSV file of misspelling and correct word, with a header; .gz is unpacked
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/typos.csv.gz"), hide_default_value = true)]
     data: PathBuf,
-    /// Go on from the last checkpoint in the folder
-    #[arg(long)]
-    resume: bool,
+    #[command(flatten)]
+    begin: Begin,
 }
 
 fn main() -> ExitCode {
@@ -135,12 +137,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     let checkpoints = Folder(args.out.clone());
     let trainer =
         Trainer { settings: &settings, spellings: &spellings, features: &features, device: &device, checkpoints: &checkpoints };
-    let state = if args.resume {
-        checkpoint::load(&checkpoints, &settings, &features, &device)?
-    } else {
-        checkpoints.clear()?;
-        State::new(&settings, &features, &device)
-    };
+    let state = train::untrained(&settings, &features, &device).begin(&args.begin, &checkpoints, &settings)?;
     if state.curve.is_empty() {
         let untrained = trainer.evaluate(&state.model, f64::NAN)?;
         println!("untrained      recall@1 {:.4}, @10 {:.4}", untrained.recall_1, untrained.recall_10);

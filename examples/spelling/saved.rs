@@ -34,7 +34,8 @@ pub fn save(folder: &Path, model: &Towers, features: &Features, words: &[String]
     save_whole(&folder.join(FILE), |part| Ok(fs::write(part, serde_json::to_string(&saved)?)?))?;
     for entry in fs::read_dir(folder)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("weights-") && name != weights {
+        let digits = name.strip_prefix("weights-").and_then(|rest| rest.strip_suffix(".bpk"));
+        if digits.is_some_and(|digits| digits.parse::<u128>().is_ok()) && name != weights {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -44,7 +45,7 @@ pub fn save(folder: &Path, model: &Towers, features: &Features, words: &[String]
 pub fn load(folder: &Path, device: &Device) -> Result<(Towers, Saved)> {
     let file = folder.join(FILE);
     let text = fs::read_to_string(&file)
-        .with_context(|| format!("there is no model at {}; train one: cargo run --example spelling", file.display()))?;
+        .with_context(|| format!("cannot read a model from {}; train one: cargo run --example spelling", file.display()))?;
     let saved: Saved = serde_json::from_str(&text).with_context(|| format!("cannot read {}", file.display()))?;
     let weights = folder.join(&saved.weights);
     let model = Towers::new(&saved.features, saved.dim, device)

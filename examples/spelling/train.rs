@@ -1,7 +1,7 @@
 //! Training: batches of pairs, with the words that the model confuses most as further negatives.
 
 use anyhow::Result;
-use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::{AdamConfig, GradientsParams};
 use burn::prelude::*;
 use burn_retrieval::{Pairs, metrics};
 use clap::ValueEnum;
@@ -10,8 +10,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint,
-    common::checkpoint::Folder,
+    common::checkpoint::{Folder, Training},
     data::{Pair, Spellings},
     features::Features,
     model::{Side, Towers},
@@ -52,18 +51,12 @@ pub struct Epoch {
     pub recall_10: f64,
 }
 
-/// Everything that changes as training goes on.
-pub struct State {
-    pub model: Towers,
-    pub optimizer: ModuleOptimizer,
-    pub curve: Vec<Epoch>,
-}
+pub type State = Training<Towers, Epoch>;
 
-impl State {
-    pub fn new(settings: &Settings, features: &Features, device: &Device) -> Self {
-        device.seed(settings.seed);
-        State { model: Towers::new(features, settings.dim, device), optimizer: AdamConfig::new().init(), curve: Vec::new() }
-    }
+/// Before the first epoch.
+pub fn untrained(settings: &Settings, features: &Features, device: &Device) -> State {
+    device.seed(settings.seed);
+    State::new(Towers::new(features, settings.dim, device), AdamConfig::new().init())
 }
 
 pub struct Trainer<'a> {
@@ -85,7 +78,7 @@ impl Trainer<'_> {
         progress.set_position((state.curve.len() * batches) as u64);
         while state.curve.len() < self.settings.epochs {
             state = self.epoch(state, &progress)?;
-            checkpoint::save(self.checkpoints, &state, self.settings)?;
+            state.save(self.checkpoints, self.settings)?;
         }
         progress.finish();
         Ok(state)

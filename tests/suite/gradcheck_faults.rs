@@ -220,6 +220,13 @@ fn one_kink_in_a_large_input_is_no_failure_and_hides_nothing() {
 }
 
 #[test]
+fn a_large_input_of_nothing_but_kinks_is_told() {
+    let report = check().check(|x: Tensor<1>| relu(x), Tensor::<1>::zeros([2_001], &Device::flex()));
+    assert_eq!(report.rows[0].kinks, 2_001, "{report}");
+    assert!(!report.is_ok(), "{report}");
+}
+
+#[test]
 fn a_function_that_captures_f32_is_checked_in_f32_without_false_alarm() {
     for seed in 0..10 {
         let weights = x([6, 6], f64::from(seed));
@@ -393,6 +400,20 @@ fn a_factor_in_bf16_only() {
     let report = check().precision([FloatDType::BF16]).check(|x: Tensor<1>| custom(x, Fault::HalfFactor), at.clone());
     assert!(matches!(report.failures[..], [Failure::Precision { dtype: DType::BF16, .. }]), "{report}");
     check().precision([FloatDType::BF16]).check(|x: Tensor<1>| custom(x, Fault::None), at).assert_ok();
+}
+
+#[test]
+fn a_gradient_that_is_missing_or_of_another_shape_in_f32_only() {
+    let detached = |(x, y): (Tensor<1>, Tensor<1>)| x * if y.dtype() == DType::F32 { y.detach() } else { y };
+    let report = check().check(detached, (x([3], 0.3), x([3], 0.5)));
+    assert!(matches!(&report.failures[..], [Failure::Detached { input, .. }] if input == "input 1 in F32"), "{report}");
+    let short = |x: Tensor<1>| {
+        let fault = if x.dtype() == DType::F32 { Fault::Short } else { Fault::None };
+        custom(x, fault)
+    };
+    let report = check().check(short, x([3], 0.3));
+    let expected = Failure::Shape { input: "input 0 in F32".into(), expected: vec![3], found: vec![1] };
+    assert_eq!(report.failures, [expected], "{report}");
 }
 
 #[test]

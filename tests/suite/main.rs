@@ -18,6 +18,7 @@ mod gradcheck_steps;
 mod gradcheck_ways;
 mod gradients;
 mod interchange;
+mod keras_examples;
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
 mod kernels;
 mod layer;
@@ -30,6 +31,5 @@ mod remote;
 #[cfg(feature = "autodiff")]
 mod retrieval;
 mod run;
-mod seed;
 mod shapes;
 mod traps;

@@ -8,7 +8,7 @@ writes the table of README.md from results/, between its markers.
 
 Every checker has its defaults and f64, except where the case is about another dtype. A fault is caught if the checker complains of it
 and not of the same function with its right backward pass; "either way" is a complaint of both. The cases of Burn are in
-tests/suite/gradcheck_compared.rs, under the same names.
+tests/suite/gradcheck_compared/, under the same names.
 """
 
 import datetime

@@ -45,7 +45,8 @@ use crate::{
 ///
 /// # Panics
 ///
-/// Only where the function under test does, and in [`step`](Self::step).
+/// Only where the function under test does, and in [`step`](Self::step). Where the checker can go on without it, in another dtype say, a
+/// panic of the function is caught and not printed: for that the program's panic hook is wrapped, once.
 ///
 /// # Source
 ///
@@ -301,9 +302,9 @@ pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
             }
         }));
     });
-    QUIET.set(true);
+    let was_quiet = QUIET.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(f));
-    QUIET.set(false);
+    QUIET.set(was_quiet);
     result.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         text.and_then(|text| text.lines().next()).unwrap_or("no reason given").to_string()

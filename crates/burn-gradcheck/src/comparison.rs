@@ -1,5 +1,7 @@
 //! One leaf's gradient beside the differences: what was found, counted, and what it says.
 
+use std::collections::HashSet;
+
 use crate::{
     GradCheck,
     failure::Failure,
@@ -73,7 +75,11 @@ impl Comparison<'_> {
                 break; // Named already; further directions would name them again.
             }
             // What lies on kinks is known; the other directions are for the rest.
-            rest.retain(|i| seen.findings.iter().all(|(known, _)| known != i));
+            let known: HashSet<usize> = seen.findings[before..].iter().map(|&(i, _)| i).collect();
+            rest.retain(|i| !known.contains(i));
+            if rest.is_empty() {
+                break;
+            }
         }
         seen
     }

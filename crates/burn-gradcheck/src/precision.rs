@@ -8,7 +8,7 @@ use crate::{
     check::quietly,
     failure::Failure,
     function::{Evaluate, How},
-    numbers::{index_of, round_to},
+    numbers::{index_of, largest, round_to},
     report::{Precision, Report},
     subject::{Gradient, Leaf},
 };
@@ -35,14 +35,27 @@ impl GradCheck {
         };
         let mut worst = 0.0f64;
         for (which, leaf) in leaves.iter().enumerate() {
-            let (Some(right), Some(rounded)) = (&exact.gradients[which], &rounded[which]) else { continue };
+            let input = || format!("{} in {dtype:?}", leaf.name);
+            let (right, rounded) = match (&exact.gradients[which], &rounded[which]) {
+                (Some(right), Some(rounded)) => (right, rounded),
+                (Some(right), None) if largest(&right.values) > exact.gradients_allowed[which].off => {
+                    report.failures.push(Failure::Detached { input: input(), slope: largest(&right.values) });
+                    continue;
+                }
+                _ => continue,
+            };
             if rounded.dtype != dtype {
                 let input = leaf.name.clone();
                 report.failures.push(Failure::DType { input, expected: dtype, found: rounded.dtype });
                 continue;
             }
-            if rounded.values.len() != right.values.len() {
-                continue; // A wrong shape is reported by the first verdict.
+            if rounded.shape != right.shape {
+                // One that is wrong in the higher dtype, too, is reported by the first verdict.
+                if right.shape == leaf.shape {
+                    let (expected, found) = (right.shape.clone(), rounded.shape.clone());
+                    report.failures.push(Failure::Shape { input: input(), expected, found });
+                }
+                continue;
             }
             worst = worst.max(furthest(dtype, leaf, right, rounded, exact.gradients_allowed[which].off, report));
         }

@@ -118,7 +118,9 @@ pub enum RetrievalError {
         range: &'static str,
     },
     /// A metric looks at hits that were not searched for.
-    #[error("metric: k is {k}, but there are {columns} hits for each query; give 1 to {columns}, or search for more")]
+    #[error(
+        "metric: k is {k}, but there are {columns} hits for each query; give 1 to {columns}, or search for more, if the catalogue has more"
+    )]
     Rank {
         /// How many hits the metric is to look at.
         k: usize,

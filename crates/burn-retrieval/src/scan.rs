@@ -172,16 +172,16 @@ impl Scan<'_> {
         let (values, indices) = scores.clone().topk_with_indices(k, 1);
         // If no others are as good, and none is NaN, then these are the best, in whatever order.
         let least = values.clone().min_dim(1);
-        let as_good = scores.greater_equal(least.clone()).float().sum_dim(1);
+        let as_good = scores.greater_equal(least.clone()).int().sum_dim(1);
         let (values, least, as_good) = (read(values)?, read(least)?, read(as_good)?);
         let values = values.as_slice::<S>().expect("scores have the dtype they were asked for");
-        let certain = as_good.iter::<f64>().all(|count| count == k as f64)
+        let certain = as_good.iter::<i64>().all(|count| count == k as i64)
             && least.iter::<f64>().all(|score| score > f64::NEG_INFINITY)
             && values.iter().all(|score| score.partial_cmp(score).is_some());
         if !certain {
             return Ok(false);
         }
-        let indices = indices.into_data();
+        let indices = read(indices)?;
         let indices: Vec<u32> = indices.iter::<i64>().map(|index| chunk.items.start as u32 + index as u32).collect();
         for (i, best) in best.iter_mut().enumerate() {
             let row = i * k..(i + 1) * k;

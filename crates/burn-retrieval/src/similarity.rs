@@ -73,7 +73,7 @@ impl Vectors {
         };
         let factor = |square: f64| if overflow { 1.0 } else { 1.0 / at_least_epsilon(square.sqrt()) };
         let factors = TensorData::from(&squares.into_iter().map(factor).collect::<Vec<f64>>()[..]).convert_dtype(dtype);
-        let rows = if overflow { unit_rows(rows.clone().cast(dtype), dtype).cast(rows.dtype()) } else { rows };
+        let rows = if overflow { unit_rows(rows.clone().cast(dtype), dtype)?.cast(rows.dtype()) } else { rows };
         Ok(Vectors { rows, factors: Some(factors) })
     }
 }
@@ -85,15 +85,15 @@ fn at_least_epsilon(norm: f64) -> f64 {
 
 /// Each row divided by `max(‖row‖, 1e-6)`, with its gradient. The norm neither overflows nor underflows, as rows are first divided by
 /// their largest entry; a row of zeros stays one, and its gradient is finite.
-pub(crate) fn unit_rows(rows: Tensor<2>, dtype: DType) -> Tensor<2> {
+pub(crate) fn unit_rows(rows: Tensor<2>, dtype: DType) -> Result<Tensor<2>, RetrievalError> {
     let tiny = dtype.finfo().map_or(f64::MIN_POSITIVE, |info| info.min_positive);
     // A constant, as the quotient does not depend on it.
     let largest = rows.clone().detach().max_abs_dim(1).clamp_min(tiny);
     let scaled = rows / largest.clone();
-    let squares: Tensor<2> = row_by_row(dtype).forward(scaled.clone(), scaled.clone());
+    let squares: Tensor<2> = row_by_row(dtype).try_forward(scaled.clone(), scaled.clone())?;
     // At least 1 but for a row of zeros, where the slope of the root would be infinite.
     let norms = squares.clamp_min(0.25).sqrt();
-    scaled / norms.max_pair(largest.recip() * DotConfig::DEFAULT_EPSILON)
+    Ok(scaled / norms.max_pair(largest.recip() * DotConfig::DEFAULT_EPSILON))
 }
 
 /// Reads a tensor, or says why it cannot be read.

@@ -221,7 +221,27 @@ fn weights_of_zero_and_an_empty_batch_give_zero() {
     let none = Pairs::new(rows(2, 0.3, DType::F32), rows(2, 0.4, DType::F32)).with_sample_weight(Tensor::zeros([2], &device()));
     assert_eq!(loss.forward_pairs(none).into_scalar::<f32>(), 0.0);
     let empty = Tensor::<2>::zeros([0, 3], &device());
-    assert_eq!(loss.forward(empty.clone(), empty).into_scalar::<f32>(), 0.0);
+    assert_eq!(loss.forward(empty.clone(), empty.clone()).into_scalar::<f32>(), 0.0);
+    let queries = empty.clone().autodiff().require_grad();
+    let grads = loss.forward(queries.clone(), empty.autodiff()).backward();
+    assert_eq!(queries.grad(&grads).unwrap().dims(), [0, 3]);
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_gradient() {
+    let grads = |device: Device| {
+        let loss = InBatchSoftmaxConfig::new().with_temperature(Temperature::Learned(0.1)).with_symmetric(true).init(&device);
+        let [queries, candidates] = [0.3, 1.1].map(|phase| {
+            let rows = rows(BATCH, phase, DType::F32).into_data();
+            Tensor::<2>::from_data(rows, &device).require_grad()
+        });
+        let all = Pairs::new(queries.clone() * 2.0, candidates.clone().exp());
+        let grads = loss.forward_pairs(all.with_candidate_ids(Tensor::from_data(&IDS[..BATCH], &device))).backward();
+        let scale = loss.logit_scale.as_ref().unwrap().val().grad(&grads).unwrap().into_data();
+        [queries, candidates].map(|x| x.grad(&grads).unwrap().into_data()).into_iter().chain([scale]).collect::<Vec<_>>()
+    };
+    let autodiff = device().autodiff();
+    assert_eq!(grads(autodiff.clone().gradient_checkpointing()), grads(autodiff));
 }
 
 #[test]
@@ -270,6 +290,53 @@ fn cached_gradients_are_those_of_the_whole_batch() {
 }
 
 #[test]
+fn a_frozen_tower_gets_no_cached_gradients() {
+    let _turn = turn_to_draw();
+    let device = device().autodiff();
+    device.seed(6);
+    println!("seed 6");
+    let trained: nn::Linear = nn::LinearConfig::new(COLUMNS, 3).init(&device);
+    let frozen: nn::Linear = nn::LinearConfig::new(COLUMNS, 3).init(&device).no_grad();
+    let plain = frozen.clone().valid();
+    let loss = InBatchSoftmaxConfig::new().init(&device);
+    let x = Tensor::<2>::from_data(rows(BATCH, 0.3, DType::F32).into_data(), &device);
+    let train = |rows: core::ops::Range<usize>| trained.forward(x.clone().slice(rows));
+    let expected = GradientsParams::from_grads(loss.forward(train(0..BATCH), frozen.forward(x.clone())).backward(), &trained);
+    let of = |grads: &GradientsParams| grads.get::<2>(trained.weight.id).unwrap().into_data();
+    let tolerance = burn::tensor::Tolerance::<f32>::rel_abs(1e-4, 1e-5);
+    for is_plain in [false, true] {
+        let other = |rows: core::ops::Range<usize>| match is_plain {
+            true => plain.forward(x.clone().inner().slice(rows)),
+            false => frozen.forward(x.clone().slice(rows)),
+        };
+        let (mut accumulator, mut calls) = (GradientsAccumulator::new(), 0);
+        gradient_cache(
+            BATCH,
+            2,
+            train,
+            other,
+            |q, c| loss.forward(q, c),
+            |grads| {
+                calls += 1;
+                accumulator.accumulate(&trained, GradientsParams::from_grads(grads, &trained));
+            },
+        );
+        // Of the loss, and of three chunks of one tower.
+        assert_eq!(calls, 4);
+        of(&accumulator.grads()).assert_approx_eq(&of(&expected), tolerance);
+    }
+    let value = gradient_cache(
+        BATCH,
+        2,
+        |rows| plain.forward(x.clone().inner().slice(rows)),
+        |rows| frozen.forward(x.clone().slice(rows)),
+        |q, c| loss.forward(q, c),
+        |_| panic!("no tower is trained"),
+    );
+    assert!(value.into_scalar::<f32>() > 0.0);
+}
+
+#[test]
 fn every_error_of_a_loss_names_what_it_is_about() {
     let init = |config: InBatchSoftmaxConfig| config.try_init(&device()).unwrap_err().to_string();
     let forward = |pairs: Pairs| InBatchSoftmaxConfig::new().init(&device()).try_forward_pairs(pairs).unwrap_err().to_string();
@@ -304,5 +371,10 @@ fn every_error_of_a_loss_names_what_it_is_about() {
     ];
     for (given, text) in cases {
         assert_eq!(given, text);
+    }
+    if device() != Device::flex() {
+        let ids = Tensor::from_data([1, 2], &Device::flex());
+        let text = forward(Pairs::new(two(), two()).with_candidate_ids(ids));
+        assert!(text.contains("candidate ids (") && text.ends_with("move one of them with to_device"), "{text}");
     }
 }

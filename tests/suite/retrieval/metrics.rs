@@ -71,7 +71,12 @@ fn a_metric_of_hits_that_were_not_searched_for_is_an_error() {
     let (hits, relevance) = (hits(&[vec![4, 2, 0]]), Relevance::one([4]));
     for k in [0, 4] {
         let error = Metric::Recall.try_mean(&hits, &relevance, k).unwrap_err().to_string();
-        assert_eq!(error, format!("metric: k is {k}, but there are 3 hits for each query; give 1 to 3, or search for more"));
+        assert_eq!(
+            error,
+            format!(
+                "metric: k is {k}, but there are 3 hits for each query; give 1 to 3, or search for more, if the catalogue has more"
+            )
+        );
     }
     let error = Metric::Ndcg.try_mean(&hits, &Relevance::one([1, 2]), 1).unwrap_err().to_string();
     assert_eq!(error, "relevant items: there are 2, but must be 1, one for each");

@@ -121,7 +121,12 @@ fn a_metric_of_hits_that_were_not_searched_for_is_an_error_of_the_step() {
         RankingMetric::new(metric, k).update(input, &metadata()).unwrap_err().to_string()
     };
     let text = error(Metric::Ndcg, 11, &input(&hits, &gains));
-    assert!(text.contains("metric: k is 11, but there are 10 hits for each query; give 1 to 10, or search for more"), "{text}");
+    assert!(
+        text.contains(
+            "metric: k is 11, but there are 10 hits for each query; give 1 to 10, or search for more, if the catalogue has more"
+        ),
+        "{text}"
+    );
     let text = error(Metric::Recall, 1, &input(&hits, &gains[..1]));
     assert!(text.contains("relevant items: there are 1, but must be 2, one for each"), "{text}");
 }

@@ -20,7 +20,7 @@ use smallvec::{SmallVec, smallvec};
 use super::kernels::{self, Reduction};
 use crate::{
     layout::{Axes, Axis},
-    plan::FloatOptions,
+    plan::{FloatOptions, Plan},
 };
 
 /// Dtypes of a product.
@@ -47,10 +47,32 @@ impl DTypes {
     }
 }
 
-/// An input of a kernel. Indices of a [`Space`] lie within it because its shape is the plan's and its strides are Burn's.
-pub(super) fn input(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
-    assert_eq!(tensor.shape()[..], *shape, "a tensor of the shape that was planned");
+/// An input of a kernel. Indices of a [`Space`] lie within it because its shape is the plan's, its strides are Burn's, and its elements are
+/// as wide as the kernel takes them to be.
+///
+/// # Panics
+///
+/// Where shape or dtype are others: a client of a server sends what it likes.
+pub(super) fn input(tensor: CubeTensor, shape: &[usize], dtype: FloatDType) -> CubeTensor {
+    let dtype = DType::from(dtype);
+    let fits = tensor.shape()[..] == *shape && tensor.dtype == dtype;
+    assert!(fits, "{:?} of {:?}, where {shape:?} of {dtype:?} were planned", tensor.shape(), tensor.dtype);
     untile(tensor)
+}
+
+/// Both inputs of a product.
+pub(super) fn inputs([lhs, rhs]: [CubeTensor; 2], plan: &Plan, dtypes: DTypes) -> [CubeTensor; 2] {
+    [input(lhs, &plan.lhs_shape, dtypes.input), input(rhs, &plan.rhs_shape, dtypes.input)]
+}
+
+/// That this is what a forward pass saved: kernels read it by the index of an element.
+///
+/// # Panics
+///
+/// As [`input`], and where it is not contiguous.
+pub(super) fn assert_saved(saved: &CubeTensor, shape: &[usize], dtype: FloatDType) {
+    let fits = saved.shape()[..] == *shape && saved.dtype == DType::from(dtype) && saved.is_contiguous();
+    assert!(fits, "{:?} of {:?}, where {shape:?} of {dtype:?} were saved", saved.shape(), saved.dtype);
 }
 
 pub(super) fn strides(tensor: &CubeTensor) -> Vec<isize> {

@@ -11,8 +11,8 @@ use burn_cubecl::{
 use super::{
     kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
     launch::{
-        AxisGroup, DTypes, Grid, Units, View, address, block, contiguous, count, elem, elementwise, empty, input, scalar,
-        stand_in, strides, terms, whole, width,
+        AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty,
+        inputs, scalar, stand_in, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -60,7 +60,7 @@ impl Vectors {
 /// The product, and what is saved of it.
 pub(super) fn forward(lhs: CubeTensor, rhs: CubeTensor, plan: &Plan, options: FloatOptions) -> (CubeTensor, CubeTensor) {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+    let [lhs, rhs] = inputs([lhs, rhs], plan, dtypes);
     let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
     let vectors = Vectors::new(&space);
     let norms = empty(&lhs, &saved_shape(plan), dtypes.accumulator);
@@ -185,8 +185,8 @@ pub(super) fn backward(
 ) -> [Option<CubeTensor>; 2] {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
     let accumulator = dtypes.accumulator;
-    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
-    assert_eq!(norms.shape()[..], saved_shape(plan), "what the forward pass saved");
+    let [lhs, rhs] = inputs([lhs, rhs], plan, dtypes);
+    assert_saved(norms, &saved_shape(plan), dtypes.accumulator);
     let space = Space::new(
         plan,
         Strides {

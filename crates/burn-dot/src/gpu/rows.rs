@@ -6,8 +6,8 @@ use burn_cubecl::tensor::CubeTensor;
 use super::{
     kernels::rows::{self as kernels, SAVED},
     launch::{
-        AxisGroup, DTypes, Grid, Units, View, address, block, contiguous, count, elem, elementwise, empty, input, scalar,
-        stand_in, strides, terms, whole, width,
+        AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty, input,
+        inputs, scalar, stand_in, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -30,7 +30,7 @@ pub(super) fn forward(
     save: bool,
 ) -> (CubeTensor, CubeTensor) {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+    let [lhs, rhs] = inputs([lhs, rhs], plan, dtypes);
     let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
     let (x, y) = (View::new(&lhs, X), View::new(&rhs, Y));
 
@@ -90,10 +90,10 @@ pub(super) fn backward(
     wanted: Wanted,
 ) -> [Option<CubeTensor>; 2] {
     let dtypes = DTypes::new(lhs.dtype().into(), options);
-    let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
-    let grad = input(grad, &plan.output);
+    let [lhs, rhs] = inputs([lhs, rhs], plan, dtypes);
+    let grad = input(grad, &plan.output, dtypes.output);
     if options.normalize.is_some() {
-        assert_eq!(saved.shape()[..], saved_shape(plan), "what the forward pass saved");
+        assert_saved(saved, &saved_shape(plan), dtypes.accumulator);
     }
     let mut space = Space::new(
         plan,

@@ -24,7 +24,7 @@ use crate::scan::ranges;
 ///
 /// # Numerics
 ///
-/// The sum of the gradients is that of the whole batch, but for rounding. Towers run twice, and must give the same both times: no dropout.
+/// A tower that is not tracked, frozen or without autodiff, gets no gradients. The sum of the gradients is that of the whole batch, but for rounding. Towers run twice, and must give the same both times: no dropout.
 ///
 /// # Panics
 ///
@@ -63,21 +63,26 @@ pub fn gradient_cache(
     mut grads: impl FnMut(Gradients),
 ) -> Tensor<1> {
     assert!(chunk > 0, "gradient_cache: a chunk of 0 rows holds nothing; give 1 or more");
+    // A tower that is frozen is tracked by nothing, and gets no gradients.
     let whole = |embed: &dyn Fn(Range<usize>) -> Tensor<2>| {
-        let chunks: Vec<_> = ranges(rows, chunk).map(|rows| embed(rows).detach()).collect();
-        (!chunks.is_empty()).then(|| Tensor::cat(chunks, 0).require_grad())
+        let chunks: Vec<_> = if rows == 0 { vec![embed(0..0)] } else { ranges(rows, chunk).map(embed).collect() };
+        let is_tracked = chunks.iter().any(Tensor::is_tracked);
+        let all = Tensor::cat(chunks.into_iter().map(Tensor::detach).collect(), 0);
+        if is_tracked { all.require_grad() } else { all }
     };
     let towers: [&dyn Fn(Range<usize>) -> Tensor<2>; 2] = [&queries, &candidates];
-    let [whole_queries, whole_candidates] = towers.map(|embed| whole(embed).unwrap_or_else(|| embed(0..0).detach()));
+    let [whole_queries, whole_candidates] = towers.map(whole);
     let value = loss(whole_queries.clone(), whole_candidates.clone());
+    if !value.is_tracked() {
+        return value.inner();
+    }
     let of_embeddings = value.backward();
     let parts = [whole_queries.grad(&of_embeddings), whole_candidates.grad(&of_embeddings)];
     grads(of_embeddings);
     for (embed, part) in towers.into_iter().zip(parts) {
         let Some(part) = part else { continue };
         for rows in ranges(rows, chunk) {
-            let part = Tensor::from_inner(part.clone().slice(rows.clone()));
-            grads((embed(rows) * part).sum().backward());
+            grads((embed(rows.clone()) * part.clone().slice(rows)).sum().backward());
         }
     }
     value.inner()

@@ -132,7 +132,7 @@ impl InBatchSoftmaxConfig {
 ///
 /// f16 and bf16 are computed in f32, in which the loss then is. Scores are taken relative to the largest of their row, and the positive is
 /// kept apart from the sum, so that no temperature overflows and small losses keep their digits. Cosines are as those of
-/// [`Similarity::Cosine`]. The scores, `B × (B + H)`, are the only temporary of that size, and with
+/// [`Similarity::Cosine`]. The scores are `B × (B + H)`, their mask and their exponentials too; nothing else is of that size, and with
 /// [`chunk`](InBatchSoftmaxConfig::with_chunk) they exist for that many rows at a time.
 ///
 /// # Gradient
@@ -204,37 +204,38 @@ impl InBatchSoftmax {
     ///
     /// # Errors
     ///
-    /// Shapes, dtypes or devices that do not fit; lists of another length than the batch.
+    /// Shapes, dtypes or devices that do not fit; lists of another length than the batch; a device that `burn-dot` was built without.
     pub fn try_forward_pairs(&self, pairs: Pairs) -> Result<Tensor<1>, RetrievalError> {
         let dtype = pairs.check()?;
         let [batch, _] = pairs.queries.dims();
         if batch == 0 {
-            return Ok(Tensor::zeros([1], (&pairs.queries.device(), dtype)));
+            let sum = |rows: Tensor<2>| rows.cast(dtype).sum();
+            return Ok(sum(pairs.queries) + sum(pairs.candidates));
         }
         let prepare = |rows: Tensor<2>| match self.config.similarity {
-            Similarity::Dot => rows.cast(dtype),
+            Similarity::Dot => Ok(rows.cast(dtype)),
             Similarity::Cosine => unit_rows(rows.cast(dtype), dtype),
         };
-        let queries = prepare(pairs.queries.clone());
+        let queries = prepare(pairs.queries.clone())?;
         let candidates = [Some(pairs.candidates.clone()), pairs.hard_negatives.clone()].into_iter().flatten().collect();
-        let candidates = prepare(Tensor::cat(candidates, 0));
+        let candidates = prepare(Tensor::cat(candidates, 0))?;
         let log_scale = self.logit_scale.as_ref().map(|scale| scale.val().cast(dtype));
         let tracked = queries.is_autodiff() || candidates.is_autodiff() || log_scale.as_ref().is_some_and(Tensor::is_autodiff);
 
         let terms = terms(&pairs, dtype);
-        let value = self.value(queries.clone().inner(), candidates.clone().inner(), log_scale.clone(), &terms, tracked);
+        let value = self.value(queries.clone().inner(), candidates.clone().inner(), log_scale.clone(), &terms, tracked)?;
+        // The gradients are plain tensors, constants under any checkpointing strategy.
         Ok(match value.grads {
             Some([grad_queries, grad_candidates]) => {
                 let scale = log_scale.map(|scale| {
                     let grad = (queries.clone().inner() * grad_queries.clone()).sum();
                     let grad = inward(scale.clone().inner(), grad);
-                    (scale * Tensor::from_inner(grad)).sum()
+                    (scale * grad).sum()
                 });
-                let linear = (queries * Tensor::from_inner(grad_queries)).sum()
-                    + (candidates * Tensor::from_inner(grad_candidates)).sum();
+                let linear = (queries * grad_queries).sum() + (candidates * grad_candidates).sum();
                 let linear = scale.map_or(linear.clone(), |scale| linear + scale);
                 // A zero with the gradients of the loss.
-                Tensor::from_inner(value.loss) + (linear.clone() - linear.detach())
+                value.loss + (linear.clone() - linear.detach())
             }
             None => value.loss,
         })
@@ -248,7 +249,7 @@ impl InBatchSoftmax {
         log_scale: Option<Tensor<1>>,
         terms: &Terms,
         with_grads: bool,
-    ) -> Value {
+    ) -> Result<Value, RetrievalError> {
         let [batch, _] = queries.dims();
         let chunk = self.config.chunk.unwrap_or(batch);
         let scale = match (log_scale, self.config.temperature) {
@@ -265,13 +266,13 @@ impl InBatchSoftmax {
         } * if self.config.symmetric { 0.5 } else { 1.0 };
 
         let Part { mut loss, mut grads } =
-            cross_entropy(queries.clone() * scale.clone(), candidates.clone(), terms, chunk, with_grads);
+            cross_entropy(queries.clone() * scale.clone(), candidates.clone(), terms, chunk, with_grads)?;
         grads = grads.map(|(scaled, candidates)| (scaled * scale.clone(), candidates));
         if self.config.symmetric {
             let positives = candidates.slice(0..batch);
             let ids = terms.ids.clone().map(|ids| ids.slice(0..batch));
             let terms = Terms { log_q: None, ids, weights: terms.weights.clone() };
-            let other = cross_entropy(positives * scale.clone(), queries, &terms, chunk, with_grads);
+            let other = cross_entropy(positives * scale.clone(), queries, &terms, chunk, with_grads)?;
             loss = loss + other.loss;
             grads = grads.zip(other.grads).map(|((queries, candidates), (scaled, more_queries))| {
                 let positives = candidates.clone().slice(0..batch) + scaled * scale;
@@ -279,7 +280,8 @@ impl InBatchSoftmax {
             });
         }
         let each = weight.clone().unsqueeze::<2>();
-        Value { loss: loss * weight, grads: grads.map(|(queries, candidates)| [queries * each.clone(), candidates * each]) }
+        let grads = grads.map(|(queries, candidates)| [queries * each.clone(), candidates * each]);
+        Ok(Value { loss: loss * weight, grads })
     }
 }
 

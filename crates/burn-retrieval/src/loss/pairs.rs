@@ -1,6 +1,6 @@
 //! [`Pairs`]: what a loss is computed of, and what can be wrong with it.
 
-use burn_core::tensor::{DType, Int, Tensor};
+use burn_core::tensor::{DType, Device, Int, Tensor};
 
 use crate::{error::RetrievalError, similarity::score_dtype};
 
@@ -61,13 +61,14 @@ impl Pairs {
     }
 
     /// Corrects for popular candidates, which are negatives more often: the logarithm of each candidate's probability of being in a batch
-    /// is subtracted from its scores. It has no influence on the direction from candidates to queries.
+    /// is subtracted from its scores. Probabilities are positive: 0 gives NaN. They have no influence on the direction from candidates to
+    /// queries.
     pub fn with_candidate_sampling_probability(mut self, probability: Tensor<1>) -> Self {
         self.candidate_sampling_probability = Some(probability);
         self
     }
 
-    /// Weighs each pair. With a mean the sum of the losses is divided by the sum of the weights.
+    /// Weighs each pair, by 0 or more. With a mean the sum of the losses is divided by the sum of the weights.
     pub fn with_sample_weight(mut self, weight: Tensor<1>) -> Self {
         self.sample_weight = Some(weight);
         self
@@ -83,6 +84,13 @@ impl Pairs {
         let dtype = self.queries.dtype();
         let compute = score_dtype(dtype).ok_or(RetrievalError::DType { name: NAME, dtype })?;
         let device = self.queries.device().inner();
+        let same_device = |name: &'static str, other: Device| match other.clone().inner() == device {
+            true => Ok(()),
+            false => {
+                let (first, second) = (format!("queries ({device:?})"), format!("{name} ({other:?})"));
+                Err(RetrievalError::Devices { name: NAME, first, second })
+            }
+        };
         let others = [("candidates", Some(&self.candidates)), ("hard negatives", self.hard_negatives.as_ref())];
         for (name, other) in others.into_iter().filter_map(|(name, other)| Some((name, other?))) {
             if other.dtype() != dtype {
@@ -91,23 +99,23 @@ impl Pairs {
             if other.dims()[1] != queries[1] {
                 return Err(RetrievalError::Columns { name: NAME, queries, items: name, shape: other.dims() });
             }
-            if other.device().inner() != device {
-                let second = format!("{name} ({:?})", other.device());
-                return Err(RetrievalError::Devices { name: NAME, first: format!("queries ({device:?})"), second });
-            }
+            same_device(name, other.device())?;
         }
         let all = candidates[0] + self.hard_negatives.as_ref().map_or(0, |rows| rows.dims()[0]);
-        let lengths = [
-            ("candidate ids", self.candidate_ids.as_ref().map(Tensor::dims), all),
-            ("sampling probabilities", self.candidate_sampling_probability.as_ref().map(Tensor::dims), all),
-            ("sample weights", self.sample_weight.as_ref().map(Tensor::dims), queries[0]),
-        ];
-        for (name, dims, expected) in lengths {
-            if let Some([given]) = dims
-                && given != expected
-            {
+        let list = |name, [given]: [usize; 1], list_device: Device, expected| {
+            if given != expected {
                 return Err(RetrievalError::Length { name, given, expected });
             }
+            same_device(name, list_device)
+        };
+        if let Some(ids) = &self.candidate_ids {
+            list("candidate ids", ids.dims(), ids.device(), all)?;
+        }
+        if let Some(probabilities) = &self.candidate_sampling_probability {
+            list("sampling probabilities", probabilities.dims(), probabilities.device(), all)?;
+        }
+        if let Some(weights) = &self.sample_weight {
+            list("sample weights", weights.dims(), weights.device(), queries[0])?;
         }
         Ok(compute)
     }

@@ -3,7 +3,7 @@
 use burn_core::tensor::{Int, Tensor};
 use burn_dot::DotConfig;
 
-use crate::{scan::ranges, similarity::all_pairs};
+use crate::{error::RetrievalError, scan::ranges, similarity::all_pairs};
 
 /// What the cross-entropy of each query depends on beside the scores. There are `B` queries and `C ≥ B` candidates; the first `B`
 /// candidates are the positives.
@@ -28,8 +28,14 @@ pub(super) struct Part {
 /// ```
 ///
 /// The positive is kept apart from the sum, so that neither a small loss nor a small gradient is the difference of large numbers. Scores
-/// exist for `chunk` queries at a time; nothing else has their size.
-pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: usize, with_grads: bool) -> Part {
+/// and their mask exist for `chunk` queries at a time; nothing else has their size.
+pub(super) fn cross_entropy(
+    x: Tensor<2>,
+    v: Tensor<2>,
+    terms: &Terms,
+    chunk: usize,
+    with_grads: bool,
+) -> Result<Part, RetrievalError> {
     let [queries, columns] = x.dims();
     let candidates = v.dims()[0];
     let (device, dtype) = (x.device(), x.dtype());
@@ -43,7 +49,7 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
     for rows in ranges(queries, chunk) {
         let (x, positives) = (x.clone().slice(rows.clone()), v.clone().slice(rows.clone()));
         let weights = terms.weights.clone().slice(rows.clone());
-        let mut scores: Tensor<2> = all_pairs(dtype).forward(x.clone(), v.clone());
+        let mut scores: Tensor<2> = all_pairs(dtype).try_forward(x.clone(), v.clone())?;
         if let Some(log_q) = &terms.log_q {
             scores = scores - log_q.clone();
         }
@@ -66,10 +72,10 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
             let factor = weights / (of_negatives.clone() + of_positive);
             let negatives = negatives * factor.clone();
             let of_positive = of_negatives * factor;
-            let toward: Tensor<2> = negatives_by_rows.forward(negatives.clone(), v.clone());
+            let toward: Tensor<2> = negatives_by_rows.try_forward(negatives.clone(), v.clone())?;
             grad_x.push(toward - positives * of_positive.clone());
             grad_positives.push(x.clone() * of_positive);
-            grad_v = grad_v + queries_by_negatives.forward::<2, 2, 2, _>(negatives, x);
+            grad_v = grad_v + queries_by_negatives.try_forward::<2, 2, 2, _>(negatives, x)?;
         }
     }
     let grads = with_grads.then(|| {
@@ -78,7 +84,7 @@ pub(super) fn cross_entropy(x: Tensor<2>, v: Tensor<2>, terms: &Terms, chunk: us
         }
         (Tensor::cat(grad_x, 0), grad_v - Tensor::cat(grad_positives, 0))
     });
-    Part { loss, grads }
+    Ok(Part { loss, grads })
 }
 
 /// `ln(1 + x)`, with the digits of a small `x`: on CubeCL's devices Burn's `log1p` adds 1 first, and loses them.
