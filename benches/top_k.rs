@@ -253,7 +253,7 @@ fn drive(args: &Args) -> Result<()> {
     let text = table(&run);
     print!("{text}");
     if args.record {
-        write_region("top-k", &text)?;
+        write_region("benches/README.md", "top-k", &text)?;
         let results = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/top-k.json"));
         common::save_whole(results, |file| Ok(fs::write(file, serde_json::to_string_pretty(&run)? + "\n")?))?;
     }

@@ -90,7 +90,11 @@ impl Destination {
         };
         let name = report.names().0;
         if self.in_readme {
-            write_region(report.names().1, &format!("{text}\n![The same as a picture](results/{name}.svg)\n"))
+            if let Report::Table = report {
+                write_region("README.md", "speed", &table::in_short(&run))?;
+            }
+            let text = format!("{text}\n![The same as a picture](results/{name}.svg)\n");
+            write_region("benches/README.md", report.names().1, &text)
         } else {
             let file = self.file(report, "md");
             save_whole(&file, |file| Ok(fs::write(file, format!("{text}\n![The same as a picture]({name}.svg)\n"))?))?;

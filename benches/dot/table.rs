@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    cells::Dtype,
     machine::Machine,
     process::{OURS, YARDSTICK},
     results::{Row, Run},
@@ -50,35 +51,111 @@ fn machine(machine: &Machine) -> String {
     text + &format!("- {}; commit {}; load average {before} before, {after} after\n", machine.date, machine.commit)
 }
 
+/// How the rows of an allocator ended.
+struct Score<'a> {
+    rows: usize,
+    mean: f64,
+    /// The worst first.
+    lost: Vec<(f64, &'a Row<'a>)>,
+    /// Where ours was wrong or died there is no ratio, and the row is lost all the same.
+    failed: Vec<&'a Row<'a>>,
+}
+
+impl<'a> Score<'a> {
+    fn new(rows: &'a [Row<'a>]) -> Self {
+        let all = ratios(rows, None);
+        let failed: Vec<&Row> = rows.iter().filter(|row| row.has_failed()).collect();
+        let below = |row: &'a Row<'a>| Some((row.ratio().filter(|ratio| *ratio < 1.0)?, row));
+        let mut lost: Vec<(f64, &Row)> = rows.iter().filter_map(below).collect();
+        lost.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Score { rows: all.len() + failed.len(), mean: mean(&all), lost, failed }
+    }
+
+    fn lost(&self) -> usize {
+        self.lost.len() + self.failed.len()
+    }
+
+    fn won(&self) -> usize {
+        self.rows - self.lost()
+    }
+}
+
+fn ratios(rows: &[Row], pass: Option<Pass>) -> Vec<f64> {
+    rows.iter().filter(|row| pass.is_none_or(|pass| row.pass == pass)).filter_map(Row::ratio).collect()
+}
+
 fn summary(rows: &[Row]) -> String {
-    let ratios = |pass: Option<Pass>| {
-        let rows = rows.iter().filter(move |row| pass.is_none_or(|pass| row.pass == pass));
-        rows.filter_map(Row::ratio).collect::<Vec<f64>>()
-    };
-    // Where ours was wrong or died there is no ratio, and the row is lost all the same.
-    let failed: Vec<&Row> = rows.iter().filter(|row| row.has_failed()).collect();
-    let mut lost: Vec<(f64, &Row)> =
-        rows.iter().filter_map(|row| Some((row.ratio().filter(|ratio| *ratio < 1.0)?, row))).collect();
-    lost.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let all = ratios(None);
-    if all.len() + failed.len() == 0 {
+    let score = Score::new(rows);
+    if score.rows == 0 {
         return "Nothing to compare with.\n\n".into();
     }
-    let [forward, backward] = Pass::ALL.map(|pass| short(mean(&ratios(Some(pass)))));
+    let [forward, backward] = Pass::ALL.map(|pass| short(mean(&ratios(rows, Some(pass)))));
     let mut text = format!(
         "Against the fastest of all other engines in each of {} rows: **{} won, {} lost, geometric mean of ratios {}** \
          (forward {forward}, forward+backward {backward}).\n\n",
-        all.len() + failed.len(),
-        all.len() - lost.len(),
-        lost.len() + failed.len(),
-        short(mean(&all)),
+        score.rows,
+        score.won(),
+        score.lost(),
+        short(score.mean),
     );
-    let failed = failed.iter().map(|row| format!("- {}: **{OURS} gave no right answer**\n", row.title()));
-    let lost: String = failed.chain(lost.iter().map(|(ratio, row)| loss(*ratio, row))).collect();
+    let failed = score.failed.iter().map(|row| format!("- {}: **{OURS} gave no right answer**\n", row.title()));
+    let lost: String = failed.chain(score.lost.iter().map(|(ratio, row)| loss(*ratio, row))).collect();
     if !lost.is_empty() {
         text += &format!("Lost:\n\n{lost}\n");
     }
     text
+}
+
+/// Cells and engines that the crate's README shows.
+const IN_SHORT: [&str; 8] = ["row-small", "row-4k", "row-64k", "matvec", "attn", "big-gemm", "pairs-512", "long-k"];
+const ENGINES_IN_SHORT: [(&str, &str); 7] = [
+    ("composed", "composed in Burn"),
+    ("burn", "Burn `linalg`, `matmul`"),
+    ("torch", "torch"),
+    ("torch-compile", "torch.compile"),
+    ("torch-autotune", "max-autotune"),
+    ("jax", "JAX"),
+    ("keras-tf", "Keras on TF"),
+];
+
+/// Cosines with both gradients, in microseconds, and how the whole table ended.
+pub fn in_short(run: &Run) -> String {
+    let allocator = &run.allocators[0];
+    let names = ENGINES_IN_SHORT.map(|(_, name)| name).join(" | ");
+    let mut text = format!("| µs, forward+backward, cosine | burn-dot | {names} |\n|---|{}\n", "---:|".repeat(8));
+    let rows: Vec<Row> = run.rows(allocator).collect();
+    for cell in IN_SHORT {
+        let is_shown = |row: &&Row| {
+            let case = &row.entry.case;
+            case.cell == cell && case.normalize && case.dtype == Dtype::F32 && row.pass == Pass::Backward
+        };
+        let Some(row) = rows.iter().find(is_shown) else { continue };
+        let shape = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
+        let case = &row.entry.case;
+        let all = if case.batch_dims == 0 { ", all pairs" } else { "" };
+        let time = |engine: &str| row.entry.of(engine, allocator).and_then(|measured| measured.median(row.pass));
+        let others = ENGINES_IN_SHORT.map(|(engine, _)| or_dash(time(engine))).join(" | ");
+        text += &format!("| {} · {}{all} | {} | {others} |\n", shape(&case.lhs), shape(&case.rhs), or_dash(time(OURS)));
+    }
+    let (score, machine) = (Score::new(&rows), &run.machine);
+    let others = run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK).count();
+    text += &format!(
+        "\n{}, {} cores, default allocator, every engine's turn in each round (commit `{}`, {}). Against the fastest of the {others} other\n\
+         engines, this crate's own composition among them, {} of {} rows are won and {} lost, with a geometric mean of the ratios of {}",
+        machine.cpu,
+        machine.cores,
+        machine.commit,
+        machine.date,
+        score.won(),
+        score.rows,
+        score.lost(),
+        short(score.mean)
+    );
+    if let Some((ratio, row)) = score.lost.first() {
+        let engine = row.best.map_or("", |(engine, _)| engine);
+        text += &format!(";\nat worst {} of the speed of {engine} ({})", short(*ratio), row.title());
+    }
+    text + ". All of it: `benches/README.md`.\n"
 }
 
 fn loss(ratio: f64, row: &Row) -> String {

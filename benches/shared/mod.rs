@@ -65,20 +65,16 @@ impl Drop for Process {
     }
 }
 
-/// Replaces what is between two marks of `benches/README.md`.
-pub fn write_region(name: &str, content: &str) -> Result<PathBuf> {
-    let readme = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md"));
-    let text = with_region(&fs::read_to_string(readme)?, name, content)?;
-    save_whole(readme, |file| Ok(fs::write(file, text)?))?;
-    Ok(readme.into())
-}
-
-fn with_region(text: &str, name: &str, content: &str) -> Result<String> {
+/// Replaces what is between two marks of a file of the repository.
+pub fn write_region(file: &str, name: &str, content: &str) -> Result<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = fs::read_to_string(&path)?;
     let (begin, end) = (format!("<!-- {name}:begin -->\n"), format!("<!-- {name}:end -->"));
-    let missing = || format!("benches/README.md lacks {} … {end}", begin.trim());
+    let missing = || format!("{file} lacks {} … {end}", begin.trim());
     let (before, rest) = text.split_once(&begin).with_context(missing)?;
     let (_, after) = rest.split_once(&end).with_context(missing)?;
-    Ok(format!("{before}{begin}{content}{end}{after}"))
+    save_whole(&path, |file| Ok(fs::write(file, format!("{before}{begin}{content}{end}{after}"))?))?;
+    Ok(path)
 }
 
 /// The name of the processor.

@@ -38,28 +38,42 @@ pub(super) fn dot<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64 {
 /// `Σ x y`, in a compute dtype.
 #[inline(always)]
 pub(super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
-    let lanes = A::lanes::<S>();
-    let chain = if size_of::<A>() == size_of::<f64>() { f64::CHAIN } else { T::CHAIN };
-    let block = chain * ACCUMULATORS * lanes;
+    let block = chain::<A, T>() * ACCUMULATORS * A::lanes::<S>();
+    if x.len() <= block {
+        return dot_of_block::<A, S, T, U>(isa, x, y);
+    }
     let mut total = Compensated::default();
     for (x, y) in x.chunks(block).zip(y.chunks(block)) {
-        let mut sums = [A::splat(isa, A::default()); ACCUMULATORS];
-        let (mut x, mut y) = (x.chunks_exact(ACCUMULATORS * lanes), y.chunks_exact(ACCUMULATORS * lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = A::mul_add(isa, T::load::<A, S>(isa, &x[i * lanes..]), U::load::<A, S>(isa, &y[i * lanes..]), *sum);
-            }
-        }
-        let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            sums[0] = A::mul_add(isa, T::load::<A, S>(isa, x), U::load::<A, S>(isa, y), sums[0]);
-        }
-        let [s0, s1, s2, s3] = sums;
-        let sum = A::add_vectors(isa, A::add_vectors(isa, s0, s1), A::add_vectors(isa, s2, s3));
-        let rest = x.remainder().iter().zip(y.remainder());
-        total.add(rest.fold(A::reduce_sum(isa, sum).to_f64(), |sum, (x, y)| sum + x.to_f64() * y.to_f64()));
+        total.add(dot_of_block::<A, S, T, U>(isa, x, y));
     }
     total.total()
+}
+
+/// Products that each lane adds in the compute dtype `A` before the sum goes on in f64.
+#[inline(always)]
+fn chain<A: Compute, T: Element>() -> usize {
+    if size_of::<A>() == size_of::<f64>() { f64::CHAIN } else { T::CHAIN }
+}
+
+/// `Σ x y` of so few elements that no accumulator adds more than its chain.
+#[inline(always)]
+fn dot_of_block<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
+    let lanes = A::lanes::<S>();
+    let mut sums = [A::splat(isa, A::default()); ACCUMULATORS];
+    let (mut x, mut y) = (x.chunks_exact(ACCUMULATORS * lanes), y.chunks_exact(ACCUMULATORS * lanes));
+    for (x, y) in (&mut x).zip(&mut y) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = A::mul_add(isa, T::load::<A, S>(isa, &x[i * lanes..]), U::load::<A, S>(isa, &y[i * lanes..]), *sum);
+        }
+    }
+    let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+    for (x, y) in (&mut x).zip(&mut y) {
+        sums[0] = A::mul_add(isa, T::load::<A, S>(isa, x), U::load::<A, S>(isa, y), sums[0]);
+    }
+    let [s0, s1, s2, s3] = sums;
+    let sum = A::add_vectors(isa, A::add_vectors(isa, s0, s1), A::add_vectors(isa, s2, s3));
+    let rest = x.remainder().iter().zip(y.remainder());
+    rest.fold(A::reduce_sum(isa, sum).to_f64(), |sum, (x, y)| sum + x.to_f64() * y.to_f64())
 }
 
 /// `Σ x y`, or, if `N` is 3, `Σ x x`, `Σ x y` and `Σ y y`, of a few elements, in f64.
@@ -113,39 +127,46 @@ pub(super) fn dot_and_squares<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> [
 
 #[inline(always)]
 fn dot_and_squares_in<A: Compute, S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> [f64; 3] {
-    let lanes = A::lanes::<S>();
-    let chain = if size_of::<A>() == size_of::<f64>() { f64::CHAIN } else { T::CHAIN };
-    let block = chain * 2 * lanes;
+    let block = chain::<A, T>() * 2 * A::lanes::<S>();
+    if x.len() <= block {
+        return dot_and_squares_of_block::<A, S, T>(isa, x, y);
+    }
     let mut total = [Compensated::default(); 3];
     for (x, y) in x.chunks(block).zip(y.chunks(block)) {
-        let mut sums = [[A::splat(isa, A::default()); 2]; 3];
-        let (mut x, mut y) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            for i in 0..2 {
-                add_products::<A, S>(
-                    isa,
-                    &mut sums,
-                    i,
-                    T::load::<A, S>(isa, &x[i * lanes..]),
-                    T::load::<A, S>(isa, &y[i * lanes..]),
-                );
-            }
-        }
-        let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
-        for (x, y) in (&mut x).zip(&mut y) {
-            add_products::<A, S>(isa, &mut sums, 0, T::load::<A, S>(isa, x), T::load::<A, S>(isa, y));
-        }
-        for (total, [s0, s1]) in total.iter_mut().zip(sums) {
-            total.add(A::reduce_sum(isa, A::add_vectors(isa, s0, s1)).to_f64());
-        }
-        for (x, y) in x.remainder().iter().zip(y.remainder()) {
-            let (x, y) = (x.to_f64(), y.to_f64());
-            total[0].add(x * x);
-            total[1].add(x * y);
-            total[2].add(y * y);
+        for (total, sum) in total.iter_mut().zip(dot_and_squares_of_block::<A, S, T>(isa, x, y)) {
+            total.add(sum);
         }
     }
-    [total[0].total(), total[1].total(), total[2].total()]
+    total.map(Compensated::total)
+}
+
+/// [`dot_and_squares`] of so few elements that no accumulator adds more than its chain.
+#[inline(always)]
+fn dot_and_squares_of_block<A: Compute, S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> [f64; 3] {
+    let lanes = A::lanes::<S>();
+    let mut sums = [[A::splat(isa, A::default()); 2]; 3];
+    let (mut x, mut y) = (x.chunks_exact(2 * lanes), y.chunks_exact(2 * lanes));
+    for (x, y) in (&mut x).zip(&mut y) {
+        for i in 0..2 {
+            let (x, y) = (T::load::<A, S>(isa, &x[i * lanes..]), T::load::<A, S>(isa, &y[i * lanes..]));
+            add_products::<A, S>(isa, &mut sums, i, x, y);
+        }
+    }
+    let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
+    for (x, y) in (&mut x).zip(&mut y) {
+        add_products::<A, S>(isa, &mut sums, 0, T::load::<A, S>(isa, x), T::load::<A, S>(isa, y));
+    }
+    let mut total = [0.0; 3];
+    for (total, [s0, s1]) in total.iter_mut().zip(sums) {
+        *total = A::reduce_sum(isa, A::add_vectors(isa, s0, s1)).to_f64();
+    }
+    for (x, y) in x.remainder().iter().zip(y.remainder()) {
+        let (x, y) = (x.to_f64(), y.to_f64());
+        total[0] += x * x;
+        total[1] += x * y;
+        total[2] += y * y;
+    }
+    total
 }
 
 #[inline(always)]
