@@ -4,9 +4,9 @@
 //! (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads`
 //! the sharing of work. CONTRIBUTING.md follows one tensor all the way.
 //!
-//! Sizes were checked by the plan, and that they can be counted is checked here ([`layout::is_countable`]); strides are checked where a
-//! tensor becomes a pointer ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On
-//! that all `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
+//! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer ([`base_ptr`]).
+//! Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all `unsafe` below rests, and on what
+//! each kernel shows where it writes: tasks write to elements of their own.
 //!
 //! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
 //! ([`has_kernel`]; `ops` casts them first), and vectors whose norms are so far from 1 that their plain product would overflow or lose digits.
@@ -16,7 +16,7 @@ use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, Tensor
 
 use crate::{
     error::Operand,
-    layout,
+    layout::{self, Space, Strides, X_INDEX, Y_INDEX},
     path::{Pass, Path},
     plan::{FloatOptions, Plan, Wanted},
 };
@@ -46,7 +46,6 @@ mod threads;
 pub(crate) use pool::release as release_memory;
 
 use element::Element;
-use layout::{Space, Strides, X_INDEX, Y_INDEX};
 use matrices::Matrices;
 use memory::{Differentiated, Fresh, base_ptr};
 use reduction::{Rows, SavedRow};
@@ -114,7 +113,7 @@ fn assert_planned([lhs, rhs]: [&FlexTensor; 2], plan: &Plan) {
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use, where that is worth its memory.
 pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
-    if plan.is_trivial() || !layout::is_countable(plan) {
+    if plan.is_trivial() {
         return None;
     }
     assert_planned([lhs, rhs], plan);
@@ -132,7 +131,7 @@ pub(crate) fn float_dot_grads(
     options: FloatOptions,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    if plan.is_trivial() || !layout::is_countable(plan) {
+    if plan.is_trivial() {
         return Err(inputs);
     }
     assert_planned(inputs.each_ref(), plan);
