@@ -1,8 +1,8 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
-//! A tensor passes `mod` (dtypes, path) → `memory` (who may read and write what) → `reduction` or `matrices` and `gemm` → `loops` → `simd`
-//! (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads`
-//! the sharing of work. CONTRIBUTING.md follows one tensor all the way.
+//! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) → `reduction` or
+//! `matrices` and `gemm` → `loops` → `simd` (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors,
+//! `pool` the memory of results, `threads` the sharing of work. CONTRIBUTING.md follows one tensor all the way.
 //!
 //! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer ([`base_ptr`]).
 //! Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all `unsafe` below rests, and on what
@@ -35,6 +35,7 @@ mod loops;
 mod matrices;
 mod memory;
 mod norms;
+mod ops;
 mod pool;
 mod reduction;
 mod simd;
@@ -51,14 +52,14 @@ use memory::{Differentiated, Fresh, base_ptr};
 use reduction::{Rows, SavedRow};
 
 /// What a forward pass gives.
-pub(crate) struct Forward {
+struct Forward {
     pub out: FlexTensor,
     pub saved: Option<Saved>,
 }
 
 /// Norms, and what else they come with, saved for the backward pass.
 #[derive(Clone)]
-pub(crate) struct Saved {
+struct Saved {
     pub norms: FlexTensor,
     /// Who alone can read them.
     pub by: Path,
@@ -74,7 +75,7 @@ impl Saved {
 }
 
 /// The gradients of the inputs, where they were asked for.
-pub(crate) struct Grads {
+struct Grads {
     pub lhs: Option<FlexTensor>,
     pub rhs: Option<FlexTensor>,
 }
@@ -95,7 +96,7 @@ macro_rules! for_dtypes {
 }
 
 /// Whether there is a kernel from inputs of a dtype to an output of another.
-pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
+fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
     fn dtypes<T: Stored, O: Stored>() -> Option<[DType; 2]> {
         Some([T::dtype(), O::dtype()])
     }
@@ -112,7 +113,7 @@ fn assert_planned([lhs, rhs]: [&FlexTensor; 2], plan: &Plan) {
 }
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use, where that is worth its memory.
-pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
+fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
     if plan.is_trivial() {
         return None;
     }
@@ -123,7 +124,7 @@ pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options
 
 /// The gradients of the product that are wanted, or the inputs, handed back. An input that nobody else holds may be overwritten by its gradient.
 #[expect(clippy::result_large_err, reason = "not an error: the inputs, handed back, moved once in a backward pass")]
-pub(crate) fn float_dot_grads(
+fn float_dot_grads(
     inputs: [FlexTensor; 2],
     grad: &FlexTensor,
     saved: Option<&Saved>,
