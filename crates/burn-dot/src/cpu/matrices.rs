@@ -8,7 +8,7 @@ use super::{
     compensated::Compensated,
     element::Element,
     gemm::{Epilogue, Input, Output, Product},
-    layout::{DX, OUT, OUT_INDEX, Space, X, X_INDEX, Y, sum},
+    layout::{DX, OUT, OUT_INDEX, Space, X, Y, sum},
     threads::{self, SharedPtr},
 };
 
@@ -115,22 +115,18 @@ where
 unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Compute], space: &Space) -> Vec<f64> {
     let (own, broadcast) = space.batch.split_by(DX);
     let (vectors, others) = (own.followed_by(&space.i), broadcast.followed_by(&space.j));
-    let mut dots = vec![0.0; vectors.len()];
-    let (grad, to) = (SharedPtr::new(grad), SharedPtr::new(dots.as_mut_ptr()));
-    threads::for_each_range(vectors.len(), others.len(), |range| {
-        for vector in vectors.iter(range) {
-            let mut dot = Compensated::default();
-            for other in others.iter(0..others.len()) {
-                let at = sum(vector, other);
-                // SAFETY: the caller's promise.
-                let g = unsafe { *grad.get().offset(at[OUT]) };
-                dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
-            }
-            // SAFETY: `X_INDEX` numbers the vectors, so each has a place of its own in `dots`.
-            unsafe { *to.get().offset(vector[X_INDEX]) = dot.total() };
+    let (grad, cost) = (SharedPtr::new(grad), vectors.len().saturating_mul(others.len()));
+    // In the order of `X_INDEX`, which numbers the vectors as these axes do.
+    threads::map(vectors.len(), cost, |vector| {
+        let (vector, mut dot) = (vectors.offset(vector), Compensated::default());
+        for other in others.iter(0..others.len()) {
+            let at = sum(vector, other);
+            // SAFETY: the caller's promise.
+            let g = unsafe { *grad.get().offset(at[OUT]) };
+            dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
         }
-    });
-    dots
+        dot.total()
+    })
 }
 
 /// The gradient of `x`.

@@ -10,12 +10,10 @@
 //! such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error. So the error stays at a few ε of the sum of
 //! absolute terms at any K, and on any number of threads.
 
-use alloc::vec::Vec;
-
 use super::{
     element::Compute,
     layout::{Axes, Y_INDEX},
-    threads::{self, SharedPtr},
+    threads,
 };
 
 mod blocking;
@@ -29,7 +27,7 @@ use blocking::{Blocking, Sizes, Whole};
 pub(super) use epilogue::{Epilogue, Output};
 pub(super) use input::Input;
 use input::Side;
-use worker::{Sums, Worker};
+use worker::Worker;
 
 /// A batch of products: which axes are which, and which tensors.
 pub(super) struct Product<'a, R> {
@@ -129,24 +127,19 @@ impl<R: Compute> Tasks<'_, R> {
     /// Each task sums a part of the terms of all outputs of a unit.
     unsafe fn run_by_k(&self, work: usize, parts: usize) {
         let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
-        let mut sums: Vec<Option<Sums<R>>> = (0..units * parts).map(|_| None).collect();
-        let slots = SharedPtr::new(sums.as_mut_ptr());
-        threads::for_each(units * parts, work, |task| {
+        let sums = threads::map(units * parts, work, |task| {
             let mut worker = Worker::new(self);
             let unit_at = self.product.batch.offset(task / parts);
             worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the promise made to `Product::run`; each task has a slot of its own, which outlives it.
-            unsafe {
-                worker.accumulate(unit_at, threads::part(terms, parts, task % parts));
-                *slots.get().add(task) = Some(worker.sums);
-            }
+            // SAFETY: the promise made to `Product::run`.
+            unsafe { worker.accumulate(unit_at, threads::part(terms, parts, task % parts)) };
+            worker.sums
         });
-        let mut worker = Worker::new(self);
-        for (unit, parts) in sums.chunks_mut(parts).enumerate() {
+        let (mut worker, mut sums) = (Worker::new(self), sums.into_iter());
+        for unit in 0..units {
             let unit_at = self.product.batch.offset(unit);
-            let mut parts = parts.iter_mut().map(|sums| sums.take().expect("every task ran"));
-            worker.sums = parts.next().expect("at least one part");
-            parts.for_each(|more| worker.sums.add(&more));
+            worker.sums = sums.next().expect("at least one part");
+            sums.by_ref().take(parts - 1).for_each(|more| worker.sums.add(&more));
             worker.set(unit_at, 0..lanes, 0..broadcast);
             // SAFETY: the promise made to `Product::run`.
             unsafe { worker.end(0..lanes) };

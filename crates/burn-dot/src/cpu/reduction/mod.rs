@@ -17,7 +17,7 @@ use super::{
     element::{self, Compute, Element, clamp_to_one},
     layout::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
     norms::Scale,
-    threads::{self, SharedPtr},
+    threads,
 };
 
 mod chunks;
@@ -268,27 +268,28 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 range.into_iter().all(|vector| {
                     sum.reset();
                     let in_range = share(vector, 0, &mut sum);
-                    // SAFETY: as all methods.
-                    in_range && unsafe { self.write_vector(own.offset(vector), &sum) }
+                    if in_range {
+                        // SAFETY: as all methods.
+                        unsafe { self.write_vector(own.offset(vector), &sum) };
+                    }
+                    in_range
                 })
             });
         }
-        let mut sums = vec![BroadcastSum::new(width); vectors * shares];
-        let (slots, in_range) = (SharedPtr::new(sums.as_mut_ptr()), AtomicBool::new(true));
-        threads::for_each(vectors * shares, cost, |task| {
-            // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
-            if !share(task / shares, task % shares, unsafe { &mut *slots.get().add(task) }) {
-                in_range.store(false, Ordering::Relaxed);
-            }
+        let sums = threads::map(vectors * shares, cost, |task| {
+            let mut sum = BroadcastSum::new(width);
+            let in_range = share(task / shares, task % shares, &mut sum);
             self.writer.fence();
+            in_range.then_some(sum)
         });
-        in_range.into_inner()
-            && sums.chunks_mut(shares).enumerate().all(|(vector, shares)| {
-                let (first, rest) = shares.split_first_mut().expect("at least one share");
-                rest.iter().for_each(|more| first.add(more));
-                // SAFETY: as all methods.
-                unsafe { self.write_vector(own.offset(vector), first) }
-            })
+        let Some(mut sums) = sums.into_iter().collect::<Option<Vec<_>>>() else { return false };
+        for (vector, shares) in sums.chunks_mut(shares).enumerate() {
+            let (first, rest) = shares.split_first_mut().expect("at least one share");
+            rest.iter().for_each(|more| first.add(more));
+            // SAFETY: as all methods.
+            unsafe { self.write_vector(own.offset(vector), first) };
+        }
+        true
     }
 
     /// The gradients of some of the rows that the vector meets at `start`, and what they add to its own.
@@ -344,7 +345,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     }
 
     /// The gradient of a vector from what the other rows added.
-    unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) -> bool {
+    unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) {
         if let Some(dx) = self.rows.dx {
             let (a, b) = match sum.scale {
                 None => (1.0, None),
@@ -363,12 +364,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 )
             };
         }
-        true
     }
 }
 
 /// What the other rows add to the gradient of a vector.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct BroadcastSum {
     /// `Σ g cos` of the rows: how much of the gradient lies along the vector.
     along: compensated::Compensated,
