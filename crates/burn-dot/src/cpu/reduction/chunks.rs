@@ -43,10 +43,15 @@ impl GradWriter {
             true => GradWriter::Direct,
         }
     }
+}
 
-    /// Before other threads hear that a task is done.
-    pub fn fence(self) {
-        if self == GradWriter::Stream {
+/// Orders what a task streamed before all that this thread does next, in the end and where it panics: other threads hear that it is done, or
+/// take over the memory that it wrote to.
+pub(super) struct FenceOnDrop(pub GradWriter);
+
+impl Drop for FenceOnDrop {
+    fn drop(&mut self) {
+        if self.0 == GradWriter::Stream {
             simd::dispatch(Fence);
         }
     }
@@ -133,7 +138,8 @@ struct Chunk {
     range: Range<usize>,
 }
 
-/// Buffers for chunks that are not contiguous: of both inputs, and of both gradients. Empty where rows are whole.
+/// Buffers for chunks of both inputs that are not contiguous, and of both gradients that are not written where they belong at once. Empty
+/// where there are none.
 pub(super) struct Scratch<T> {
     vectors: [Vec<T>; 2],
     grads: [Vec<T>; 2],
@@ -142,7 +148,7 @@ pub(super) struct Scratch<T> {
 impl<T: Element> Scratch<T> {
     pub fn new(chunks: &Chunks, writer: GradWriter) -> Self {
         let buffer = |needed: bool| vec![T::default(); if needed { CHUNK } else { 0 }];
-        let (vectors, grads) = (!chunks.contiguous, writer == GradWriter::Scatter);
+        let (vectors, grads) = (!chunks.contiguous, writer != GradWriter::Direct);
         Scratch { vectors: [buffer(vectors), buffer(vectors)], grads: [buffer(grads), buffer(grads)] }
     }
 }
@@ -252,7 +258,7 @@ impl Chunks {
                 vectors,
                 len: self.inner.size,
                 grads: targets,
-                streamed: writer == GradWriter::Stream,
+                stream: (writer == GradWriter::Stream).then_some(&mut scratch.grads[0]),
                 out_grads,
                 normalized,
                 sum,
@@ -272,7 +278,7 @@ impl Chunks {
                 vectors,
                 len,
                 grads: [target(0), target(1)],
-                streamed: writer == GradWriter::Stream,
+                stream: (writer == GradWriter::Stream).then_some(&mut scratch.grads[0]),
                 out_grads,
                 normalized,
                 sum,

@@ -23,7 +23,7 @@ use super::{
 mod chunks;
 mod tasks;
 
-use chunks::{Chunks, GROUP, GradRows, GradWriter, Group, Scratch};
+use chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch};
 
 /// Rows of a vector for each task that shares it, at least.
 const ROWS_PER_SHARE: usize = 8;
@@ -138,9 +138,8 @@ where
 fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range<usize>) -> bool + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        let in_range = task(range);
-        writer.fence();
-        if !in_range {
+        let _fence = FenceOnDrop(writer);
+        if !task(range) {
             all.store(false, Ordering::Relaxed);
         }
     });
@@ -277,10 +276,9 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
             });
         }
         let sums = threads::map(vectors * shares, cost, |task| {
+            let _fence = FenceOnDrop(self.writer);
             let mut sum = BroadcastSum::new(width);
-            let in_range = share(task / shares, task % shares, &mut sum);
-            self.writer.fence();
-            in_range.then_some(sum)
+            share(task / shares, task % shares, &mut sum).then_some(sum)
         });
         let Some(mut sums) = sums.into_iter().collect::<Option<Vec<_>>>() else { return false };
         for (vector, shares) in sums.chunks_mut(shares).enumerate() {

@@ -1,13 +1,10 @@
 //! The loops over groups of rows, compiled for each instruction set.
 
-use core::mem::MaybeUninit;
-
 use super::{
     super::{
         element::Element,
         loops::{self, Pair},
         simd::{self, Isa, Task},
-        strided::CHUNK,
     },
     Normalized,
 };
@@ -95,8 +92,8 @@ pub(super) struct Gradients<'a, T> {
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],
-    /// Whether they are written by non-temporal stores. A [`Fence`] must follow.
-    pub streamed: bool,
+    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. A [`Fence`] must follow.
+    pub stream: Option<&'a mut [T]>,
     /// The gradient of the output of each row.
     pub out_grads: &'a [f64],
     /// Each row, where the product is normalized.
@@ -110,7 +107,7 @@ impl<T: Element> Task for Gradients<'_, T> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let Gradients { vectors: [x, y], len, grads, streamed, out_grads, normalized, sum } = self;
+        let Gradients { vectors: [x, y], len, grads, mut stream, out_grads, normalized, sum } = self;
         for (row, &g) in out_grads.iter().enumerate() {
             let factors = match normalized {
                 Some(normalized) => Factors::normalized(&normalized[row], g),
@@ -131,13 +128,13 @@ impl<T: Element> Task for Gradients<'_, T> {
                 );
                 let of_x = Row { isa, len, vectors: [x, y], factors: factors.gradients, plain: normalized.is_none() };
                 match grads {
-                    [Some(_), Some(_)] if !streamed => of_x.write_both(to),
+                    [Some(_), Some(_)] if stream.is_none() => of_x.write_both(to),
                     _ => {
                         if grads[0].is_some() {
-                            of_x.write(to[0], streamed);
+                            of_x.write(to[0], stream.as_deref_mut());
                         }
                         if grads[1].is_some() {
-                            of_x.swapped().write(to[1], streamed);
+                            of_x.swapped().write(to[1], stream.as_deref_mut());
                         }
                     }
                 }
@@ -177,24 +174,26 @@ impl<S: Isa, T: Element> Row<S, T> {
         }
     }
 
-    /// Writes the gradient of the one: in place, or by way of a buffer that stays in a cache.
+    /// Writes the gradient of the one: where it belongs, or by way of a buffer that stays in a cache.
     #[inline(always)]
-    unsafe fn write(self, to: *mut T, streamed: bool) {
-        let mut buffer = MaybeUninit::<[T; CHUNK]>::uninit();
+    unsafe fn write(self, to: *mut T, mut stream: Option<&mut [T]>) {
         let mut done = 0;
         while done < self.len {
-            let len = if streamed { CHUNK.min(self.len - done) } else { self.len };
-            // SAFETY: as all methods; a chunk fits the buffer, which is written before it is read.
+            let rest = self.len - done;
+            let (target, len) = match &mut stream {
+                Some(buffer) => (buffer.as_mut_ptr(), rest.min(buffer.len())),
+                None => (to, rest),
+            };
+            // SAFETY: as all methods; a chunk fits the buffer.
             unsafe {
-                let target = if streamed { buffer.as_mut_ptr().cast() } else { to };
                 let vectors = [self.vectors[0].add(done), self.vectors[1].add(done)];
                 let pair = Pair { len, vectors, grads: [target, core::ptr::null_mut()] };
                 match self.plain {
                     true => loops::gradients::<S, T, false, true>(self.isa, pair, self.factors),
                     false => loops::gradients::<S, T, false, false>(self.isa, pair, self.factors),
                 }
-                if streamed {
-                    simd::stream(self.isa, core::slice::from_raw_parts(target.cast_const(), len), to.add(done));
+                if let Some(buffer) = &stream {
+                    simd::stream(self.isa, &buffer[..len], to.add(done));
                 }
             }
             done += len;
