@@ -14,11 +14,11 @@ use super::{
 
 /// The tensors of a product, each by its first element.
 #[derive(Clone, Copy)]
-pub(super) struct Matrices<T, O> {
+pub(super) struct Matrices<T, P> {
     pub x: *const T,
     pub y: *const T,
-    /// The output, or its gradient.
-    pub out: *mut O,
+    /// The output, a `*mut O`, or its gradient, a `*const O`.
+    pub out: P,
 }
 
 /// The product; normalized, where the norms of `x` and `y` are given.
@@ -26,7 +26,7 @@ pub(super) struct Matrices<T, O> {
 /// # Safety
 ///
 /// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
-pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, *mut O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
 where
     T: Element,
     O: Element<Compute = T::Compute>,
@@ -63,7 +63,7 @@ unsafe fn product<T: Element>(
 ///
 /// As [`forward`], for `dx` and `dy`. `dx` may be `x` itself where there are no norms: its gradient does not need it.
 pub(super) unsafe fn backward<T, O>(
-    tensors: Matrices<T, O>,
+    tensors: Matrices<T, *const O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
     space: Space,
     norms: Option<[&[T::Compute]; 2]>,
@@ -100,7 +100,7 @@ fn recomputes_cosines(space: &Space) -> bool {
 }
 
 /// The product, normalized, in the compute dtype and in the order of [`OUT_INDEX`].
-unsafe fn cosines<T, O>(tensors: Matrices<T, O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
+unsafe fn cosines<T, O>(tensors: Matrices<T, *const O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
 where
     T: Element,
     O: Element<Compute = T::Compute>,
@@ -131,7 +131,7 @@ unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Compute], space: &Space
 
 /// The gradient of `x`.
 unsafe fn gradient<T, O>(
-    tensors: Matrices<T, O>,
+    tensors: Matrices<T, *const O>,
     dx: *mut T,
     space: &Space,
     norms: Option<[&[T::Compute]; 2]>,
@@ -141,7 +141,7 @@ unsafe fn gradient<T, O>(
     O: Element<Compute = T::Compute>,
 {
     // SAFETY: the caller's promise.
-    let dots = cosines.map(|cosines| unsafe { dots(tensors.out.cast_const(), cosines, space) });
+    let dots = cosines.map(|cosines| unsafe { dots(tensors.out, cosines, space) });
     let dots = dots.as_deref();
     // Where x is broadcast along the batch, its gradient is the sum.
     let (own, broadcast) = space.batch.split_by(DX);
@@ -151,7 +151,7 @@ unsafe fn gradient<T, O>(
         rows: &space.i,
         columns: &space.k,
         sum: &sum,
-        a: Input::new(tensors.out.cast_const(), OUT),
+        a: Input::new(tensors.out, OUT),
         b: Input::new(tensors.y, Y),
         b_factors: norms.map(|[_, y]| y),
         c: Output::new(dx, DX),

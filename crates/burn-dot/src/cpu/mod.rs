@@ -49,7 +49,7 @@ pub(crate) use pool::release as release_memory;
 use element::Element;
 use matrices::Matrices;
 use memory::{Differentiated, Fresh, base_ptr};
-use reduction::{Rows, SavedRow};
+use reduction::{BackwardTensors, ForwardTensors, Rows, SavedRow};
 
 /// What a forward pass gives.
 struct Forward {
@@ -192,7 +192,8 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty. Nobody
     // else has the output and what is saved, which has a row for each of the output's elements.
     let complete = unsafe {
-        reduction::forward(Rows { x, y, out: out.as_mut_ptr(), dx: None, dy: None, saved: to_save }, &space, epsilon)
+        let pass = ForwardTensors { out: out.as_mut_ptr(), saved: to_save };
+        reduction::forward(Rows { x, y, pass }, &space, epsilon)
     };
     let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: Path::Reduction { vector } });
     complete.then(|| Forward { out: out.into_tensor(), saved })
@@ -253,11 +254,10 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     if vector == Operand::Rhs {
         space.swap();
     }
-    // Only read.
-    let out = base_ptr::<O>(grad).cast_mut();
     let saved = saved.and_then(|saved| saved.read_by::<f64>(Path::Reduction { vector }, saved_rows(plan).iter().product()));
-    let saved = saved.map(|saved| saved.cast_mut().cast());
-    let rows = Rows { x: x.input(), y: y.input(), out, dx: x.gradient(), dy: y.gradient(), saved };
+    let saved = saved.map(|saved| saved.cast());
+    let pass = BackwardTensors { grad: base_ptr::<O>(grad), saved, dx: x.gradient(), dy: y.gradient() };
+    let rows = Rows { x: x.input(), y: y.input(), pass };
     // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
     // saved has a row for each of the output's elements. Nobody else has the gradients, which are the inputs' own where `in_place` says so.
     unsafe { reduction::backward(rows, &space, epsilon, in_place) }
@@ -287,8 +287,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
             Some(&made[..])
         }
     };
-    // Only read.
-    let out = base_ptr::<O>(grad).cast_mut();
+    let out = base_ptr::<O>(grad);
     let norms = norms.map(|norms| norms.split_at(counts[0]).into());
     // SAFETY: as above, also for the gradients and the norms, of which there is one for each vector. Nobody else has the gradients; that
     // of lhs is in its place only where there are no norms.

@@ -28,23 +28,40 @@ use chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch};
 /// Rows of a vector for each task that shares it, at least.
 const ROWS_PER_SHARE: usize = 8;
 
-/// The tensors of a product whose `x` has nothing free, each by its first element.
+/// The tensors of a product whose `x` has nothing free, each by its first element: the inputs, and [`ForwardTensors`] or
+/// [`BackwardTensors`].
 #[derive(Clone, Copy)]
-pub(super) struct Rows<T, O> {
+pub(super) struct Rows<T, P> {
     pub x: *const T,
     pub y: *const T,
-    /// The output, or its gradient.
+    pub pass: P,
+}
+
+/// What a forward pass writes.
+#[derive(Clone, Copy)]
+pub(super) struct ForwardTensors<O> {
     pub out: *mut O,
-    /// The gradients, where wanted.
+    /// One for each element of the output, if they are saved.
+    pub saved: Option<*mut SavedRow>,
+}
+
+/// What a backward pass reads beside the inputs, and writes.
+#[derive(Clone, Copy)]
+pub(super) struct BackwardTensors<T, O> {
+    /// The gradient of the output.
+    pub grad: *const O,
+    /// One for each element of the output, if they were saved.
+    pub saved: Option<*const SavedRow>,
+    /// The gradients of the inputs, where wanted.
     pub dx: Option<*mut T>,
     pub dy: Option<*mut T>,
-    /// For each element of the output: written by [`forward`] if saving, read by [`backward`] if saved.
-    pub saved: Option<*mut SavedRow>,
 }
 
 // SAFETY: tasks on several threads read elements of dtypes that may be shared, and each writes to elements of its own: see `forward` and
 // `backward`, which alone share one.
-unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, O> {}
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, ForwardTensors<O>> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, BackwardTensors<T, O>> {}
 
 /// A normalized row in memory: the scale of each vector, and the cosine.
 pub(super) type SavedRow = [f64; 3];
@@ -76,8 +93,8 @@ impl Normalized {
 }
 
 /// What every task of a product knows.
-struct Reduction<'a, T, O> {
-    rows: Rows<T, O>,
+struct Reduction<'a, T, P> {
+    rows: Rows<T, P>,
     chunks: &'a Chunks,
     writer: GradWriter,
     epsilon: Option<f64>,
@@ -88,7 +105,7 @@ struct Reduction<'a, T, O> {
 /// # Safety
 ///
 /// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
-pub(super) unsafe fn forward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>) -> bool
+pub(super) unsafe fn forward<T, O>(rows: Rows<T, ForwardTensors<O>>, space: &Space, epsilon: Option<f64>) -> bool
 where
     T: Element,
     O: Element<Compute = T::Compute>,
@@ -110,19 +127,24 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 ///
 /// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
 /// `dy`. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
-pub(super) unsafe fn backward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>, in_place: bool) -> bool
+pub(super) unsafe fn backward<T, O>(
+    rows: Rows<T, BackwardTensors<T, O>>,
+    space: &Space,
+    epsilon: Option<f64>,
+    in_place: bool,
+) -> bool
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     // Where x is broadcast along the batch its gradient is summed over it, as it is over j.
-    let (own, broadcast) = match rows.dx {
+    let (own, broadcast) = match rows.pass.dx {
         Some(_) => space.batch.split_by(DX),
         None => (space.batch.clone(), Axes::new([])),
     };
     let others = broadcast.followed_by(&space.j);
     let (vectors, n, k) = (own.len(), others.len(), space.k.len());
-    let written = vectors * (usize::from(rows.dx.is_some()) + n * usize::from(rows.dy.is_some()));
+    let written = vectors * (usize::from(rows.pass.dx.is_some()) + n * usize::from(rows.pass.dy.is_some()));
     let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
     let chunks = &Chunks::new(&space.k);
     let product = &Reduction { rows, chunks, writer, epsilon };
@@ -148,7 +170,7 @@ fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range
 
 // Safety of all methods: places are those of rows, by the space that `forward` or `backward` was called with, and what is written is this
 // task's own.
-impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
+impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTensors<O>> {
     /// The output of some rows.
     unsafe fn forward(&self, all: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
@@ -166,7 +188,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                     }
                 }
                 for (row, &[out]) in out.iter().enumerate() {
-                    *self.rows.out.offset(group.offset(row, OUT)) = O::from_f64(out);
+                    *self.rows.pass.out.offset(group.offset(row, OUT)) = O::from_f64(out);
                 }
             }
         }
@@ -184,7 +206,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         for ([out], normalized) in out.iter_mut().zip(&*normalized) {
             *out = clamp_to_one(normalized.cosine);
         }
-        if let Some(saved) = self.rows.saved {
+        if let Some(saved) = self.rows.pass.saved {
             for (row, normalized) in normalized.iter().enumerate() {
                 // SAFETY: as all methods.
                 unsafe { *saved.offset(group.offset(row, OUT_INDEX)) = normalized.save() };
@@ -192,7 +214,9 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         }
         true
     }
+}
 
+impl<T: Element, P> Reduction<'_, T, P> {
     /// Normalizes the rows of a group. False where a square is beyond f64.
     unsafe fn normalize(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let mut sums = [[0.0; 3]; GROUP];
@@ -205,10 +229,12 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         }
         true
     }
+}
 
+impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTensors<T, O>> {
     /// As saved, or recomputed.
     unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
-        let Some(saved) = self.rows.saved else {
+        let Some(saved) = self.rows.pass.saved else {
             // SAFETY: as all methods.
             return unsafe { self.normalize(group, epsilon, scratch, to) };
         };
@@ -224,7 +250,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         let mut grads = [0.0; GROUP];
         for (row, grad) in grads[..group.rows].iter_mut().enumerate() {
             // SAFETY: as all methods; nobody writes to the gradient of the output.
-            *grad = unsafe { *self.rows.out.offset(group.offset(row, OUT)) }.to_f64();
+            *grad = unsafe { *self.rows.pass.grad.offset(group.offset(row, OUT)) }.to_f64();
         }
         grads
     }
@@ -244,7 +270,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 }
             }
             // SAFETY: as all methods.
-            unsafe { self.write(&group, [self.rows.dx, self.rows.dy], &grads, &normalized, &mut [], scratch) };
+            unsafe { self.write(&group, [self.rows.pass.dx, self.rows.pass.dy], &grads, &normalized, &mut [], scratch) };
         }
         true
     }
@@ -256,7 +282,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         let tasks = threads::tasks(cost);
         // A share has several rows: its sum, in f64, is then smaller than what it reads.
         let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(ROWS_PER_SHARE)) };
-        let width = if self.rows.dx.is_some() { k } else { 0 };
+        let width = if self.rows.pass.dx.is_some() { k } else { 0 };
         // SAFETY: as all methods.
         let share = |vector: usize, part: usize, sum: &mut BroadcastSum| unsafe {
             self.rows_of_vector(own.offset(vector), others, threads::part(n, shares, part), sum)
@@ -311,7 +337,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 sum.scale = Some(normalized[0].scales[0]);
             }
             // SAFETY: as all methods.
-            unsafe { self.write(&group, [None, self.rows.dy], &grads, &normalized, &mut sum.elements, scratch) };
+            unsafe { self.write(&group, [None, self.rows.pass.dy], &grads, &normalized, &mut sum.elements, scratch) };
             if compensated {
                 sum.fold();
             }
@@ -344,7 +370,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
 
     /// The gradient of a vector from what the other rows added.
     unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) {
-        if let Some(dx) = self.rows.dx {
+        if let Some(dx) = self.rows.pass.dx {
             let (a, b) = match sum.scale {
                 None => (1.0, None),
                 Some(scale) => (scale.inverse(), Some(-sum.along.total() * scale.projected())),
