@@ -26,7 +26,6 @@ mod aligned;
     not(all(target_arch = "x86_64", feature = "x86-v4")),
     allow(dead_code, reason = "no instruction for bf16 is used there")
 )]
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the promise made to `multiply` holds for all of them")]
 mod bfloat;
 mod compensated;
 mod element;

@@ -58,7 +58,7 @@ impl Scale {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors, which have so many vectors, and nothing in it is empty.
+/// Every index of `space` is within the tensors, which nobody writes to, and nothing in it is empty.
 pub(super) unsafe fn of_both<T: Element>(
     x: *const T,
     y: *const T,
@@ -68,14 +68,18 @@ pub(super) unsafe fn of_both<T: Element>(
 ) -> Option<Vec<T::Compute>> {
     let mut norms = vec![T::Compute::default(); x_count + y_count];
     let (of_x, of_y) = norms.split_at_mut(x_count);
-    // SAFETY: the caller's promise.
+    // SAFETY: the space is within both inputs, the caller says; its batch and free axes have their vectors.
     let in_range = unsafe {
         of_one(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && of_one(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
     };
     in_range.then_some(norms)
 }
 
-/// False as [`of_both`].
+/// Those of one input, `free` being its own axes. False as [`of_both`].
+///
+/// # Safety
+///
+/// Every index of `space` is within `x`, which nobody writes to, and nothing in it is empty.
 unsafe fn of_one<T: Element>(
     norms: &mut [T::Compute],
     x: *const T,
@@ -107,7 +111,8 @@ unsafe fn of_one<T: Element>(
             let index = block / blocks * inner.size + first;
             let terms = threads::part(terms, parts, part);
             let mut local = [0.0; CHUNK];
-            // SAFETY: the caller's promise; each block has norms, and each of its parts squares, of its own.
+            // SAFETY: the vectors of a block are within the input, as the space is; each block has norms, and each of its parts squares, of its
+            // own.
             unsafe {
                 let to = match parts {
                     1 => &mut local[..vectors],
@@ -146,6 +151,10 @@ fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
 }
 
 /// The squares of vectors at equal strides, summed over these terms.
+///
+/// # Safety
+///
+/// There are as many vectors from `x` on as in `to`, whose elements at these terms can be read, and nobody writes to them.
 struct Squares<'a, T: Element> {
     x: *const T,
     stride: isize,
@@ -168,9 +177,9 @@ impl<T: Element> Task for Squares<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(mut self, isa: S) {
+    unsafe fn run<S: Isa>(mut self, isa: S) {
         // Vectors perpendicular to memory are read row of memory by row of memory, others one by one.
-        // SAFETY: the promise made to `of_both`.
+        // SAFETY: the task says that they can be read.
         unsafe {
             let is_contiguous = self.k.stride_of(self.tensor) == Some(1);
             if self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1 {
@@ -194,6 +203,10 @@ impl<T: Element> Task for Squares<'_, T> {
 
 impl<T: Element> Squares<'_, T> {
     /// Rows of memory, each with an element of every vector. Short ones that follow one another are read as one.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; vectors are one element apart.
     #[inline(always)]
     unsafe fn perpendicular<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
@@ -201,7 +214,7 @@ impl<T: Element> Squares<'_, T> {
         let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
         for (_, len, from) in k.segments(terms.clone()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the first term of a segment is one of these terms.
             let x = unsafe { x.offset(from[tensor]) };
             let mut rest = 0..len;
             // First by groups, then what is left of them, row by row.
@@ -215,7 +228,7 @@ impl<T: Element> Squares<'_, T> {
                         let mut rows: [&[T]; SQUARED_ROWS] = [&[]; SQUARED_ROWS];
                         let rows = &mut rows[..SQUARED_ROWS.min((terms.end - rest.start) / group)];
                         for row in rows.iter_mut() {
-                            // SAFETY: as above: each term has a row of contiguous elements, and those of a group are contiguous.
+                            // SAFETY: each term has an element of every vector, side by side, and the rows of a group are contiguous.
                             *row = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_stride), width) };
                             rest.start += group;
                         }
@@ -235,11 +248,15 @@ impl<T: Element> Squares<'_, T> {
     }
 
     /// Contiguous vectors of a few terms.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; the vectors are contiguous along their terms.
     #[inline(always)]
     unsafe fn short<S: Isa>(&mut self, isa: S) {
         let mut at = self.x.wrapping_add(self.terms.start);
         for to in self.to.iter_mut() {
-            // SAFETY: the caller's promise.
+            // SAFETY: these are the terms of a vector.
             let x = unsafe { core::slice::from_raw_parts(at, self.terms.len()) };
             [*to] = loops::short_sums(isa, x, x);
             at = at.wrapping_offset(self.stride);
@@ -247,6 +264,10 @@ impl<T: Element> Squares<'_, T> {
     }
 
     /// The square of one vector, contiguous or gathered; all in f64, if `EXACT`.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; `vector` is the index of one of them.
     #[inline(always)]
     unsafe fn along<S: Isa, const EXACT: bool>(&self, isa: S, vector: usize) -> f64 {
         let k_stride = self.k.inner().1.stride[self.tensor];
@@ -254,14 +275,14 @@ impl<T: Element> Squares<'_, T> {
         for (_, len, from) in self.k.segments(self.terms.clone()) {
             let at = self.x.wrapping_offset(from[self.tensor] + vector as isize * self.stride);
             if k_stride == 1 {
-                // SAFETY: the caller's promise.
+                // SAFETY: a segment is some of the vector's terms, and is contiguous here.
                 square.add(square_of::<S, T, EXACT>(isa, unsafe { core::slice::from_raw_parts(at, len) }));
                 continue;
             }
             let mut buffer = [T::default(); CHUNK];
             for first in (0..len).step_by(CHUNK) {
                 let at = at.wrapping_offset(first as isize * k_stride);
-                // SAFETY: as above.
+                // SAFETY: a segment is some of the vector's terms.
                 let run = unsafe { Strided { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
                 square.add(square_of::<S, T, EXACT>(isa, run));
             }

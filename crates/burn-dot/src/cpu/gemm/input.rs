@@ -25,7 +25,8 @@ pub(in super::super) struct Input<R> {
     pub is_bf16: bool,
 }
 
-// SAFETY: an input is only read, and its elements, plain data, may be read on any thread. To read at all takes a reason of its own.
+// SAFETY: an input is only read, and its elements, plain data, may be read on any thread. Dereferencing it needs a safety
+// argument of its own.
 unsafe impl<R> Send for Input<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Input<R> {}
@@ -34,7 +35,8 @@ unsafe impl<R> Sync for Input<R> {}
 ///
 /// # Safety
 ///
-/// The elements are within one allocation; `to` has room for them.
+/// The elements are within one allocation, and can be read. `to` has elements for all segments, which are initialized, and which nothing else
+/// reads or writes.
 type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
 impl<R: Compute> Input<R> {
@@ -64,11 +66,14 @@ impl<R: Compute> Input<R> {
     ///
     /// As there.
     pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         unsafe { (self.load)(from, outer, inner, to, to_stride) }
     }
 }
 
+/// # Safety
+///
+/// As for [`Load`]; the elements are of this dtype.
 unsafe fn load<T: Element>(
     from: *const u8,
     outer: (usize, isize),
@@ -76,9 +81,15 @@ unsafe fn load<T: Element>(
     to: *mut T::Compute,
     to_stride: usize,
 ) {
-    simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride });
+    // SAFETY: as this function's own.
+    unsafe { simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride }) };
 }
 
+/// See [`Load`].
+///
+/// # Safety
+///
+/// As there.
 struct LoadStrided<T: Element> {
     from: *const T,
     outer: (usize, isize),
@@ -91,10 +102,10 @@ impl<T: Element> Task for LoadStrided<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let LoadStrided { from, outer, inner: (len, stride), to, to_stride } = self;
         for i in 0..outer.0 {
-            // SAFETY: the promise made to `Load`.
+            // SAFETY: the task says that a segment can be read, and `to` written.
             unsafe {
                 let from = from.offset(i as isize * outer.1);
                 let to = core::slice::from_raw_parts_mut(to.add(i * to_stride), len);

@@ -81,7 +81,7 @@ impl<R: Compute> Product<'_, R> {
             && sizes.terms <= 2 * blocking.k_block
             && regular;
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, scale_later, to_bf16, sizes, blocking };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         unsafe {
             match blocking.k_parts {
                 1 => task.run(work),
@@ -109,6 +109,10 @@ struct Tasks<'a, R> {
 
 impl<R: Compute> Tasks<'_, R> {
     /// Each task writes a part of the output.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Product::run`].
     unsafe fn run(&self, work: usize) {
         let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
         let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
@@ -118,20 +122,24 @@ impl<R: Compute> Tasks<'_, R> {
                 let (unit, part) = (task / of_unit, task % of_unit);
                 let lanes = threads::part(self.sizes.lanes, lane_parts, part % lane_parts);
                 let broadcast = threads::part(self.sizes.broadcast, broadcast_parts, part / lane_parts);
-                // SAFETY: the promise made to `Product::run`: parts of the output are disjoint.
+                // SAFETY: the part is one of the unit, and parts of the output are disjoint.
                 unsafe { worker.part(self.product.batch.offset(unit), lanes, broadcast) };
             }
         });
     }
 
     /// Each task sums a part of the terms of all outputs of a unit.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Product::run`].
     unsafe fn run_by_k(&self, work: usize, parts: usize) {
         let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
         let sums = threads::map(units * parts, work, |task| {
             let mut worker = Worker::new(self);
             let unit_at = self.product.batch.offset(task / parts);
             worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the block is a unit, and its part of K is this task's; it is accumulated in a workspace.
             unsafe { worker.accumulate(unit_at, threads::part(terms, parts, task % parts)) };
             worker.sums
         });
@@ -141,7 +149,7 @@ impl<R: Compute> Tasks<'_, R> {
             worker.sums = sums.next().expect("at least one part");
             sums.by_ref().take(parts - 1).for_each(|more| worker.sums.add(&more));
             worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the block is the unit, and all parts of its sums are there.
             unsafe { worker.end(0..lanes) };
         }
     }

@@ -100,7 +100,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ///
     /// # Safety
     ///
-    /// They are within the input.
+    /// The vectors are of the block that was set, and within the input at these terms.
     pub unsafe fn broadcast(
         &mut self,
         vectors: Range<usize>,
@@ -118,7 +118,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             Order::ByVector => (terms.len as isize, 1),
             Order::ByK => (1, BROADCAST as isize),
         };
-        // SAFETY: the caller's promise; the buffer has room.
+        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them.
         unsafe {
             match self.order {
                 Order::ByVector => self.read_vectors(vectors, terms, &mut buffer),
@@ -129,7 +129,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         tile::BroadcastColumns { at: self.buffer.as_ptr(), column, term }
     }
 
-    /// Rows of a panel where they are, if they can be read there and reading them once or twice is all that is to be done.
+    /// The panel in place, if its vectors are contiguous and nothing is to be converted or scaled.
     pub fn panel_in_place(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<tile::Panel<R>> {
         let (at, stride, term) = self.in_place(vectors, terms)?;
         (stride == 1 && self.order == Order::ByK).then_some(tile::Panel { at, term })
@@ -140,7 +140,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ///
     /// # Safety
     ///
-    /// They are within the input.
+    /// The vectors are of the block that was set, and within the input at these terms.
     pub unsafe fn pack(
         &mut self,
         vectors: Range<usize>,
@@ -155,7 +155,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             let panel = start..vectors.end.min(start + width);
             let width = panel_width(panel.len(), lanes, width);
             let to = &mut to[(start - first) * terms.len..][..width * terms.len];
-            // SAFETY: the caller's promise.
+            // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
             unsafe { self.pack_panel(panel.clone(), terms, to, width) };
             if panel.len() < width {
                 to.chunks_exact_mut(width).for_each(|term| term[panel.len()..].fill(R::default()));
@@ -163,9 +163,13 @@ impl<'a, R: Compute> Vectors<'a, R> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, within the input at these terms, and no more than `width`. `to` has `width` elements for each
+    /// term.
     unsafe fn pack_panel(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R], width: usize) {
         if self.order == Order::ByK {
-            // SAFETY: the caller's promise; a panel has room for `width` vectors.
+            // SAFETY: as this function's own.
             return unsafe { self.read_by_k(vectors, terms, to.as_mut_ptr(), width) };
         }
         let count = vectors.len();
@@ -175,20 +179,25 @@ impl<'a, R: Compute> Vectors<'a, R> {
             None => {
                 let mut buffer = core::mem::take(&mut self.buffer);
                 buffer.resize(buffer.len().max(width * terms.len), R::default());
-                // SAFETY: the caller's promise.
+                // SAFETY: the vectors are within the input, the caller says.
                 unsafe { self.read_vectors(vectors, terms, &mut buffer) };
                 self.buffer = buffer;
                 (self.buffer.as_ptr(), terms.len as isize)
             }
         };
-        simd::dispatch(Transpose { rows, stride, count, len: terms.len, to, width });
+        // SAFETY: the rows are in the input, contiguous, or were just read.
+        unsafe { simd::dispatch(Transpose { rows, stride, count, len: terms.len, to, width }) };
     }
 
     /// Reads vector by vector, each contiguous in the buffer.
+    ///
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, and within the input at these terms.
     unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R]) {
         let input = self.side.input;
         let to = &mut to[..vectors.len() * terms.len];
-        // SAFETY: the caller's promise; the buffer has room for so many vectors of so many terms.
+        // SAFETY: the vectors are within the input, the caller says; `to` has an element for each of theirs.
         unsafe {
             match self.strides(vectors.clone(), terms) {
                 Some((from, stride, term)) => {
@@ -206,11 +215,17 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         if self.side.factors.is_some() {
-            simd::dispatch(ScaleK { vectors: to, factors: &terms.factors });
+            // SAFETY: the task has no pointers.
+            unsafe { simd::dispatch(ScaleK { vectors: to, factors: &terms.factors }) };
         }
     }
 
     /// Reads term by term: the elements of neighbouring vectors are contiguous.
+    ///
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, within the input at these terms, and no more than `width`. `to` has `width` initialized elements
+    /// for each term, which nothing else reads or writes.
     unsafe fn read_by_k(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: *mut R, width: usize) {
         let input = self.side.input;
         let stride = input.stride(&terms.last);
@@ -225,7 +240,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
             for &(term, len, from) in &terms.segments {
                 let from = input.offset(sum(self.places.at(first), from));
-                // SAFETY: the caller's promise: a panel has `width` elements for each term.
+                // SAFETY: the vectors are within the input, and a panel has `width` elements for each term, the caller says.
                 unsafe {
                     let to = to.add(term * width + first - vectors.start);
                     input.load(from, (len, stride), (next - first, 1), to, width);
@@ -256,7 +271,7 @@ impl<R: Compute> Task for ScaleK<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let lanes = R::lanes::<S>();
         for vector in self.vectors.chunks_exact_mut(self.factors.len()) {
             let (mut to, mut factors) = (vector.chunks_exact_mut(lanes), self.factors.chunks_exact(lanes));
@@ -275,6 +290,10 @@ impl<R: Compute> Task for ScaleK<'_, R> {
 }
 
 /// `to[j * width + i] = rows[i * stride + j]`.
+///
+/// # Safety
+///
+/// Each of `count` rows, `stride` elements apart, has `len` elements that can be read, and nobody writes to them.
 struct Transpose<'a, R> {
     rows: *const R,
     stride: isize,
@@ -288,7 +307,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let Transpose { rows, stride, count, len, to, width } = self;
         assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} terms");
         let block = R::block::<S>();
@@ -296,7 +315,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
         while i < count {
             let whole = i + block <= count;
             let mut j = 0;
-            // SAFETY: the rows were just read, or are in the input; the panel's size was checked above.
+            // SAFETY: the task says that the rows can be read; the panel's size was checked above.
             unsafe {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];

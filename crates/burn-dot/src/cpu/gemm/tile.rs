@@ -56,7 +56,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     write: Write<R>,
 ) {
     let mut done = 0;
-    // SAFETY: the caller's promise; each call takes the next columns.
+    // SAFETY: as this function's own; each call takes the next columns.
     unsafe {
         macro_rules! columns {
             ($vectors:expr, $most:expr; $($n:literal)*) => {$(
@@ -84,6 +84,11 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     }
 }
 
+/// [`multiply`], of `N` columns and of rows that fit in `V` vectors.
+///
+/// # Safety
+///
+/// As for [`multiply`].
 #[inline(always)]
 unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -94,7 +99,7 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     rows: usize,
     write: Write<R>,
 ) {
-    // SAFETY: the promise made to `multiply`.
+    // SAFETY: as this function's own; a tile whose rows fill `V` vectors is written whole.
     unsafe {
         let sums = accumulate::<S, R, V, N>(isa, terms, a, b);
         match (write.add, write.scale) {
@@ -129,6 +134,10 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// The sums of a tile, by chains of [`CHAIN`] terms.
+///
+/// # Safety
+///
+/// `a` has `V` vectors for each of `terms`, `b` so many elements in each of `N` columns, all of which can be read.
 #[inline(always)]
 unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -144,7 +153,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
         let chain = left.min(CHAIN);
         let mut sums = [[zero; V]; N];
         for _ in 0..chain {
-            // SAFETY: the promise made to `multiply`; the pointers move past the last term and are not read there.
+            // SAFETY: a term is left, for which `a` and `b` can be read; the pointers move past the last, and are not read there.
             unsafe {
                 let mut vectors = [zero; V];
                 for (v, vector) in vectors.iter_mut().enumerate() {
@@ -170,8 +179,13 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     totals
 }
 
-/// Writes a whole tile. `end` is what becomes of a sum, by where it goes, its row and its column. Without a choice that could be made
-/// before, and by counts known when this is compiled, so that the sums stay in registers.
+/// Writes a whole tile: for each register of sums what `end` makes of it, given where it goes, its row and its column.
+///
+/// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
+///
+/// # Safety
+///
+/// `to` has room for `V` vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes.
 #[inline(always)]
 unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -182,7 +196,7 @@ unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
     for (column, sums) in sums.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
             let row = v * R::lanes::<S>();
-            // SAFETY: the promise made to `multiply`: so many rows and columns.
+            // SAFETY: this is one of the vectors of a column.
             unsafe {
                 let to = to.offset(column as isize * stride).add(row);
                 R::store_vector(isa, end(sum, to, row, column), to);
@@ -192,6 +206,10 @@ unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// Writes the first rows of a tile.
+///
+/// # Safety
+///
+/// As for [`multiply`], of `to`, `rows`, `N` columns and `write`. The rows fit in `V` vectors.
 #[inline(always)]
 unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -202,7 +220,7 @@ unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
 ) {
     for (n, sums) in sums.iter().enumerate() {
         let mut column = [R::default(); MOST_ROWS];
-        // SAFETY: the promise made to `multiply`; a column has room for its vectors.
+        // SAFETY: as this function's own; `column` has room for the vectors of one.
         unsafe {
             for (v, &sum) in sums.iter().enumerate() {
                 R::store_vector(isa, sum, column[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
@@ -214,10 +232,15 @@ unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
+///
+/// # Safety
+///
+/// `to` has room for as many elements as `sums`, which nothing else reads or writes, and which are initialized if they are added to. There is a
+/// factor for each row.
 #[inline(never)]
 unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
     for (row, &sum) in sums.iter().enumerate() {
-        // SAFETY: the promise made to `multiply`: so many rows and factors, initialized where they are added to.
+        // SAFETY: the row is one of those.
         unsafe {
             let mut x = if add { sum + *to.add(row) } else { sum };
             if let Some((rows, column)) = scale {

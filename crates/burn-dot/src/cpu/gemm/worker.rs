@@ -92,15 +92,20 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Multiplies a part of a unit, block by block.
+    ///
+    /// # Safety
+    ///
+    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task writes their part of the
+    /// output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
         let terms = self.tasks.sizes.terms;
-        // Blocks of lanes that only together are whole end together, in the output.
+        // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
         let together = !workspace && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
         let once = lanes.len() <= lane_block && terms <= k_block;
         let first = broadcast.start;
-        // SAFETY: the promise made to `Product::run`, here and below.
+        // SAFETY: the blocks are of the part, which is this task's alone, and each is set before it is worked on.
         unsafe {
             for broadcast in blocks(broadcast, broadcast_block) {
                 for lanes in blocks(lanes.clone(), lane_block) {
@@ -131,6 +136,11 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Adds these terms of the block.
+    ///
+    /// # Safety
+    ///
+    /// A block of the unit at `unit_at` was set, these are some of its terms, and nothing else reads or writes its part of the output, if it is
+    /// accumulated there. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
         let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
@@ -147,7 +157,7 @@ impl<'a, R: Compute> Worker<'a, R> {
             let last = i + 1 == count;
             self.lane_k.set(&self.tasks.lanes, unit_at, terms.clone());
             self.broadcast_k.set(&self.tasks.broadcast, unit_at, terms);
-            // SAFETY: the caller's promise.
+            // SAFETY: as this function's own. Of a block of the output or of `sums.partial`, the first terms are written, more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
                 self.sums.fold();
@@ -186,30 +196,41 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Multiplies one block of terms.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::accumulate`]; `block` has elements for the block that was set, initialized if they are added to.
     unsafe fn multiply(&mut self, block: Block<R>, add: bool, last: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         if unsafe { self.multiply_bf16(block, add) } {
             return;
         }
         let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
         let lanes = self.lanes.places().len();
-        simd::dispatch_narrow(
-            size_of::<R>() * lanes,
-            MultiplyBlock {
-                lanes: &mut self.lanes,
-                broadcast: &mut self.broadcast,
-                lane_k: &self.lane_k,
-                broadcast_k: &self.broadcast_k,
-                panels: &mut self.panels,
-                factors: scale.then_some([lane_factors, broadcast_factors]),
-                block,
-                add,
-            },
-        );
+        // SAFETY: both blocks were set within the product, `block` is as the caller says, and the factors were set with them.
+        unsafe {
+            simd::dispatch_narrow(
+                size_of::<R>() * lanes,
+                MultiplyBlock {
+                    lanes: &mut self.lanes,
+                    broadcast: &mut self.broadcast,
+                    lane_k: &self.lane_k,
+                    broadcast_k: &self.broadcast_k,
+                    panels: &mut self.panels,
+                    factors: scale.then_some([lane_factors, broadcast_factors]),
+                    block,
+                    add,
+                },
+            )
+        };
     }
 
     /// Multiplies one block of terms by the instruction for bf16. False where it cannot.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::multiply`].
     unsafe fn multiply_bf16(&mut self, block: Block<R>, add: bool) -> bool {
         if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
             return false;
@@ -217,13 +238,17 @@ impl<'a, R: Compute> Worker<'a, R> {
         let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
-            // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
+            // SAFETY: both sides are the block's, and `to` is where the caller says; both inputs are bf16, so the compute dtype is f32.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
             _ => false,
         }
     }
 
     /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::accumulate`] of all terms, in the output, which is of bf16 as the inputs are.
     unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
         let all = 0..self.tasks.sizes.terms;
         self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
@@ -232,13 +257,18 @@ impl<'a, R: Compute> Worker<'a, R> {
         let to = bfloat::MatMut { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
-            // SAFETY: the caller's promise; inputs and output are bf16.
+            // SAFETY: both sides are the block's, and `to` is its part of the output, which is the caller's alone.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
             _ => false,
         }
     }
 
     /// Applies the epilogue to the block, whose lanes are these, and writes it to the output.
+    ///
+    /// # Safety
+    ///
+    /// All terms of the block that was set are added. `lanes` are its lanes, or, where it is in the output, those of all blocks beside it. Nothing else
+    /// reads or writes its part of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn end(&mut self, lanes: Range<usize>) {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
@@ -250,24 +280,28 @@ impl<'a, R: Compute> Worker<'a, R> {
             Epilogue::Scale { .. } if self.tasks.scale_later => {
                 self.set_factors();
                 let [lanes, broadcast] = &self.factors;
-                simd::dispatch(Scale { block, lanes, broadcast });
+                // SAFETY: the block is complete, and has an element for each pair of factors.
+                unsafe { simd::dispatch(Scale { block, lanes, broadcast }) };
             }
             Epilogue::Project { x, norms, dots } => {
-                simd::dispatch(Project {
-                    block,
-                    rows_are_columns: !self.tasks.lanes_are_rows,
-                    lanes: (self.tasks.lanes.free, lanes.clone()),
-                    columns: self.broadcast.places(),
-                    x: *x,
-                    norms,
-                    dots: *dots,
-                });
+                // SAFETY: the block is complete, and `x` has a vector for each of its rows, where the row belongs.
+                unsafe {
+                    simd::dispatch(Project {
+                        block,
+                        rows_are_columns: !self.tasks.lanes_are_rows,
+                        lanes: (self.tasks.lanes.free, lanes.clone()),
+                        columns: self.broadcast.places(),
+                        x: *x,
+                        norms,
+                        dots: *dots,
+                    });
+                }
             }
             _ => {}
         }
         if workspace {
             let finite = !matches!(product.epilogue, Epilogue::None);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the block is complete, and its part of the output is the caller's alone.
             unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
         }
     }
@@ -286,6 +320,11 @@ struct Panels<R> {
 }
 
 /// One block of lanes, of broadcast vectors and of terms, compiled for each instruction set.
+///
+/// # Safety
+///
+/// The vectors of both blocks are within their inputs at these terms, and nobody writes to them. `block` has an element for each lane in a column
+/// for each broadcast vector, initialized if it is added to, which nothing else reads or writes. There is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -305,7 +344,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
@@ -317,7 +356,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         let first_packed = panels.first.unwrap_or_else(|| {
             let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
             let first = first.unwrap_or(lane_count);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the task says that the lanes are within their input.
             unsafe { lanes.pack(first..lane_count, lane_k, R::lanes::<S>(), width, &mut panels.elements) };
             panels.first = Some(first);
             first
@@ -325,7 +364,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         let packed = panels.elements.as_slice();
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
-            // SAFETY: as above.
+            // SAFETY: the task says that the broadcast vectors are within their input.
             let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
             for lane in (0..lane_count).step_by(width) {
                 let a = if lane < first_packed {
@@ -337,7 +376,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
-                // SAFETY: as above: the tile is in the block, and panel, columns and factors are those of it.
+                // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
                 unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
             }
         }

@@ -104,7 +104,8 @@ struct Reduction<'a, T, P> {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
+/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved, both of
+/// which are initialized.
 pub(super) unsafe fn forward<T, O>(rows: Rows<T, ForwardTensors<O>>, space: &Space, epsilon: Option<f64>) -> bool
 where
     T: Element,
@@ -112,7 +113,7 @@ where
 {
     let product = &Reduction { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
     let all = &space.batch.followed_by(&space.j);
-    // SAFETY: the caller's promise; no two rows share an element of the output.
+    // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of the output.
     all_ranges(all.len(), space.k.len(), GradWriter::Direct, |range| unsafe { product.forward(all, range) })
 }
 
@@ -126,7 +127,7 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 /// # Safety
 ///
 /// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
-/// `dy`. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
+/// `dy`, which are initialized. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
 pub(super) unsafe fn backward<T, O>(
     rows: Rows<T, BackwardTensors<T, O>>,
     space: &Space,
@@ -149,7 +150,7 @@ where
     let chunks = &Chunks::new(&space.k);
     let product = &Reduction { rows, chunks, writer, epsilon };
     match n {
-        // SAFETY: the caller's promise; no two rows share an element of a gradient.
+        // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of a gradient.
         1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
         // SAFETY: as above.
         _ => unsafe { product.broadcast_vectors(&own, &others, k) },
@@ -168,16 +169,18 @@ fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range
     all.into_inner()
 }
 
-// Safety of all methods: places are those of rows, by the space that `forward` or `backward` was called with, and what is written is this
-// task's own.
 impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTensors<O>> {
     /// The output of some rows.
+    ///
+    /// # Safety
+    ///
+    /// `all` are rows of the space that [`forward`] was called with, and nothing else reads or writes what belongs to these.
     unsafe fn forward(&self, all: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         for group in self.chunks.groups(all, range, self.writer) {
             let mut out = [[0.0]; GROUP];
             let out = &mut out[..group.rows];
-            // SAFETY: as all methods.
+            // SAFETY: the group is of these rows: it is within the tensors, and its part of the output ours alone.
             unsafe {
                 match self.epsilon {
                     None => self.chunks.sums([self.rows.x, self.rows.y], &group, scratch, out),
@@ -196,10 +199,14 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTenso
     }
 
     /// The cosines of a group, saved if asked for. False where a square is beyond f64.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`forward`] was called with, and nothing else reads or writes what belongs to it.
     unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [[f64; 1]]) -> bool {
         let mut normalized = [Normalized::default(); GROUP];
         let normalized = &mut normalized[..group.rows];
-        // SAFETY: as all methods.
+        // SAFETY: as this function's own.
         if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
             return false;
         }
@@ -208,7 +215,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTenso
         }
         if let Some(saved) = self.rows.pass.saved {
             for (row, normalized) in normalized.iter().enumerate() {
-                // SAFETY: as all methods.
+                // SAFETY: there is a place for each row, ours alone.
                 unsafe { *saved.offset(group.offset(row, OUT_INDEX)) = normalized.save() };
             }
         }
@@ -218,10 +225,14 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTenso
 
 impl<T: Element, P> Reduction<'_, T, P> {
     /// Normalizes the rows of a group. False where a square is beyond f64.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`forward`] or [`backward`] was called with.
     unsafe fn normalize(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let mut sums = [[0.0; 3]; GROUP];
         let sums = &mut sums[..group.rows];
-        // SAFETY: as all methods.
+        // SAFETY: the rows of the space are within the inputs.
         unsafe { self.chunks.sums([self.rows.x, self.rows.y], group, scratch, sums) };
         for (to, &mut sums) in to.iter_mut().zip(sums) {
             let Some(normalized) = Normalized::new::<T::Compute>(sums, epsilon) else { return false };
@@ -233,49 +244,65 @@ impl<T: Element, P> Reduction<'_, T, P> {
 
 impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTensors<T, O>> {
     /// As saved, or recomputed.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with.
     unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let Some(saved) = self.rows.pass.saved else {
-            // SAFETY: as all methods.
+            // SAFETY: as this function's own.
             return unsafe { self.normalize(group, epsilon, scratch, to) };
         };
         for (row, to) in to.iter_mut().enumerate() {
-            // SAFETY: as all methods; nobody writes to what was saved any more.
+            // SAFETY: a row was saved for each of the space, and nobody writes to it any more.
             *to = Normalized::load(unsafe { *saved.offset(group.offset(row, OUT_INDEX)) });
         }
         true
     }
 
     /// The gradients of the outputs of a group.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with.
     unsafe fn grads(&self, group: &Group) -> [f64; GROUP] {
         let mut grads = [0.0; GROUP];
         for (row, grad) in grads[..group.rows].iter_mut().enumerate() {
-            // SAFETY: as all methods; nobody writes to the gradient of the output.
+            // SAFETY: the gradient of the output has an element for each row of the space, and nobody writes to it.
             *grad = unsafe { *self.rows.pass.grad.offset(group.offset(row, OUT)) }.to_f64();
         }
         grads
     }
 
     /// Both gradients of rows with rows.
+    ///
+    /// # Safety
+    ///
+    /// `own` are rows of the space that [`backward`] was called with, and nothing else reads or writes the gradients of these.
     unsafe fn pairs(&self, own: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
         for group in self.chunks.groups(own, range, self.writer) {
-            // SAFETY: as all methods.
+            // SAFETY: the group is of these rows.
             let grads = unsafe { self.grads(&group) };
             if let Some(epsilon) = self.epsilon {
                 let normalized = &mut normalized[..group.rows];
-                // SAFETY: as all methods.
+                // SAFETY: the group is of these rows.
                 if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
                     return false;
                 }
             }
-            // SAFETY: as all methods.
+            // SAFETY: the group is of these rows, whose gradients are ours alone.
             unsafe { self.write(&group, [self.rows.pass.dx, self.rows.pass.dy], &grads, &normalized, &mut [], scratch) };
         }
         true
     }
 
     /// A vector is broadcast over j (gemv). Where there are few vectors, several tasks share one, and their sums are added in the end.
+    ///
+    /// # Safety
+    ///
+    /// `own` are the vectors `x` of the space that [`backward`] was called with, `others` what each meets, `k` the length of both.
     unsafe fn broadcast_vectors(&self, own: &Axes, others: &Axes, k: usize) -> bool {
         let (vectors, n) = (own.len(), others.len());
         let cost = vectors.saturating_mul(n).saturating_mul(k);
@@ -283,7 +310,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
         // A share has several rows: its sum, in f64, is then smaller than what it reads.
         let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(ROWS_PER_SHARE)) };
         let width = if self.rows.pass.dx.is_some() { k } else { 0 };
-        // SAFETY: as all methods.
+        // SAFETY: each part is some of the rows of a vector of the space, and no two share an element of a gradient.
         let share = |vector: usize, part: usize, sum: &mut BroadcastSum| unsafe {
             self.rows_of_vector(own.offset(vector), others, threads::part(n, shares, part), sum)
         };
@@ -294,7 +321,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
                     sum.reset();
                     let in_range = share(vector, 0, &mut sum);
                     if in_range {
-                        // SAFETY: as all methods.
+                        // SAFETY: no two vectors share an element of their gradient.
                         unsafe { self.write_vector(own.offset(vector), &sum) };
                     }
                     in_range
@@ -310,24 +337,29 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
         for (vector, shares) in sums.chunks_mut(shares).enumerate() {
             let (first, rest) = shares.split_first_mut().expect("at least one share");
             rest.iter().for_each(|more| first.add(more));
-            // SAFETY: as all methods.
+            // SAFETY: as above.
             unsafe { self.write_vector(own.offset(vector), first) };
         }
         true
     }
 
     /// The gradients of some of the rows that the vector meets at `start`, and what they add to its own.
+    ///
+    /// # Safety
+    ///
+    /// `start` is the offset of a vector of the space that [`backward`] was called with, `others` are the rows that it meets. Nothing else reads or
+    /// writes the gradients of these.
     unsafe fn rows_of_vector(&self, start: Offsets, others: &Axes, range: Range<usize>, sum: &mut BroadcastSum) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
         let compensated = size_of::<T::Compute>() == size_of::<f64>() && range.len() > GROUP;
         for mut group in self.chunks.groups(others, range, self.writer) {
             group.start = layout::sum(group.start, start);
-            // SAFETY: as all methods.
+            // SAFETY: the group is of rows of the space, from the vector's place on.
             let grads = unsafe { self.grads(&group) };
             if let Some(epsilon) = self.epsilon {
                 let normalized = &mut normalized[..group.rows];
-                // SAFETY: as all methods.
+                // SAFETY: the group is of rows of the space.
                 if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
                     return false;
                 }
@@ -336,7 +368,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
                 }
                 sum.scale = Some(normalized[0].scales[0]);
             }
-            // SAFETY: as all methods.
+            // SAFETY: the group is of rows of the space, whose gradients are ours alone.
             unsafe { self.write(&group, [None, self.rows.pass.dy], &grads, &normalized, &mut sum.elements, scratch) };
             if compensated {
                 sum.fold();
@@ -349,6 +381,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     }
 
     /// Writes the gradients of a group, where wanted, and adds to the sum of rows, where there is one.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with, and nothing else reads or writes the gradients that
+    /// belong to it.
     unsafe fn write(
         &self,
         group: &Group,
@@ -364,18 +401,22 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
             out_grads: &out_grads[..group.rows],
             normalized: self.epsilon.map(|_| &normalized[..group.rows]),
         };
-        // SAFETY: as all methods.
+        // SAFETY: the rows of the space are within the inputs and the gradients, which are ours alone where they belong to the group.
         unsafe { self.chunks.write_gradients(rows, group, self.writer, sum, scratch) };
     }
 
     /// The gradient of a vector from what the other rows added.
+    ///
+    /// # Safety
+    ///
+    /// `at` is the offset of a vector of the space that [`backward`] was called with, and nothing else reads or writes its gradient.
     unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) {
         if let Some(dx) = self.rows.pass.dx {
             let (a, b) = match sum.scale {
                 None => (1.0, None),
                 Some(scale) => (scale.inverse(), Some(-sum.along.total() * scale.projected())),
             };
-            // SAFETY: as all methods.
+            // SAFETY: the vector is within the input and the gradient, ours alone.
             unsafe {
                 self.chunks.write_sum(
                     self.rows.x,
