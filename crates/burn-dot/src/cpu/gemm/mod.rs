@@ -6,9 +6,14 @@
 //!
 //! # Accuracy
 //!
-//! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16
-//! such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error. So the error stays at a few ε of the sum of
-//! absolute terms at any K, and on any number of threads.
+//! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. An output takes so many, at most:
+//!
+//! - A register adds [`CHAIN`](tile) = 64 terms, a tile the 4 sums of its block of K, an output 16 such blocks: 84 roundings. Longer
+//!   sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
+//! - A register of the instruction for bf16 adds a whole block of K, 256 terms: 272 roundings. Where bf16 is rounded from its registers
+//!   (`to_bf16`), it adds up to two blocks, and no more follows: 512 roundings of f32 are a 128th of the one to bf16.
+//!
+//! Rounding errors of both signs cancel: most often a few ε are left.
 
 use super::{
     element::Compute,

@@ -95,8 +95,8 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// # Safety
     ///
-    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task writes their part of the
-    /// output. The rest as for [`Product::run`](super::Product::run).
+    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task writes their part
+    /// of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
         let terms = self.tasks.sizes.terms;
@@ -267,8 +267,8 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// # Safety
     ///
-    /// All terms of the block that was set are added. `lanes` are its lanes, or, where it is in the output, those of all blocks beside it. Nothing else
-    /// reads or writes its part of the output. The rest as for [`Product::run`](super::Product::run).
+    /// All terms of the block that was set are added, `lanes` are its lanes, and nothing else reads or writes its part of the output. The rest
+    /// as for [`Product::run`](super::Product::run).
     pub unsafe fn end(&mut self, lanes: Range<usize>) {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
