@@ -275,9 +275,9 @@ impl FloatOptions {
 
 /// One product with every size known, ready to run.
 ///
-/// [`Plan::new`] alone makes one, and its sizes can only be read. So kernels may rest on what was checked there: an `isize` counts the
-/// elements of each input, its batch broadcast, and the bytes of the output in f64, also if sizes of 0 are left out. No product of sizes of
-/// one of them wraps, then, in whatever order they are multiplied.
+/// [`Plan::new`] alone makes one, and its sizes can only be read. So kernels may rest on what was checked there: an `isize`
+/// counts the elements of each input, its batch broadcast, and the bytes of the output in f64, also if sizes of 0 are left out.
+/// No product of sizes of one of them wraps, then, in whatever order they are multiplied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan(Sizes);
 

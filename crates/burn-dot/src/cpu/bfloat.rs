@@ -26,11 +26,11 @@ const COLUMNS: usize = 32;
 /// products and their sums are multiples of 2^-126: never subnormal.
 const SMALLEST: u16 = (127 - 56) << 7;
 
-/// One of the matrices: its rows or columns, and the terms that are summed over.
+/// One of the matrices: how many rows or columns, how long they are along K, and both strides.
 pub(super) struct MatRef {
     pub at: *const bf16,
     pub vectors: (usize, isize),
-    pub terms: (usize, isize),
+    pub k: (usize, isize),
 }
 
 /// Where the product goes: as f32, or rounded to bf16.
@@ -122,8 +122,8 @@ pub(super) struct Packed {
 ///
 /// # Safety
 ///
-/// Both matrices are within their allocations, and can be read; `to` within one that nothing else reads or writes, and initialized if it is
-/// added to. Both have the same number of terms.
+/// Both matrices are within their allocations, and can be read; `to` within one that nothing else reads or writes, and
+/// initialized if it is added to. Both are as long along K.
 pub(super) unsafe fn multiply<T: Sum>(to: MatMut<T>, a: MatRef, b: MatRef, packed: &mut Packed) -> bool {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     if let Some(simd) = Bf16::try_new() {
@@ -149,9 +149,9 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     #[inline(always)]
     fn call(self) -> bool {
         let Multiply { to, a, b, packed } = self;
-        let pairs = a.terms.0.div_ceil(2);
+        let pairs = a.k.0.div_ceil(2);
         // Rows whose pairs are contiguous are read in place.
-        let in_place = a.terms.1 == 1 && a.terms.0.is_multiple_of(2);
+        let in_place = a.k.1 == 1 && a.k.0.is_multiple_of(2);
         // SAFETY: the matrices can be read, and `vectorize` runs this only where the instructions are.
         unsafe {
             if a.has_small() || b.has_small() {
@@ -167,7 +167,8 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
             let columns = COLUMNS.min(b.vectors.0 - j * COLUMNS);
             for i in 0..a.vectors.0.div_ceil(ROWS) {
                 let rows = ROWS.min(a.vectors.0 - i * ROWS);
-                // SAFETY: rows and columns are within the matrices, or within what was packed, and so is their product within `to`.
+                // SAFETY: rows and columns are within the matrices, or within what was packed, and so is their product within
+                // `to`.
                 unsafe {
                     let mut rows_at = [packed_a; ROWS];
                     for (row, row_at) in rows_at.iter_mut().enumerate() {
@@ -221,7 +222,8 @@ impl<T: Sum> MatMut<T> {
     ///
     /// # Safety
     ///
-    /// The processor has AVX512_BF16, and from `at` on so many rows and columns are within the matrix, as [`multiply`] says of it.
+    /// The processor has AVX512_BF16, and from `at` on so many rows and columns are within the matrix, as [`multiply`] says of
+    /// it.
     #[inline(always)]
     unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
         // SAFETY: as this function's own.
@@ -260,10 +262,10 @@ impl MatRef {
         // SAFETY: the processor has the instructions.
         let (mask, one, mut many_least) = unsafe { (_mm512_set1_epi16(0x7fff), _mm512_set1_epi16(1), _mm512_set1_epi16(-1)) };
         let ((outer, outer_step), (inner, inner_step)) =
-            if self.vectors.1 == 1 { (self.terms, self.vectors) } else { (self.vectors, self.terms) };
+            if self.vectors.1 == 1 { (self.k, self.vectors) } else { (self.vectors, self.k) };
         let mut least = u16::MAX;
         for i in 0..outer as isize {
-            // SAFETY: this is the place of one of the vectors, or terms.
+            // SAFETY: this is the place of one of the vectors, or of one of the indices of K.
             let at = unsafe { self.at.offset(i * outer_step) };
             let mut done = 0;
             while inner_step == 1 && done + 32 <= inner {
@@ -284,40 +286,40 @@ impl MatRef {
         least < too_small || unsafe { _mm512_cmplt_epu16_mask(many_least, _mm512_set1_epi16(too_small as i16)) } != 0
     }
 
-    /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
+    /// Packs each `WIDTH` vectors, by pairs along K, filled up with zeros.
     ///
     /// # Safety
     ///
     /// The processor has AVX-512, and the matrix can be read.
     #[inline(always)]
     unsafe fn pack<const WIDTH: usize>(&self, to: &mut AlignedBuffer<u32>) {
-        let &MatRef { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
-        let pairs = terms.div_ceil(2);
+        let &MatRef { at, vectors: (vectors, vector_stride), k: (k, k_stride) } = self;
+        let pairs = k.div_ceil(2);
         let to = to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH);
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
             let first = panel * WIDTH;
             let width = WIDTH.min(vectors - first);
-            let at = |vector: usize, term: usize| {
-                at.wrapping_offset((first + vector) as isize * vector_stride + term as isize * term_stride)
+            let at = |vector: usize, index: usize| {
+                at.wrapping_offset((first + vector) as isize * vector_stride + index as isize * k_stride)
             };
             let mut done = 0;
             if width == WIDTH && vector_stride == 1 {
-                // Two terms of all vectors.
-                for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(terms / 2) {
+                // A pair of all vectors.
+                for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(k / 2) {
                     let (x, y): (*const [u16; WIDTH], *const [u16; WIDTH]) =
                         (at(0, 2 * pair).cast(), at(0, 2 * pair + 1).cast());
-                    // SAFETY: all vectors of the panel are contiguous at a term.
+                    // SAFETY: the elements of all vectors of the panel are contiguous at an index of K.
                     let (x, y) = unsafe { (&*x, &*y) };
                     for vector in 0..WIDTH {
                         to[vector] = u32::from(x[vector]) | u32::from(y[vector]) << 16;
                     }
                 }
-                done = terms / 2;
-            } else if width == WIDTH && WIDTH.is_multiple_of(16) && term_stride == 1 {
+                done = k / 2;
+            } else if width == WIDTH && WIDTH.is_multiple_of(16) && k_stride == 1 {
                 // 16 pairs of 16 vectors.
-                while done + 16 <= terms / 2 {
+                while done + 16 <= k / 2 {
                     for vector in (0..WIDTH).step_by(16) {
-                        // SAFETY: the vectors are contiguous along their terms, of which each has 32 left.
+                        // SAFETY: the vectors are contiguous along K, and each has 32 elements left.
                         unsafe {
                             let mut square = [_mm512_setzero_si512(); 16];
                             for (i, row) in square.iter_mut().enumerate() {
@@ -333,9 +335,9 @@ impl MatRef {
             }
             for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().skip(done) {
                 for (vector, to) in to.iter_mut().enumerate() {
-                    let bits = |term: usize| match vector < width && term < terms {
+                    let bits = |index: usize| match vector < width && index < k {
                         // SAFETY: this is an element of the matrix.
-                        true => u32::from(unsafe { *at(vector, term) }.to_bits()),
+                        true => u32::from(unsafe { *at(vector, index) }.to_bits()),
                         false => 0,
                     };
                     *to = bits(2 * pair) | bits(2 * pair + 1) << 16;

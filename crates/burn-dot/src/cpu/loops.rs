@@ -209,8 +209,8 @@ pub(super) struct Pair<T> {
 ///
 /// # Safety
 ///
-/// The vectors have `len` elements that can be read; the first gradient, or both if `BOTH`, as many that are initialized, and that nothing
-/// else reads or writes. A gradient may be where its own vector is.
+/// The vectors have `len` elements that can be read; the first gradient, or both if `BOTH`, as many that are initialized, and
+/// that nothing else reads or writes. A gradient may be where its own vector is.
 #[inline(always)]
 pub(super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN: bool>(
     isa: S,
@@ -313,8 +313,8 @@ fn saturate<T: Element>(x: f64) -> T {
 ///
 /// # Safety
 ///
-/// `to` has as many elements as `sum`, initialized, which nothing else reads or writes; `x` as many that can be read, if `b` is given. They may
-/// be the same.
+/// `to` has as many elements as `sum`, initialized, which nothing else reads or writes; `x` as many that can be read, if `b` is
+/// given. They may be the same.
 #[inline(always)]
 pub(super) unsafe fn gradient_of_sum<S: Isa, T: Element>(isa: S, to: *mut T, a: f64, sum: &[f64], b: Option<f64>, x: *const T) {
     let lanes = S::F64_LANES;

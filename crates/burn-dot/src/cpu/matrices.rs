@@ -25,8 +25,8 @@ pub(super) struct Matrices<T, P> {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`, which is
-/// initialized.
+/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`,
+/// which is initialized.
 pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, *mut O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
 where
     T: Element,

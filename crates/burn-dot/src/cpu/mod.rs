@@ -1,12 +1,13 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
-//! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) → `reduction` or
-//! `matrices` and `gemm` → `loops` → `simd` (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors,
-//! `pool` the memory of results, `threads` the sharing of work. CONTRIBUTING.md follows one tensor all the way.
+//! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) →
+//! `reduction` or `matrices` and `gemm` → `loops` → `simd` (instruction sets). `layout` has its axes and strides, `norms` the
+//! factors of normalized vectors, `pool` the memory of results, `threads` the sharing of work. CONTRIBUTING.md follows one tensor
+//! all the way.
 //!
-//! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer ([`base_ptr`]).
-//! Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all `unsafe` below rests, and on what
-//! each kernel shows where it writes: tasks write to elements of their own.
+//! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer
+//! ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all
+//! `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
 //!
 //! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
 //! ([`has_kernel`]; `ops` casts them first), and vectors whose norms are so far from 1 that their plain product would overflow or lose digits.

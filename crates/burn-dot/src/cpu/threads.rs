@@ -27,12 +27,13 @@ const TASKS_PER_THREAD: usize = 4;
 #[derive(Clone, Copy)]
 pub(super) struct SharedPtr<P>(P);
 
-// SAFETY: whoever reads through it has a `&T` on another thread, which `T: Sync` allows. Dereferencing it needs a safety argument of its own.
+// SAFETY: whoever reads through it has a `&T` on another thread, which `T: Sync` allows. Dereferencing it needs a safety argument
+// of its own.
 unsafe impl<T: Sync> Send for SharedPtr<*const T> {}
 // SAFETY: as above; a reference to the pointer gives no more than a copy of it.
 unsafe impl<T: Sync> Sync for SharedPtr<*const T> {}
-// SAFETY: whoever writes through it moves a `T` to another thread, which `T: Send` allows; whoever reads, as above. Dereferencing it needs
-// a safety argument of its own.
+// SAFETY: whoever writes through it moves a `T` to another thread, which `T: Send` allows; whoever reads, as above. Dereferencing
+// it needs a safety argument of its own.
 unsafe impl<T: Send + Sync> Send for SharedPtr<*mut T> {}
 // SAFETY: as above; a reference to the pointer gives no more than a copy of it.
 unsafe impl<T: Send + Sync> Sync for SharedPtr<*mut T> {}

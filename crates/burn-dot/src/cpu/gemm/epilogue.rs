@@ -153,8 +153,8 @@ impl<C: Element> Task for StoreRun<'_, C> {
 ///
 /// # Safety
 ///
-/// The block has an element for each factor of a lane in a column for each factor of a broadcast vector, all initialized; nothing else reads or
-/// writes them.
+/// The block has an element for each factor of a lane in a column for each factor of a broadcast vector, all initialized; nothing
+/// else reads or writes them.
 pub(super) struct Scale<'a, R> {
     pub block: Block<R>,
     pub lanes: &'a [R],
@@ -191,8 +191,8 @@ impl<R: Compute> Task for Scale<'_, R> {
 ///
 /// # Safety
 ///
-/// The block has an element for each of the lanes in each of the columns, initialized, which nothing else reads or writes; and `x` one that can be
-/// read, at the offset that lane and column have there.
+/// The block has an element for each of the lanes in each of the columns, initialized, which nothing else reads or writes; and
+/// `x` one that can be read, at the offset that lane and column have there.
 pub(super) struct Project<'a, R> {
     pub block: Block<R>,
     /// Whether a row is a column of the block, contiguous, or perpendicular to them.

@@ -35,8 +35,8 @@ unsafe impl<R> Sync for Input<R> {}
 ///
 /// # Safety
 ///
-/// The elements are within one allocation, and can be read. `to` has elements for all segments, which are initialized, and which nothing else
-/// reads or writes.
+/// The elements are within one allocation, and can be read. `to` has elements for all segments, which are initialized, and which
+/// nothing else reads or writes.
 type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
 impl<R: Compute> Input<R> {
@@ -121,13 +121,14 @@ impl<T: Element> Task for LoadStrided<T> {
     }
 }
 
-/// One side of a product: the vectors of an input, along its free axes, and their terms.
+/// One side of a product: the vectors of an input, by its free axes and those of K.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a, R> {
     pub free: &'a Axes,
-    pub terms: &'a Axes,
+    pub k: &'a Axes,
     pub input: Input<R>,
-    /// A factor for each term, and its place in [`Offsets`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
+    /// A factor for each index of K, and its place in [`Offsets`]. Only its magnitude counts: see
+    /// [`Scale`](super::super::norms::Scale).
     pub factors: Option<(&'a [R], usize)>,
 }
 
@@ -191,7 +192,7 @@ impl Places {
     }
 }
 
-/// The terms of one block of K, and where they are.
+/// One block of K, and where its elements are.
 pub(super) struct KBlock<'a, R> {
     pub len: usize,
     /// The first of each segment along the last axis, its length, and where it is.
@@ -206,10 +207,10 @@ impl<'a, R: Compute> KBlock<'a, R> {
         KBlock { len: 0, segments: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
     }
 
-    pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, terms: Range<usize>) {
-        self.len = terms.len();
+    pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, k_range: Range<usize>) {
+        self.len = k_range.len();
         self.segments.clear();
-        self.segments.extend(self.axes.segments(terms));
+        self.segments.extend(self.axes.segments(k_range));
         if let Some((factors, index)) = side.factors {
             self.factors.clear();
             for &(_, len, from) in &self.segments {
@@ -224,7 +225,7 @@ impl<'a, R: Compute> KBlock<'a, R> {
         }
     }
 
-    /// Whether the terms of an input have one stride.
+    /// The offset of the first index, if an input has one stride along all of them.
     pub fn single(&self) -> Option<Offsets> {
         match self.segments[..] {
             [(_, _, from)] => Some(from),
@@ -241,7 +242,7 @@ mod tests {
     };
 
     #[test]
-    fn terms_that_one_input_holds_at_one_stride_are_one_segment_of_it() {
+    fn a_block_of_k_along_which_an_input_has_one_stride_is_one_segment_of_it() {
         let axis = |size, x, y| {
             let mut stride = Offsets::default();
             (stride[X], stride[Y]) = (x, y);
@@ -254,7 +255,7 @@ mod tests {
         for (tensor, segments) in [(X, 1), (Y, 4)] {
             let input = Input::new(elements.as_ptr(), tensor);
             let mut block = KBlock::new(&axes);
-            block.set(&Side { free: &free, terms: &axes, input, factors: None }, Offsets::default(), 30..95);
+            block.set(&Side { free: &free, k: &axes, input, factors: None }, Offsets::default(), 30..95);
             assert_eq!((block.len, block.segments.len()), (65, segments));
             assert_eq!(block.segments.iter().map(|segment| segment.1).sum::<usize>(), 65);
             assert_eq!(block.segments[0].2[tensor], if tensor == X { 30 } else { 490 });

@@ -95,15 +95,15 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// # Safety
     ///
-    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task writes their part
-    /// of the output. The rest as for [`Product::run`](super::Product::run).
+    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task
+    /// writes their part of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
-        let terms = self.tasks.sizes.terms;
+        let k = self.tasks.sizes.k;
         // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
         let together = !workspace && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
-        let once = lanes.len() <= lane_block && terms <= k_block;
+        let once = lanes.len() <= lane_block && k <= k_block;
         let first = broadcast.start;
         // SAFETY: the blocks are of the part, which is this task's alone, and each is set before it is worked on.
         unsafe {
@@ -116,7 +116,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
                         continue;
                     }
-                    self.accumulate(unit_at, 0..terms);
+                    self.accumulate(unit_at, 0..k);
                     if !together {
                         self.end(lanes);
                     }
@@ -135,29 +135,30 @@ impl<'a, R: Compute> Worker<'a, R> {
         self.broadcast.set(unit_at, broadcast);
     }
 
-    /// Adds these terms of the block.
+    /// Sums the block over a range of K.
     ///
     /// # Safety
     ///
-    /// A block of the unit at `unit_at` was set, these are some of its terms, and nothing else reads or writes its part of the output, if it is
-    /// accumulated there. The rest as for [`Product::run`](super::Product::run).
-    pub unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
+    /// A block of the unit at `unit_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
+    /// if it is accumulated there. The rest as for [`Product::run`](super::Product::run).
+    pub unsafe fn accumulate(&mut self, unit_at: Offsets, k_range: Range<usize>) {
         let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
         if workspace {
             self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
         }
         let block = self.block();
-        let count = terms.len().div_ceil(k_block);
-        for (i, terms) in blocks(terms, k_block).enumerate() {
+        let count = k_range.len().div_ceil(k_block);
+        for (i, k_range) in blocks(k_range, k_block).enumerate() {
             if count > 1 {
                 self.panels.first = None;
             }
             let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
             let last = i + 1 == count;
-            self.lane_k.set(&self.tasks.lanes, unit_at, terms.clone());
-            self.broadcast_k.set(&self.tasks.broadcast, unit_at, terms);
-            // SAFETY: as this function's own. Of a block of the output or of `sums.partial`, the first terms are written, more are added.
+            self.lane_k.set(&self.tasks.lanes, unit_at, k_range.clone());
+            self.broadcast_k.set(&self.tasks.broadcast, unit_at, k_range);
+            // SAFETY: as this function's own. Of a block of the output or of `sums.partial`, the first block of K is written,
+            // more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
                 self.sums.fold();
@@ -195,7 +196,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
     }
 
-    /// Multiplies one block of terms.
+    /// Multiplies one block of K.
     ///
     /// # Safety
     ///
@@ -226,7 +227,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         };
     }
 
-    /// Multiplies one block of terms by the instruction for bf16. False where it cannot.
+    /// Multiplies one block of K by the instruction for bf16. False where it cannot.
     ///
     /// # Safety
     ///
@@ -238,19 +239,21 @@ impl<'a, R: Compute> Worker<'a, R> {
         let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
-            // SAFETY: both sides are the block's, and `to` is where the caller says; both inputs are bf16, so the compute dtype is f32.
+            // SAFETY: both sides are the block's, and `to` is where the caller says; both inputs are bf16, so the compute dtype
+            // is f32.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
             _ => false,
         }
     }
 
-    /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
+    /// Multiplies the block, along all of K, by the instruction for bf16, and rounds it from its registers. False where it
+    /// cannot.
     ///
     /// # Safety
     ///
-    /// As for [`Worker::accumulate`] of all terms, in the output, which is of bf16 as the inputs are.
+    /// As for [`Worker::accumulate`] of all of K, in the output, which is of bf16 as the inputs are.
     unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
-        let all = 0..self.tasks.sizes.terms;
+        let all = 0..self.tasks.sizes.k;
         self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
         self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
         let block = self.block_in_output::<bf16>();
@@ -267,8 +270,8 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// # Safety
     ///
-    /// All terms of the block that was set are added, `lanes` are its lanes, and nothing else reads or writes its part of the output. The rest
-    /// as for [`Product::run`](super::Product::run).
+    /// The block that was set is summed over all of K, `lanes` are its lanes, and nothing else reads or writes its part of the
+    /// output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn end(&mut self, lanes: Range<usize>) {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
@@ -319,12 +322,13 @@ struct Panels<R> {
     first: Option<usize>,
 }
 
-/// One block of lanes, of broadcast vectors and of terms, compiled for each instruction set.
+/// One block of lanes, of broadcast vectors and of K, compiled for each instruction set.
 ///
 /// # Safety
 ///
-/// The vectors of both blocks are within their inputs at these terms, and nobody writes to them. `block` has an element for each lane in a column
-/// for each broadcast vector, initialized if it is added to, which nothing else reads or writes. There is a factor for each vector, if any.
+/// The vectors of both blocks are within their inputs along this block of K, and nobody writes to them. `block` has an element
+/// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes. There
+/// is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -347,7 +351,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     unsafe fn run<S: Isa>(self, isa: S) {
         let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
-        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
+        let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
             let rows = width.min(lane_count - lane);
@@ -370,14 +374,14 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
                 } else {
-                    let term = panel_width(lane_count - lane, R::lanes::<S>(), width);
-                    Panel { at: packed[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
+                    let panel = panel_width(lane_count - lane, R::lanes::<S>(), width);
+                    Panel { at: packed[(lane - first_packed) * k..][..panel * k].as_ptr(), k_stride: panel as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
                 // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
+                unsafe { tile::multiply(isa, k, a, b, to, size, Write { add, scale }) };
             }
         }
     }

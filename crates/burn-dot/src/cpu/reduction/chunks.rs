@@ -45,8 +45,8 @@ impl GradWriter {
     }
 }
 
-/// Orders what a task streamed before all that this thread does next, in the end and where it panics: other threads hear that it is done, or
-/// take over the memory that it wrote to.
+/// At the end of a task, also of one that panics, orders what it streamed before whatever this thread does next: others then hear
+/// that the task is done, or take over the memory that it wrote to.
 pub(super) struct FenceOnDrop(pub GradWriter);
 
 impl Drop for FenceOnDrop {
@@ -139,8 +139,8 @@ struct Chunk {
     range: Range<usize>,
 }
 
-/// Buffers for chunks of both inputs that are not contiguous, and of both gradients that are not written where they belong at once. Empty
-/// where there are none.
+/// Buffers for chunks of both inputs that are not contiguous, and of both gradients that are not written where they belong at
+/// once. Empty where there are none.
 pub(super) struct Scratch<T> {
     vectors: [Vec<T>; 2],
     grads: [Vec<T>; 2],
@@ -230,7 +230,8 @@ impl Chunks {
         let mut totals = [Compensated::default(); N];
         for chunk in self.chunks(group.start, GradWriter::Direct) {
             let mut sums = [[0.0; N]];
-            // SAFETY: the row is within the inputs, the caller says, and so is a chunk of it, which is contiguous once it has been read.
+            // SAFETY: the row is within the inputs, the caller says, and so is a chunk of it, which is contiguous once it has
+            // been read.
             unsafe {
                 let vectors = self.read_both(vectors, &chunk, scratch);
                 simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
@@ -244,8 +245,8 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The rows are within the inputs, and the gradients, which are initialized, and which nobody else reads or writes; if they are streamed,
-    /// not before a [`FenceOnDrop`] is dropped. They may be the inputs' own rows.
+    /// The rows are within the inputs, and the gradients, which are initialized, and which nobody else reads or writes; if they
+    /// are streamed, not before a [`FenceOnDrop`] is dropped. They may be the inputs' own rows.
     pub unsafe fn write_gradients<T: Element>(
         &self,
         rows: GradRows<'_, T>,
@@ -282,8 +283,8 @@ impl Chunks {
                 places[side].map(|place| if writer == GradWriter::Scatter { (buffers[side], 0) } else { (place, 0) })
             };
             let sum = if sum.is_empty() { &mut [][..] } else { &mut sum[chunk.range] };
-            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers, or to where they belong, by a `writer` that is
-            // for gradients that are contiguous there; the rest the caller says.
+            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers, or to where they belong, by a
+            // `writer` that is for gradients that are contiguous there; the rest the caller says.
             unsafe {
                 simd::dispatch(Gradients {
                     vectors,
@@ -310,7 +311,8 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The vector is within `x` and `dx`, which is initialized, and which nobody else reads or writes there. They may be the same.
+    /// The vector is within `x` and `dx`, which is initialized, and which nobody else reads or writes there. They may be the
+    /// same.
     #[expect(clippy::too_many_arguments, reason = "one place calls it")]
     pub unsafe fn write_sum<T: Element>(
         &self,
@@ -326,8 +328,8 @@ impl Chunks {
             let len = chunk.range.len();
             let at = dx.wrapping_offset(chunk.at[DX]);
             let to = if writer == GradWriter::Scatter { scratch.grads[0].as_mut_ptr() } else { at };
-            // SAFETY: the chunk is within `x` and `dx`, the caller says; it is contiguous once it has been read, and `to` has its elements: a
-            // buffer, or the gradient where it is contiguous.
+            // SAFETY: the chunk is within `x` and `dx`, the caller says; it is contiguous once it has been read, and `to` has its
+            // elements: a buffer, or the gradient where it is contiguous.
             unsafe {
                 let x = self.read(x, X, &chunk, scratch).at;
                 simd::dispatch(GradientOfSum { to, a, sum: &sum[chunk.range], b, x });

@@ -104,8 +104,8 @@ struct Reduction<'a, T, P> {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved, both of
-/// which are initialized.
+/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is
+/// saved, both of which are initialized.
 pub(super) unsafe fn forward<T, O>(rows: Rows<T, ForwardTensors<O>>, space: &Space, epsilon: Option<f64>) -> bool
 where
     T: Element,
@@ -113,7 +113,8 @@ where
 {
     let product = &Reduction { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
     let all = &space.batch.followed_by(&space.j);
-    // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of the output.
+    // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of
+    // the output.
     all_ranges(all.len(), space.k.len(), GradWriter::Direct, |range| unsafe { product.forward(all, range) })
 }
 
@@ -126,8 +127,9 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
-/// `dy`, which are initialized. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
+/// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx`
+/// and `dy`, which are initialized. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y`
+/// is met once.
 pub(super) unsafe fn backward<T, O>(
     rows: Rows<T, BackwardTensors<T, O>>,
     space: &Space,
@@ -150,7 +152,8 @@ where
     let chunks = &Chunks::new(&space.k);
     let product = &Reduction { rows, chunks, writer, epsilon };
     match n {
-        // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of a gradient.
+        // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an
+        // element of a gradient.
         1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
         // SAFETY: as above.
         _ => unsafe { product.broadcast_vectors(&own, &others, k) },
@@ -302,7 +305,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     ///
     /// # Safety
     ///
-    /// `own` are the vectors `x` of the space that [`backward`] was called with, `others` what each meets, `k` the length of both.
+    /// `own` are the vectors `x` of the space that [`backward`] was called with, `others` what each meets, and nothing else reads or
+    /// writes the gradients of both.
     unsafe fn broadcast_vectors(&self, own: &Axes, others: &Axes, k: usize) -> bool {
         let (vectors, n) = (own.len(), others.len());
         let cost = vectors.saturating_mul(n).saturating_mul(k);
@@ -347,8 +351,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     ///
     /// # Safety
     ///
-    /// `start` is the offset of a vector of the space that [`backward`] was called with, `others` are the rows that it meets. Nothing else reads or
-    /// writes the gradients of these.
+    /// `start` is the offset of a vector of the space that [`backward`] was called with, `others` are the rows that it meets.
+    /// Nothing else reads or writes the gradients of these.
     unsafe fn rows_of_vector(&self, start: Offsets, others: &Axes, range: Range<usize>, sum: &mut BroadcastSum) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
@@ -401,7 +405,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
             out_grads: &out_grads[..group.rows],
             normalized: self.epsilon.map(|_| &normalized[..group.rows]),
         };
-        // SAFETY: the rows of the space are within the inputs and the gradients, which are ours alone where they belong to the group.
+        // SAFETY: the rows of the space are within the inputs and the gradients, which are ours alone where they belong to the
+        // group.
         unsafe { self.chunks.write_gradients(rows, group, self.writer, sum, scratch) };
     }
 
@@ -409,7 +414,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     ///
     /// # Safety
     ///
-    /// `at` is the offset of a vector of the space that [`backward`] was called with, and nothing else reads or writes its gradient.
+    /// `at` is the offset of a vector of the space that [`backward`] was called with, and nothing else reads or writes its
+    /// gradient.
     unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) {
         if let Some(dx) = self.rows.pass.dx {
             let (a, b) = match sum.scale {

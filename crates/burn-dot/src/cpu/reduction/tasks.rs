@@ -94,15 +94,16 @@ impl Factors {
 ///
 /// # Safety
 ///
-/// Both vectors, and the gradients that are wanted, have as many rows as `out_grads`, each of `len` initialized elements. The vectors can be
-/// read; the gradients nothing else reads or writes, before this thread's next [`Fence`] if they are streamed. The gradient of a row may be
-/// where the row is, and nowhere else among the rows.
+/// Both vectors, and the gradients that are wanted, have as many rows as `out_grads`, each of `len` initialized elements. The
+/// vectors can be read; the gradients nothing else reads or writes, before this thread's next [`Fence`] if they are streamed. The
+/// gradient of a row may be where the row is, and nowhere else among the rows.
 pub(super) struct Gradients<'a, T> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],
-    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. A [`Fence`] must follow.
+    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. A [`Fence`] must
+    /// follow.
     pub stream: Option<&'a mut [T]>,
     /// The gradient of the output of each row.
     pub out_grads: &'a [f64],
@@ -173,8 +174,8 @@ impl<S: Isa, T: Element> Row<S, T> {
 
     /// # Safety
     ///
-    /// The vectors have `len` elements that can be read; the gradients as many that are initialized, and that nothing else reads or writes. A
-    /// gradient may be where its own vector is.
+    /// The vectors have `len` elements that can be read; the gradients as many that are initialized, and that nothing else reads
+    /// or writes. A gradient may be where its own vector is.
     #[inline(always)]
     unsafe fn write_both(self, grads: [*mut T; 2]) {
         let pair = Pair { len: self.len, vectors: self.vectors, grads };
@@ -191,7 +192,8 @@ impl<S: Isa, T: Element> Row<S, T> {
     ///
     /// # Safety
     ///
-    /// As for [`Row::write_both`]; if it is streamed, nothing else reads or writes the gradient before this thread's next [`Fence`].
+    /// As for [`Row::write_both`]; if it is streamed, nothing else reads or writes the gradient before this thread's next
+    /// [`Fence`].
     #[inline(always)]
     unsafe fn write(self, to: *mut T, mut stream: Option<&mut [T]>) {
         let mut done = 0;

@@ -32,8 +32,8 @@ pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     unsafe { scalar::for_each_isa(task) };
 }
 
-// SAFETY of all: `self` shows that the processor has NEON. Slices are as long as what is read or written, as indexing them checks; what is at
-// the pointers of `transpose_*` and `stream` the caller says, by the trait.
+// SAFETY of all: `self` shows that the processor has NEON. Slices are as long as what is read or written, as indexing them
+// checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 impl Isa for Neon {
     // Of 32 registers, 16 are accumulators, and 3 are inputs.
     const COLUMNS: usize = 8;

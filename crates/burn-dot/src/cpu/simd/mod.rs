@@ -22,8 +22,8 @@ pub(super) use native::for_each_isa;
 
 /// An instruction set (ISA): pulp's registers and arithmetic, and what pulp has for single instruction sets or not at all.
 ///
-/// A value shows that the machine has the instructions, as [`dispatch`] gives it to a task, which is where it comes from: pulp's own V3 says
-/// nothing of F16C, which its conversions use.
+/// A value shows that the machine has the instructions, as [`dispatch`] gives it to a task, which is where it comes from: pulp's
+/// own V3 says nothing of F16C, which its conversions use.
 pub(super) trait Isa: pulp::Simd {
     /// Columns of a tile of a matrix product whose accumulators, two vectors to a column, leave registers for its inputs.
     const COLUMNS: usize;
@@ -142,7 +142,8 @@ impl<S: Isa, T: Task> pulp::NullaryFnOnce for By<S, T> {
 
     #[inline(always)]
     fn call(self) -> T::Output {
-        // SAFETY: `dispatch` and `for_each_isa` alone make one, of a task that may be run and an instruction set that the machine has.
+        // SAFETY: `dispatch` and `for_each_isa` alone make one, of a task that may be run and an instruction set that the machine
+        // has.
         unsafe { self.1.run(self.0) }
     }
 }

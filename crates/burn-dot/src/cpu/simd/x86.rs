@@ -68,8 +68,8 @@ pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     }
 }
 
-// SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C. Slices are as long as what is read or written, as indexing
-// them checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
+// SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C. Slices are as long as what is read or written, as
+// indexing them checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 #[cfg(feature = "x86-v4")]
 impl Isa for V4 {
     // Of 32 registers, 16 are accumulators, and 3 are inputs.
