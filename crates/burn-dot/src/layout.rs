@@ -54,23 +54,9 @@ pub(crate) struct Strides<'a> {
     pub out: &'a [isize],
 }
 
-/// Whether the vectors of each input and the elements of the output can be counted by an `isize`, along with their terms. All counts that
-/// kernels make of a space are parts of these products, so none of them wraps.
-pub(crate) fn is_countable(plan: &Plan) -> bool {
-    let Plan { m, n, k, ref batch_shape, .. } = *plan;
-    let countable = |sizes: [usize; 2]| {
-        let count = batch_shape.iter().chain(&sizes).try_fold(1usize, |count, &size| count.checked_mul(size));
-        count.is_some_and(|count| isize::try_from(count).is_ok())
-    };
-    countable([m, n]) && countable([m, k]) && countable([n, k])
-}
-
 impl Space {
-    /// # Panics
-    ///
-    /// If the plan is not countable: see [`is_countable`].
+    /// Counts that kernels make of a space are products of sizes of one input or of the output: by the plan, none of them wraps.
     pub fn new(plan: &Plan, strides: Strides<'_>) -> Self {
-        assert!(is_countable(plan), "a product too large to count: {plan:?}");
         let batch_dims = plan.batch_shape.len();
         let (i_dims, j_dims) =
             (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);

@@ -19,9 +19,10 @@ pub(crate) enum Pass {
 }
 
 impl Path {
-    /// A reduction, where an operand has a single vector for each batch index and every vector of the other is contiguous, or at least not
-    /// perpendicular to memory: a matrix is read better by its rows there. An operand whose counterpart is broadcast along the batch is chosen
-    /// last, and in the forward pass only: in the backward pass two sums would meet, over the batch and over the vectors.
+    /// A reduction, where an operand has a single vector for each batch index and every vector of the other is contiguous, or at
+    /// least not perpendicular to memory: a matrix is read better by its rows there. Prefers the operand whose counterpart is not
+    /// broadcast along the batch. Where both counterparts are, a reduction in the forward pass only: the gradient would be summed
+    /// over batch and vectors at once.
     ///
     /// Strides may turn a reduction into a matrix product, but never exchange lhs for rhs. So backward finds what forward saved under the same
     /// operand. Where strides are not known, no vector is taken to be perpendicular.

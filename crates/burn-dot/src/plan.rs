@@ -10,7 +10,7 @@
 //! ```
 
 use alloc::vec::Vec;
-use core::fmt;
+use core::{fmt, ops::Deref};
 
 use burn_core::tensor::{FloatDType, Shape};
 use serde::{Deserialize, Serialize};
@@ -274,8 +274,24 @@ impl FloatOptions {
 }
 
 /// One product with every size known, ready to run.
+///
+/// [`Plan::new`] alone makes one, and its sizes can only be read. So kernels may rest on what was checked there: an `isize`
+/// counts the elements of each input, its batch broadcast, and the bytes of the output in f64, also if sizes of 0 are left out.
+/// No product of sizes of one of them wraps, then, in whatever order they are multiplied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct Plan(Sizes);
+
+impl Deref for Plan {
+    type Target = Sizes;
+
+    fn deref(&self) -> &Sizes {
+        &self.0
+    }
+}
+
+/// Sizes and axes of a product; checked, if they are those of a [`Plan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
     /// Sizes of the batch axes in the output.
     pub batch_shape: Shape,
     /// Product of `batch_shape`.
@@ -345,7 +361,7 @@ impl Plan {
         }
         let Pairing { lhs: lhs_roles, rhs: rhs_roles, .. } = &pairing;
 
-        Ok(Plan {
+        Ok(Plan(Sizes {
             batch: batch_shape.iter().product(),
             m: lhs_roles.free().map(|axis| lhs[axis]).product(),
             k: lhs_roles.contracted.iter().map(|axis| lhs[axis.index]).product(),
@@ -357,7 +373,7 @@ impl Plan {
             lhs_shape: lhs.into(),
             rhs_shape: rhs.into(),
             output,
-        })
+        }))
     }
 
     /// Whether a batch of 1 of either input meets a larger one.
@@ -423,7 +439,22 @@ mod tests {
     #[test]
     fn an_input_larger_than_memory_has_a_plan_with_exact_products() {
         let large = [2, HALF, HALF / 8];
-        let Plan { batch, m, k, n, .. } = plan([(1, 1), (2, 2)], 1, &large, &large).unwrap();
-        assert_eq!((batch, m, k, n), (2, 1, HALF * (HALF / 8), 1));
+        let plan = plan([(1, 1), (2, 2)], 1, &large, &large).unwrap();
+        assert_eq!((plan.batch, plan.m, plan.k, plan.n), (2, 1, HALF * (HALF / 8), 1));
+    }
+    /// Kernels multiply them without a check, also where another one of them is 0.
+    #[test]
+    fn no_two_sizes_that_are_planned_multiply_to_more_than_isize_counts() {
+        let sizes = [0, 1, 3, HALF / 4, HALF, HALF * (HALF / 8)];
+        let shapes: Vec<[usize; 3]> =
+            sizes.iter().flat_map(|&a| sizes.iter().flat_map(move |&b| sizes.map(|c| [a, b, c]))).collect();
+        let plans = |lhs: &[usize; 3]| shapes.iter().filter_map(|rhs| plan(2, 1, lhs, rhs).ok()).collect::<Vec<_>>();
+        for plan in shapes.iter().flat_map(plans) {
+            let Sizes { batch, m, k, n, .. } = *plan;
+            for (a, b) in [(batch, m), (batch, k), (batch, n), (m, k), (n, k), (m, n)] {
+                assert!(a.checked_mul(b).is_some_and(|count| isize::try_from(count).is_ok()), "{plan:?}");
+            }
+            assert!(isize::try_from(batch.max(1) * m.max(1) * n.max(1)).is_ok(), "{plan:?}");
+        }
     }
 }

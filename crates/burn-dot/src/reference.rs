@@ -27,7 +27,7 @@ use burn_core::tensor::{DType, FloatDType, IntDType, Shape, Slice, TensorData};
 
 use crate::{
     error::Operand,
-    plan::{FloatOptions, Plan},
+    plan::{FloatOptions, Plan, Sizes},
 };
 
 /// The product of float tensors.
@@ -151,7 +151,7 @@ impl<'a> Side<'a> {
     /// Rows as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
     /// broadcast.
     fn broadcast_batch<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
-        let Plan { batch_shape, batch, k, .. } = self.plan;
+        let Sizes { batch_shape, batch, k, .. } = &**self.plan;
         let own = self.batch_shape().iter().product::<usize>();
         if own == 1 || own == *batch {
             return B::float_reshape(rows, Shape::new([own, self.free, *k]));
@@ -168,7 +168,7 @@ impl<'a> Side<'a> {
 
     /// The opposite of [`broadcast_batch`](Self::broadcast_batch): sums `(batch, free, k)` over broadcast axes, into rows.
     fn reduce_batch<B: Backend>(&self, grad: FloatTensor<B>) -> FloatTensor<B> {
-        let Plan { batch_shape, k, .. } = self.plan;
+        let Sizes { batch_shape, k, .. } = &**self.plan;
         let mut grad = grad;
         for axis in self.broadcast_axes().rev() {
             let outer = batch_shape[..axis].iter().product::<usize>();

@@ -26,11 +26,11 @@ const COLUMNS: usize = 32;
 /// products and their sums are multiples of 2^-126: never subnormal.
 const SMALLEST: u16 = (127 - 56) << 7;
 
-/// One of the matrices: its rows or columns, and the terms that are summed over.
+/// One of the matrices: how many rows or columns, how long they are along K, and both strides.
 pub(super) struct MatRef {
     pub at: *const bf16,
     pub vectors: (usize, isize),
-    pub terms: (usize, isize),
+    pub k: (usize, isize),
 }
 
 /// Where the product goes: as f32, or rounded to bf16.
@@ -47,9 +47,17 @@ pub(super) trait Sum: Copy {
     fn from_f32(sum: f32) -> Self;
     fn to_f32(self) -> f32;
     /// 16 elements as f32.
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX-512, and 16 elements can be read there.
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     unsafe fn load(at: *const Self) -> __m512;
     /// The sums are not subnormal: see [`SMALLEST`].
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX512_BF16, and 16 elements can be written there.
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     unsafe fn store(sums: __m512, at: *mut Self);
 }
@@ -66,13 +74,13 @@ impl Sum for f32 {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn load(at: *const f32) -> __m512 {
-        // SAFETY: `vectorize` runs this only where the instructions are; there are 16 elements.
+        // SAFETY: as the trait's own.
         unsafe { _mm512_loadu_ps(at) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn store(sums: __m512, at: *mut f32) {
-        // SAFETY: `vectorize` runs this only where the instructions are; there is room for 16 elements.
+        // SAFETY: as the trait's own.
         unsafe { _mm512_storeu_ps(at, sums) }
     }
 }
@@ -89,13 +97,13 @@ impl Sum for bf16 {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn load(at: *const bf16) -> __m512 {
-        // SAFETY: as above. A bf16 is the upper half of an f32.
+        // SAFETY: as the trait's own. A bf16 is the upper half of an f32.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())))) }
     }
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     #[inline(always)]
     unsafe fn store(sums: __m512, at: *mut bf16) {
-        // SAFETY: as above.
+        // SAFETY: as the trait's own.
         unsafe {
             let rounded = core::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
             _mm256_storeu_si256(at.cast(), rounded);
@@ -114,7 +122,8 @@ pub(super) struct Packed {
 ///
 /// # Safety
 ///
-/// Both matrices are within their allocations, `to` within one that nothing else reads or writes.
+/// Both matrices are within their allocations, and can be read; `to` within one that nothing else reads or writes, and
+/// initialized if it is added to. Both are as long along K.
 pub(super) unsafe fn multiply<T: Sum>(to: MatMut<T>, a: MatRef, b: MatRef, packed: &mut Packed) -> bool {
     #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
     if let Some(simd) = Bf16::try_new() {
@@ -124,6 +133,7 @@ pub(super) unsafe fn multiply<T: Sum>(to: MatMut<T>, a: MatRef, b: MatRef, packe
     false
 }
 
+/// Made by [`multiply`] alone, whose caller answers for the matrices.
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 struct Multiply<'a, T> {
     to: MatMut<T>,
@@ -139,23 +149,26 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
     #[inline(always)]
     fn call(self) -> bool {
         let Multiply { to, a, b, packed } = self;
-        let pairs = a.terms.0.div_ceil(2);
+        let pairs = a.k.0.div_ceil(2);
         // Rows whose pairs are contiguous are read in place.
-        let in_place = a.terms.1 == 1 && a.terms.0.is_multiple_of(2);
-        // SAFETY: the promise made to `multiply`, here and below.
-        let fit = unsafe { !a.has_small() && !b.has_small() };
-        if !fit {
-            return false;
-        }
-        unsafe { b.pack::<COLUMNS>(&mut packed.b) };
-        if !in_place {
-            unsafe { a.pack::<ROWS>(&mut packed.a) };
+        let in_place = a.k.1 == 1 && a.k.0.is_multiple_of(2);
+        // SAFETY: the matrices can be read, and `vectorize` runs this only where the instructions are.
+        unsafe {
+            if a.has_small() || b.has_small() {
+                return false;
+            }
+            b.pack::<COLUMNS>(&mut packed.b);
+            if !in_place {
+                a.pack::<ROWS>(&mut packed.a);
+            }
         }
         let packed_a = packed.a.as_slice().as_ptr();
         for (j, b_panel) in packed.b.as_slice().chunks_exact(COLUMNS * pairs).enumerate() {
             let columns = COLUMNS.min(b.vectors.0 - j * COLUMNS);
             for i in 0..a.vectors.0.div_ceil(ROWS) {
                 let rows = ROWS.min(a.vectors.0 - i * ROWS);
+                // SAFETY: rows and columns are within the matrices, or within what was packed, and so is their product within
+                // `to`.
                 unsafe {
                     let mut rows_at = [packed_a; ROWS];
                     for (row, row_at) in rows_at.iter_mut().enumerate() {
@@ -176,10 +189,14 @@ impl<T: Sum> pulp::NullaryFnOnce for Multiply<'_, T> {
 }
 
 /// The product of a panel of rows and a panel of columns. The pairs of a row are so many elements apart.
+///
+/// # Safety
+///
+/// The processor has AVX512_BF16, and each row as many pairs that can be read as `b` has chunks of [`COLUMNS`].
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
 unsafe fn panels(rows: [*const u32; ROWS], stride: usize, b: &[u32]) -> [[__m512; 2]; ROWS] {
-    // SAFETY: `vectorize` runs this only where the instructions are; a chunk of b is two registers; each row has as many pairs.
+    // SAFETY: as this function's own; a chunk of b is two registers.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (pair, b) in b.as_chunks::<COLUMNS>().0.iter().enumerate() {
@@ -201,9 +218,15 @@ unsafe fn panels(rows: [*const u32; ROWS], stride: usize, b: &[u32]) -> [[__m512
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl<T: Sum> MatMut<T> {
+    /// Writes the first rows and columns of a panel's sums.
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX512_BF16, and from `at` on so many rows and columns are within the matrix, as [`multiply`] says of
+    /// it.
     #[inline(always)]
     unsafe fn write(&self, at: *mut T, rows: usize, columns: usize, sums: [[__m512; 2]; ROWS]) {
-        // SAFETY: the promise made to `multiply`.
+        // SAFETY: as this function's own.
         unsafe {
             if self.column_stride == 1 && columns == COLUMNS {
                 for (row, sums) in sums.iter().enumerate().take(rows) {
@@ -228,20 +251,25 @@ impl<T: Sum> MatMut<T> {
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 impl MatRef {
     /// Whether there is an element smaller than [`SMALLEST`] that is not zero.
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX-512, and the matrix can be read.
     #[inline(always)]
     unsafe fn has_small(&self) -> bool {
         // Zero, less one, is the largest. By name: the compiler makes vectors of eight.
         let size = |x: bf16| (x.to_bits() & 0x7fff).wrapping_sub(1);
-        let (mask, one) = unsafe { (_mm512_set1_epi16(0x7fff), _mm512_set1_epi16(1)) };
-        let mut many_least = unsafe { _mm512_set1_epi16(-1) };
+        // SAFETY: the processor has the instructions.
+        let (mask, one, mut many_least) = unsafe { (_mm512_set1_epi16(0x7fff), _mm512_set1_epi16(1), _mm512_set1_epi16(-1)) };
         let ((outer, outer_step), (inner, inner_step)) =
-            if self.vectors.1 == 1 { (self.terms, self.vectors) } else { (self.vectors, self.terms) };
+            if self.vectors.1 == 1 { (self.k, self.vectors) } else { (self.vectors, self.k) };
         let mut least = u16::MAX;
         for i in 0..outer as isize {
-            // SAFETY: the matrix is within its allocation, here and below.
+            // SAFETY: this is the place of one of the vectors, or of one of the indices of K.
             let at = unsafe { self.at.offset(i * outer_step) };
             let mut done = 0;
             while inner_step == 1 && done + 32 <= inner {
+                // SAFETY: 32 contiguous elements are left of it.
                 unsafe {
                     let elements = _mm512_and_si512(_mm512_loadu_si512(at.add(done).cast()), mask);
                     many_least = _mm512_min_epu16(many_least, _mm512_sub_epi16(elements, one));
@@ -249,42 +277,49 @@ impl MatRef {
                 done += 32;
             }
             for j in done..inner {
+                // SAFETY: this is one of its elements.
                 least = least.min(size(unsafe { *at.offset(j as isize * inner_step) }));
             }
         }
         let too_small = SMALLEST - 1;
+        // SAFETY: the processor has the instructions.
         least < too_small || unsafe { _mm512_cmplt_epu16_mask(many_least, _mm512_set1_epi16(too_small as i16)) } != 0
     }
 
-    /// Packs each `WIDTH` vectors, term by term in pairs, filled up with zeros.
+    /// Packs each `WIDTH` vectors, by pairs along K, filled up with zeros.
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX-512, and the matrix can be read.
     #[inline(always)]
     unsafe fn pack<const WIDTH: usize>(&self, to: &mut AlignedBuffer<u32>) {
-        let &MatRef { at, vectors: (vectors, vector_stride), terms: (terms, term_stride) } = self;
-        let pairs = terms.div_ceil(2);
+        let &MatRef { at, vectors: (vectors, vector_stride), k: (k, k_stride) } = self;
+        let pairs = k.div_ceil(2);
         let to = to.resize(vectors.div_ceil(WIDTH) * pairs * WIDTH);
         for (panel, to) in to.chunks_exact_mut(pairs * WIDTH).enumerate() {
             let first = panel * WIDTH;
             let width = WIDTH.min(vectors - first);
-            // SAFETY: the matrix is within its allocation, here and below.
-            let at = |vector: usize, term: usize| unsafe {
-                at.offset((first + vector) as isize * vector_stride + term as isize * term_stride)
+            let at = |vector: usize, index: usize| {
+                at.wrapping_offset((first + vector) as isize * vector_stride + index as isize * k_stride)
             };
             let mut done = 0;
             if width == WIDTH && vector_stride == 1 {
-                // Two terms of all vectors.
-                for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(terms / 2) {
+                // A pair of all vectors.
+                for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().take(k / 2) {
                     let (x, y): (*const [u16; WIDTH], *const [u16; WIDTH]) =
                         (at(0, 2 * pair).cast(), at(0, 2 * pair + 1).cast());
+                    // SAFETY: the elements of all vectors of the panel are contiguous at an index of K.
                     let (x, y) = unsafe { (&*x, &*y) };
                     for vector in 0..WIDTH {
                         to[vector] = u32::from(x[vector]) | u32::from(y[vector]) << 16;
                     }
                 }
-                done = terms / 2;
-            } else if width == WIDTH && WIDTH.is_multiple_of(16) && term_stride == 1 {
+                done = k / 2;
+            } else if width == WIDTH && WIDTH.is_multiple_of(16) && k_stride == 1 {
                 // 16 pairs of 16 vectors.
-                while done + 16 <= terms / 2 {
+                while done + 16 <= k / 2 {
                     for vector in (0..WIDTH).step_by(16) {
+                        // SAFETY: the vectors are contiguous along K, and each has 32 elements left.
                         unsafe {
                             let mut square = [_mm512_setzero_si512(); 16];
                             for (i, row) in square.iter_mut().enumerate() {
@@ -300,8 +335,9 @@ impl MatRef {
             }
             for (pair, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate().skip(done) {
                 for (vector, to) in to.iter_mut().enumerate() {
-                    let bits = |term: usize| match vector < width && term < terms {
-                        true => u32::from(unsafe { *at(vector, term) }.to_bits()),
+                    let bits = |index: usize| match vector < width && index < k {
+                        // SAFETY: this is an element of the matrix.
+                        true => u32::from(unsafe { *at(vector, index) }.to_bits()),
                         false => 0,
                     };
                     *to = bits(2 * pair) | bits(2 * pair + 1) << 16;
@@ -312,10 +348,14 @@ impl MatRef {
 }
 
 /// Rows become columns.
+///
+/// # Safety
+///
+/// The processor has AVX-512.
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 #[inline(always)]
 unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: `vectorize` runs this only where the instructions are.
+    // SAFETY: as this function's own.
     unsafe {
         let (mut two, mut four, mut all) = (rows, rows, rows);
         for i in (0..16).step_by(2) {

@@ -230,7 +230,8 @@ pub(super) struct Pair<T> {
 ///
 /// # Safety
 ///
-/// The vectors can be read and the gradients written, by nobody else.
+/// The vectors have `len` elements that can be read; the first gradient, or both if `BOTH`, as many that are initialized, and
+/// that nothing else reads or writes. A gradient may be where its own vector is.
 #[inline(always)]
 pub(super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN: bool>(
     isa: S,
@@ -240,7 +241,7 @@ pub(super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN
     // A 16-bit float loses no digit in f32, which has the range of the factors most of the time. A vector that does not fill a register of
     // f32 may fill one of f64.
     let in_f32 = if PLAIN { pair.len >= S::F32_LANES } else { !T::IS_COMPUTE && fits_f32(factors) };
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function's own.
     unsafe {
         if in_f32 {
             gradients_in::<T::Compute, S, T, BOTH, PLAIN>(isa, pair, factors);
@@ -250,6 +251,9 @@ pub(super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN
     }
 }
 
+/// # Safety
+///
+/// As for [`gradients`].
 #[inline(always)]
 unsafe fn gradients_in<A: Compute, S: Isa, T: Element, const BOTH: bool, const PLAIN: bool>(
     isa: S,
@@ -262,7 +266,7 @@ unsafe fn gradients_in<A: Compute, S: Isa, T: Element, const BOTH: bool, const P
     let b = [A::splat(isa, A::from_f64(factors.b[0])), A::splat(isa, A::from_f64(factors.b[1]))];
     let mut i = 0;
     while i + lanes <= len {
-        // SAFETY: a vector of each is left. Both are read before a gradient may be written over them.
+        // SAFETY: a register of each is left. Both are read before a gradient may be written over them.
         unsafe {
             let x = T::load::<A, S>(isa, core::slice::from_raw_parts(vectors[0].add(i), lanes));
             let y = T::load::<A, S>(isa, core::slice::from_raw_parts(vectors[1].add(i), lanes));
@@ -330,14 +334,15 @@ fn saturate<T: Element>(x: f64) -> T {
 ///
 /// # Safety
 ///
-/// There are as many elements of `to`, to be written by nobody else, and of `x`, which may be where `to` is.
+/// `to` has as many elements as `sum`, initialized, which nothing else reads or writes; `x` as many that can be read, if `b` is
+/// given. They may be the same.
 #[inline(always)]
 pub(super) unsafe fn gradient_of_sum<S: Isa, T: Element>(isa: S, to: *mut T, a: f64, sum: &[f64], b: Option<f64>, x: *const T) {
     let lanes = S::F64_LANES;
     let (many_a, many_b) = (isa.splat_f64s(a), isa.splat_f64s(b.unwrap_or(0.0)));
     let mut i = 0;
     while i + lanes <= sum.len() {
-        // SAFETY: a vector of each is left, and is read before it may be written over.
+        // SAFETY: a register of each is left, and is read before it may be written over.
         unsafe {
             let mut gradient = isa.mul_f64s(many_a, isa.load_f64(&sum[i..]));
             if b.is_some() {

@@ -8,33 +8,39 @@ use super::{
     compensated::Compensated,
     element::Element,
     gemm::{Epilogue, Input, Output, Product},
-    layout::{DX, OUT, OUT_INDEX, Space, X, X_INDEX, Y, sum},
+    layout::{DX, OUT, OUT_INDEX, Space, X, Y, sum},
     threads::{self, SharedPtr},
 };
 
 /// The tensors of a product, each by its first element.
 #[derive(Clone, Copy)]
-pub(super) struct Matrices<T, O> {
+pub(super) struct Matrices<T, P> {
     pub x: *const T,
     pub y: *const T,
-    /// The output, or its gradient.
-    pub out: *mut O,
+    /// The output, a `*mut O`, or its gradient, a `*const O`.
+    pub out: P,
 }
 
 /// The product; normalized, where the norms of `x` and `y` are given.
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`.
-pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
+/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`,
+/// which is initialized.
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, *mut O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    // SAFETY: the caller's promise.
+    // SAFETY: as this function's own.
     unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, norms) };
 }
 
+/// [`forward`], to `c`.
+///
+/// # Safety
+///
+/// As for [`forward`], of `x`, `y` and `c`.
 unsafe fn product<T: Element>(
     x: *const T,
     y: *const T,
@@ -53,7 +59,7 @@ unsafe fn product<T: Element>(
         c,
         epilogue: norms.map_or(Epilogue::None, |[rows, columns]| Epilogue::Scale { rows, columns }),
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the axes are those of the space.
     unsafe { product.run() };
 }
 
@@ -61,9 +67,9 @@ unsafe fn product<T: Element>(
 ///
 /// # Safety
 ///
-/// As [`forward`], for `dx` and `dy`. `dx` may be `x` itself where there are no norms: its gradient does not need it.
+/// As for [`forward`], of `dx` and `dy`. `dx` may be `x` itself where there are no norms: its gradient does not need it.
 pub(super) unsafe fn backward<T, O>(
-    tensors: Matrices<T, O>,
+    tensors: Matrices<T, *const O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
     space: Space,
     norms: Option<[&[T::Compute]; 2]>,
@@ -71,18 +77,18 @@ pub(super) unsafe fn backward<T, O>(
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: the space is within the tensors and the norms.
     let cosines = norms.filter(|_| recomputes_cosines(&space)).map(|norms| unsafe { cosines(tensors, &space, norms) });
     let cosines = cosines.as_deref();
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
         let mut space = space.clone();
         space.swap();
-        // SAFETY: as above.
+        // SAFETY: the space is within `dy`, too, and both sides are exchanged alike.
         unsafe { gradient(tensors, dy, &space, norms.map(|[x, y]| [y, x]), cosines) };
     }
     if let Some(dx) = dx {
-        // SAFETY: as above.
+        // SAFETY: the space is within `dx`, too.
         unsafe { gradient(tensors, dx, &space, norms, cosines) };
     }
 }
@@ -100,42 +106,50 @@ fn recomputes_cosines(space: &Space) -> bool {
 }
 
 /// The product, normalized, in the compute dtype and in the order of [`OUT_INDEX`].
-unsafe fn cosines<T, O>(tensors: Matrices<T, O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
+///
+/// # Safety
+///
+/// Every index of `space` is within the inputs and the norms, and nothing in it is empty.
+unsafe fn cosines<T, O>(tensors: Matrices<T, *const O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     let mut cosines = vec![T::Compute::default(); space.batch.len() * space.i.len() * space.j.len()];
-    // SAFETY: the caller's promise; there is a cosine for each element of the output.
+    // SAFETY: the space is within the inputs, the caller says, and there is a cosine for each element of the output.
     unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), OUT_INDEX), space, Some(norms)) };
     cosines
 }
 
 /// `Σⱼ g[j] cos(x, yⱼ)` of each vector `x`.
+///
+/// # Safety
+///
+/// Every index of `space` is within `grad`, the gradient of the output, and nobody writes to it.
 unsafe fn dots<O: Element>(grad: *const O, cosines: &[O::Compute], space: &Space) -> Vec<f64> {
     let (own, broadcast) = space.batch.split_by(DX);
     let (vectors, others) = (own.followed_by(&space.i), broadcast.followed_by(&space.j));
-    let mut dots = vec![0.0; vectors.len()];
-    let (grad, to) = (SharedPtr::new(grad), SharedPtr::new(dots.as_mut_ptr()));
-    threads::for_each_range(vectors.len(), others.len(), |range| {
-        for vector in vectors.iter(range) {
-            let mut dot = Compensated::default();
-            for other in others.iter(0..others.len()) {
-                let at = sum(vector, other);
-                // SAFETY: the caller's promise.
-                let g = unsafe { *grad.get().offset(at[OUT]) };
-                dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
-            }
-            // SAFETY: `X_INDEX` numbers the vectors, so each has a place of its own in `dots`.
-            unsafe { *to.get().offset(vector[X_INDEX]) = dot.total() };
+    let (grad, cost) = (SharedPtr::new(grad), vectors.len().saturating_mul(others.len()));
+    // In the order of `X_INDEX`, which numbers the vectors as these axes do.
+    threads::map(vectors.len(), cost, |vector| {
+        let (vector, mut dot) = (vectors.offset(vector), Compensated::default());
+        for other in others.iter(0..others.len()) {
+            let at = sum(vector, other);
+            // SAFETY: the offset is one of the space's.
+            let g = unsafe { *grad.get().offset(at[OUT]) };
+            dot.add(g.to_f64() * cosines[at[OUT_INDEX] as usize].to_f64());
         }
-    });
-    dots
+        dot.total()
+    })
 }
 
-/// The gradient of `x`.
+/// The gradient of `x`, written to `dx`.
+///
+/// # Safety
+///
+/// As for [`backward`], of `dx` alone.
 unsafe fn gradient<T, O>(
-    tensors: Matrices<T, O>,
+    tensors: Matrices<T, *const O>,
     dx: *mut T,
     space: &Space,
     norms: Option<[&[T::Compute]; 2]>,
@@ -144,8 +158,8 @@ unsafe fn gradient<T, O>(
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    // SAFETY: the caller's promise.
-    let dots = cosines.map(|cosines| unsafe { dots(tensors.out.cast_const(), cosines, space) });
+    // SAFETY: the space is within the gradient of the output.
+    let dots = cosines.map(|cosines| unsafe { dots(tensors.out, cosines, space) });
     let dots = dots.as_deref();
     // Where x is broadcast along the batch, its gradient is the sum.
     let (own, broadcast) = space.batch.split_by(DX);
@@ -155,12 +169,12 @@ unsafe fn gradient<T, O>(
         rows: &space.i,
         columns: &space.k,
         sum: &sum,
-        a: Input::new(tensors.out.cast_const(), OUT),
+        a: Input::new(tensors.out, OUT),
         b: Input::new(tensors.y, Y),
         b_factors: norms.map(|[_, y]| y),
         c: Output::new(dx, DX),
         epilogue: norms.map_or(Epilogue::None, |[norms, _]| Epilogue::Project { x: Input::new(tensors.x, X), norms, dots }),
     };
-    // SAFETY: the caller's promise: the rows of x are where those of its gradient are.
+    // SAFETY: the axes are those of the space, and the rows of x are where those of its gradient are.
     unsafe { product.run() };
 }

@@ -1,12 +1,13 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
-//! A tensor passes `mod` (dtypes, path) → `memory` (who may read and write what) → `reduction` or `matrices` and `gemm` → `loops` → `simd`
-//! (instruction sets). `layout` has its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads`
-//! the sharing of work. CONTRIBUTING.md follows one tensor all the way.
+//! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) →
+//! `reduction` or `matrices` and `gemm` → `loops` → `simd` (instruction sets). `layout` has its axes and strides, `norms` the
+//! factors of normalized vectors, `pool` the memory of results, `threads` the sharing of work. CONTRIBUTING.md follows one tensor
+//! all the way.
 //!
-//! Sizes were checked by the plan, and that they can be counted is checked here ([`layout::is_countable`]); strides are checked where a
-//! tensor becomes a pointer ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On
-//! that all `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
+//! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer
+//! ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all
+//! `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
 //!
 //! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
 //! ([`has_kernel`]; `ops` casts them first), and vectors whose norms are so far from 1 that their plain product would overflow or lose digits.
@@ -16,7 +17,7 @@ use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, Tensor
 
 use crate::{
     error::Operand,
-    layout,
+    layout::{self, Space, Strides, X_INDEX, Y_INDEX},
     path::{Pass, Path},
     plan::{FloatOptions, Plan, Wanted},
 };
@@ -26,7 +27,6 @@ mod aligned;
     not(all(target_arch = "x86_64", feature = "x86-v4")),
     allow(dead_code, reason = "no instruction for bf16 is used there")
 )]
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the promise made to `multiply` holds for all of them")]
 mod bfloat;
 mod compensated;
 mod element;
@@ -35,6 +35,7 @@ mod loops;
 mod matrices;
 mod memory;
 mod norms;
+mod ops;
 mod pool;
 mod reduction;
 mod simd;
@@ -46,20 +47,19 @@ mod threads;
 pub(crate) use pool::release as release_memory;
 
 use element::Element;
-use layout::{Space, Strides, X_INDEX, Y_INDEX};
 use matrices::Matrices;
 use memory::{Differentiated, Fresh, base_ptr};
-use reduction::{Rows, SavedRow};
+use reduction::{BackwardTensors, ForwardTensors, Rows, SavedRow};
 
 /// What a forward pass gives.
-pub(crate) struct Forward {
+struct Forward {
     pub out: FlexTensor,
     pub saved: Option<Saved>,
 }
 
 /// Norms, and what else they come with, saved for the backward pass.
 #[derive(Clone)]
-pub(crate) struct Saved {
+struct Saved {
     pub norms: FlexTensor,
     /// Who alone can read them.
     pub by: Path,
@@ -75,7 +75,7 @@ impl Saved {
 }
 
 /// The gradients of the inputs, where they were asked for.
-pub(crate) struct Grads {
+struct Grads {
     pub lhs: Option<FlexTensor>,
     pub rhs: Option<FlexTensor>,
 }
@@ -96,7 +96,7 @@ macro_rules! for_dtypes {
 }
 
 /// Whether there is a kernel from inputs of a dtype to an output of another.
-pub(crate) fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
+fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
     fn dtypes<T: Stored, O: Stored>() -> Option<[DType; 2]> {
         Some([T::dtype(), O::dtype()])
     }
@@ -113,8 +113,8 @@ fn assert_planned([lhs, rhs]: [&FlexTensor; 2], plan: &Plan) {
 }
 
 /// The product, and, if `save` is set, what [`float_dot_grads`] can use, where that is worth its memory.
-pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
-    if plan.is_trivial() || !layout::is_countable(plan) {
+fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options: FloatOptions, save: bool) -> Option<Forward> {
+    if plan.is_trivial() {
         return None;
     }
     assert_planned([lhs, rhs], plan);
@@ -124,7 +124,7 @@ pub(crate) fn float_dot(lhs: &FlexTensor, rhs: &FlexTensor, plan: &Plan, options
 
 /// The gradients of the product that are wanted, or the inputs, handed back. An input that nobody else holds may be overwritten by its gradient.
 #[expect(clippy::result_large_err, reason = "not an error: the inputs, handed back, moved once in a backward pass")]
-pub(crate) fn float_dot_grads(
+fn float_dot_grads(
     inputs: [FlexTensor; 2],
     grad: &FlexTensor,
     saved: Option<&Saved>,
@@ -132,7 +132,7 @@ pub(crate) fn float_dot_grads(
     options: FloatOptions,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    if plan.is_trivial() || !layout::is_countable(plan) {
+    if plan.is_trivial() {
         return Err(inputs);
     }
     assert_planned(inputs.each_ref(), plan);
@@ -192,7 +192,8 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty. Nobody
     // else has the output and what is saved, which has a row for each of the output's elements.
     let complete = unsafe {
-        reduction::forward(Rows { x, y, out: out.as_mut_ptr(), dx: None, dy: None, saved: to_save }, &space, epsilon)
+        let pass = ForwardTensors { out: out.as_mut_ptr(), saved: to_save };
+        reduction::forward(Rows { x, y, pass }, &space, epsilon)
     };
     let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: Path::Reduction { vector } });
     complete.then(|| Forward { out: out.into_tensor(), saved })
@@ -253,11 +254,10 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     if vector == Operand::Rhs {
         space.swap();
     }
-    // Only read.
-    let out = base_ptr::<O>(grad).cast_mut();
     let saved = saved.and_then(|saved| saved.read_by::<f64>(Path::Reduction { vector }, saved_rows(plan).iter().product()));
-    let saved = saved.map(|saved| saved.cast_mut().cast());
-    let rows = Rows { x: x.input(), y: y.input(), out, dx: x.gradient(), dy: y.gradient(), saved };
+    let saved = saved.map(|saved| saved.cast());
+    let pass = BackwardTensors { grad: base_ptr::<O>(grad), saved, dx: x.gradient(), dy: y.gradient() };
+    let rows = Rows { x: x.input(), y: y.input(), pass };
     // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
     // saved has a row for each of the output's elements. Nobody else has the gradients, which are the inputs' own where `in_place` says so.
     unsafe { reduction::backward(rows, &space, epsilon, in_place) }
@@ -287,8 +287,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
             Some(&made[..])
         }
     };
-    // Only read.
-    let out = base_ptr::<O>(grad).cast_mut();
+    let out = base_ptr::<O>(grad);
     let norms = norms.map(|norms| norms.split_at(counts[0]).into());
     // SAFETY: as above, also for the gradients and the norms, of which there is one for each vector. Nobody else has the gradients; that
     // of lhs is in its place only where there are no norms.

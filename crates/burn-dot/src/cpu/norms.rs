@@ -58,7 +58,7 @@ impl Scale {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors, which have so many vectors, and nothing in it is empty.
+/// Every index of `space` is within the tensors, which nobody writes to, and nothing in it is empty.
 pub(super) unsafe fn of_both<T: Element>(
     x: *const T,
     y: *const T,
@@ -68,14 +68,18 @@ pub(super) unsafe fn of_both<T: Element>(
 ) -> Option<Vec<T::Compute>> {
     let mut norms = vec![T::Compute::default(); x_count + y_count];
     let (of_x, of_y) = norms.split_at_mut(x_count);
-    // SAFETY: the caller's promise.
+    // SAFETY: the space is within both inputs, the caller says; its batch and free axes have their vectors.
     let in_range = unsafe {
         of_one(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && of_one(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
     };
     in_range.then_some(norms)
 }
 
-/// False as [`of_both`].
+/// Those of one input, `free` being its own axes. False as [`of_both`].
+///
+/// # Safety
+///
+/// Every index of `space` is within `x`, which nobody writes to, and nothing in it is empty.
 unsafe fn of_one<T: Element>(
     norms: &mut [T::Compute],
     x: *const T,
@@ -86,12 +90,12 @@ unsafe fn of_one<T: Element>(
 ) -> bool {
     let (outer, inner) = space.batch.split_by(index).0.followed_by(free).inner();
     let blocks = inner.size.div_ceil(CHUNK);
-    let (count, terms) = (outer.len() * blocks, space.k.len());
+    let (count, k) = (outer.len() * blocks, space.k.len());
     // The vectors are numbered in the order of the axes, so those of a block are contiguous, and all of them fit.
     assert!(norms.len() == outer.len() * inner.size, "{} norms of {} vectors", norms.len(), outer.len() * inner.size);
-    // Few and long vectors are cut along their terms.
-    let work = norms.len().saturating_mul(terms);
-    let parts = threads::count(work).div_ceil(count).min(terms.div_ceil(PART_TERMS));
+    // Few and long vectors are cut along K.
+    let work = norms.len().saturating_mul(k);
+    let parts = threads::count(work).div_ceil(count).min(k.div_ceil(PART_K));
     let mut squares = vec![0.0; if parts > 1 { parts * norms.len() } else { 0 }];
     let in_range = AtomicBool::new(true);
     let all = norms.len();
@@ -105,16 +109,17 @@ unsafe fn of_one<T: Element>(
             let at = advance(outer.offset(block / blocks), &inner, first);
             let vectors = CHUNK.min(inner.size - first);
             let index = block / blocks * inner.size + first;
-            let terms = threads::part(terms, parts, part);
+            let k_range = threads::part(k, parts, part);
             let mut local = [0.0; CHUNK];
-            // SAFETY: the caller's promise; each block has norms, and each of its parts squares, of its own.
+            // SAFETY: the vectors of a block are within the input, as the space is; each block has norms, and each of its parts
+            // squares, of its own.
             unsafe {
                 let to = match parts {
                     1 => &mut local[..vectors],
                     _ => core::slice::from_raw_parts_mut(squares.add(part * all + index), vectors),
                 };
                 let x = x.offset(at[tensor]);
-                simd::dispatch(Squares { x, stride: inner.stride[tensor], k: &space.k, terms, tensor, to });
+                simd::dispatch(Squares { x, stride: inner.stride[tensor], k: &space.k, k_range, tensor, to });
                 if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), epsilon) {
                     in_range.store(false, Ordering::Relaxed);
                 }
@@ -129,8 +134,8 @@ unsafe fn of_one<T: Element>(
     in_range.into_inner()
 }
 
-/// Terms of a part, at least.
-const PART_TERMS: usize = 4096;
+/// The length of a part of K, at least.
+const PART_K: usize = 4096;
 
 /// From sums of squares. False as [`of_both`].
 fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
@@ -145,12 +150,16 @@ fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
     in_range
 }
 
-/// The squares of vectors at equal strides, summed over these terms.
+/// The squares of vectors at equal strides, summed over a range of K.
+///
+/// # Safety
+///
+/// There are as many vectors from `x` on as in `to`, whose elements in the range can be read, and nobody writes to them.
 struct Squares<'a, T: Element> {
     x: *const T,
     stride: isize,
     k: &'a Axes,
-    terms: Range<usize>,
+    k_range: Range<usize>,
     tensor: usize,
     to: &'a mut [f64],
 }
@@ -158,7 +167,7 @@ struct Squares<'a, T: Element> {
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * SQUARED_ROWS;
 
-/// Up to so many terms setting up a sum by blocks costs more than adding in f64.
+/// Up to this length setting up a sum by blocks costs more than adding in f64.
 const SHORT: usize = 64;
 
 /// Sums of squares below this may have lost some that f32 does not hold.
@@ -168,14 +177,14 @@ impl<T: Element> Task for Squares<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(mut self, isa: S) {
+    unsafe fn run<S: Isa>(mut self, isa: S) {
         // Vectors perpendicular to memory are read row of memory by row of memory, others one by one.
-        // SAFETY: the promise made to `of_both`.
+        // SAFETY: the task says that they can be read.
         unsafe {
             let is_contiguous = self.k.stride_of(self.tensor) == Some(1);
             if self.stride == 1 && self.k.inner().1.stride[self.tensor] != 1 {
                 self.perpendicular(isa);
-            } else if is_contiguous && self.terms.len() <= SHORT {
+            } else if is_contiguous && self.k_range.len() <= SHORT {
                 self.short(isa);
             } else {
                 for vector in 0..self.to.len() {
@@ -194,14 +203,18 @@ impl<T: Element> Task for Squares<'_, T> {
 
 impl<T: Element> Squares<'_, T> {
     /// Rows of memory, each with an element of every vector. Short ones that follow one another are read as one.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; vectors are one element apart.
     #[inline(always)]
     unsafe fn perpendicular<S: Isa>(&mut self, isa: S) {
-        let Squares { x, k, ref terms, tensor, ref mut to, .. } = *self;
+        let Squares { x, k, ref k_range, tensor, ref mut to, .. } = *self;
         let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
         let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
-        for (_, len, from) in k.segments(terms.clone()) {
-            // SAFETY: the caller's promise.
+        for (_, len, from) in k.segments(k_range.clone()) {
+            // SAFETY: a segment begins within the range.
             let x = unsafe { x.offset(from[tensor]) };
             let mut rest = 0..len;
             // First by groups, then what is left of them, row by row.
@@ -209,13 +222,14 @@ impl<T: Element> Squares<'_, T> {
                 let width = vectors * group;
                 let (partial, squares, lost) = (&mut partial[..width], &mut squares[..width], &mut lost[..width]);
                 while rest.len() >= group {
-                    let terms = rest.start..rest.end.min(rest.start + PARTIAL * group);
+                    let end = rest.end.min(rest.start + PARTIAL * group);
                     partial.fill(0.0);
-                    while terms.end - rest.start >= group {
+                    while end - rest.start >= group {
                         let mut rows: [&[T]; SQUARED_ROWS] = [&[]; SQUARED_ROWS];
-                        let rows = &mut rows[..SQUARED_ROWS.min((terms.end - rest.start) / group)];
+                        let rows = &mut rows[..SQUARED_ROWS.min((end - rest.start) / group)];
                         for row in rows.iter_mut() {
-                            // SAFETY: as above: each term has a row of contiguous elements, and those of a group are contiguous.
+                            // SAFETY: the elements of all vectors at an index of K are contiguous, and so are the rows of a
+                            // group.
                             *row = unsafe { core::slice::from_raw_parts(x.offset(rest.start as isize * k_stride), width) };
                             rest.start += group;
                         }
@@ -234,34 +248,42 @@ impl<T: Element> Squares<'_, T> {
         }
     }
 
-    /// Contiguous vectors of a few terms.
+    /// Contiguous vectors of a few elements.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; the vectors are contiguous along K.
     #[inline(always)]
     unsafe fn short<S: Isa>(&mut self, isa: S) {
-        let mut at = self.x.wrapping_add(self.terms.start);
+        let mut at = self.x.wrapping_add(self.k_range.start);
         for to in self.to.iter_mut() {
-            // SAFETY: the caller's promise.
-            let x = unsafe { core::slice::from_raw_parts(at, self.terms.len()) };
+            // SAFETY: these are the elements of a vector in the range.
+            let x = unsafe { core::slice::from_raw_parts(at, self.k_range.len()) };
             [*to] = loops::short_sums(isa, x, x);
             at = at.wrapping_offset(self.stride);
         }
     }
 
     /// The square of one vector, contiguous or gathered; all in f64, if `EXACT`.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; `vector` is the index of one of them.
     #[inline(always)]
     unsafe fn along<S: Isa, const EXACT: bool>(&self, isa: S, vector: usize) -> f64 {
         let k_stride = self.k.inner().1.stride[self.tensor];
         let mut square = Compensated::default();
-        for (_, len, from) in self.k.segments(self.terms.clone()) {
+        for (_, len, from) in self.k.segments(self.k_range.clone()) {
             let at = self.x.wrapping_offset(from[self.tensor] + vector as isize * self.stride);
             if k_stride == 1 {
-                // SAFETY: the caller's promise.
+                // SAFETY: a segment is a part of the vector, and is contiguous here.
                 square.add(square_of::<S, T, EXACT>(isa, unsafe { core::slice::from_raw_parts(at, len) }));
                 continue;
             }
             let mut buffer = [T::default(); CHUNK];
             for first in (0..len).step_by(CHUNK) {
                 let at = at.wrapping_offset(first as isize * k_stride);
-                // SAFETY: as above.
+                // SAFETY: a segment is a part of the vector.
                 let run = unsafe { Strided { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
                 square.add(square_of::<S, T, EXACT>(isa, run));
             }

@@ -16,17 +16,17 @@ impl<T: Copy> Strided<T> {
     ///
     /// # Safety
     ///
-    /// All of them are within one allocation; there are no more than the buffer holds.
+    /// All of them are within one allocation, and can be read.
     #[inline(always)]
     pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
         let to = &mut buffer[..self.len];
         if self.stride == 1 {
-            // SAFETY: the caller's promise; the buffer is ours alone.
+            // SAFETY: the caller says that they can be read; the buffer is ours alone.
             unsafe { core::ptr::copy_nonoverlapping(self.at, to.as_mut_ptr(), self.len) };
             return to;
         }
         for (i, to) in to.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller says that they can be read.
             *to = unsafe { *self.at.offset(i as isize * self.stride) };
         }
         to
@@ -49,7 +49,7 @@ impl<T: Copy> StridedMut<T> {
     #[inline(always)]
     pub unsafe fn scatter(self, from: &[T]) {
         for (i, &x) in from.iter().enumerate() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller says that all places are its own.
             unsafe { *self.at.offset(i as isize * self.stride) = x };
         }
     }

@@ -1,5 +1,6 @@
 //! Work over threads: those of rayon's pool, where the feature is on.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 #[cfg(feature = "rayon")]
@@ -26,12 +27,13 @@ const TASKS_PER_THREAD: usize = 4;
 #[derive(Clone, Copy)]
 pub(super) struct SharedPtr<P>(P);
 
-// SAFETY: whoever reads through it has a `&T` on another thread, which `T: Sync` allows. To read at all takes a reason of its own.
+// SAFETY: whoever reads through it has a `&T` on another thread, which `T: Sync` allows. Dereferencing it needs a safety argument
+// of its own.
 unsafe impl<T: Sync> Send for SharedPtr<*const T> {}
 // SAFETY: as above; a reference to the pointer gives no more than a copy of it.
 unsafe impl<T: Sync> Sync for SharedPtr<*const T> {}
-// SAFETY: whoever writes through it moves a `T` to another thread, which `T: Send` allows; whoever reads, as above. To do either takes a
-// reason of its own.
+// SAFETY: whoever writes through it moves a `T` to another thread, which `T: Send` allows; whoever reads, as above. Dereferencing
+// it needs a safety argument of its own.
 unsafe impl<T: Send + Sync> Send for SharedPtr<*mut T> {}
 // SAFETY: as above; a reference to the pointer gives no more than a copy of it.
 unsafe impl<T: Send + Sync> Sync for SharedPtr<*mut T> {}
@@ -81,6 +83,24 @@ pub(super) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) +
     }
     let _ = multiplications;
     (0..tasks).for_each(f);
+}
+
+/// What `f` gives for each of `0..tasks`, which together are work of this size.
+///
+/// # Panics
+///
+/// If `f` panics, on whichever thread; what it gave for other tasks is leaked.
+pub(super) fn map<T: Send + Sync>(tasks: usize, multiplications: usize, f: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
+    let mut results = Vec::<T>::with_capacity(tasks);
+    let slots = SharedPtr::new(results.as_mut_ptr());
+    for_each(tasks, multiplications, |task| {
+        let result = f(task);
+        // SAFETY: there is a slot for each task, and each is called once.
+        unsafe { slots.get().add(task).write(result) };
+    });
+    // SAFETY: every task has written to its slot: `for_each` would have panicked otherwise.
+    unsafe { results.set_len(tasks) };
+    results
 }
 
 /// Calls `f` with ranges that together make `0..count`, where each index costs so many multiplications.

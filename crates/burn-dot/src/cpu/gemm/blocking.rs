@@ -7,7 +7,7 @@ pub(super) struct Sizes {
     pub units: usize,
     pub lanes: usize,
     pub broadcast: usize,
-    pub terms: usize,
+    pub k: usize,
     /// Bytes of an element of the compute dtype.
     pub element: usize,
 }
@@ -37,7 +37,7 @@ pub(super) struct Blocking {
     pub compensated: bool,
 }
 
-/// Terms of a packed panel: with 16 lanes of f32, 16 KiB, half of a first-level cache.
+/// The length of K in a packed panel: with 16 lanes of f32, 16 KiB, half of a first-level cache.
 const K_BLOCK: usize = 256;
 /// Bytes of the packed lanes of a block: half of a second-level cache.
 const PACKED: usize = 256 << 10;
@@ -45,7 +45,7 @@ const PACKED: usize = 256 << 10;
 const BROADCAST_BLOCK: usize = 1024;
 /// Elements of a block that is accumulated in a workspace.
 const WORKSPACE: usize = 1 << 15;
-/// Blocks of terms that are added without their rounding errors: up to 4096 terms.
+/// Blocks of K that are added without their rounding errors: up to K = 4096.
 pub(super) const PLAIN_BLOCKS: usize = 16;
 /// Multiplications of a task, at least, once each thread has one: nearly a millisecond, beside which packing the other side again is little.
 const TASK: usize = 1 << 26;
@@ -59,10 +59,10 @@ const TASKS_PER_THREAD: usize = 4;
 impl Blocking {
     /// Accumulates in the output, or, where that is `indirect`, in a workspace.
     pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
-        let Sizes { lanes, broadcast, terms, element, .. } = sizes;
+        let Sizes { lanes, broadcast, k, element, .. } = sizes;
         let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
-        let k_block = K_BLOCK.min(terms);
-        let compensated = terms > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
+        let k_block = K_BLOCK.min(k);
+        let compensated = k > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
         let workspace = indirect || compensated;
         let most_lanes = (PACKED / (element * K_BLOCK)).min(lanes);
         let (lane_block, broadcast_block) = match (workspace, whole) {
@@ -95,18 +95,18 @@ impl Blocking {
     }
 }
 
-/// Parts along the lanes, the broadcast vectors, and the terms.
+/// Parts along the lanes, the broadcast vectors, and K.
 fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
-    let Sizes { units, lanes, broadcast, terms, .. } = sizes;
+    let Sizes { units, lanes, broadcast, k, .. } = sizes;
     if threads <= 1 || units.is_multiple_of(threads) {
         return [1, 1, 1];
     }
-    let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(terms);
+    let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(k);
     let wanted = (work / TASK).clamp(threads, TASKS_PER_THREAD * threads).div_ceil(units);
-    // Few outputs and many terms: each part reads terms of its own, and its partial sums fit a workspace.
+    // Few outputs and a long K: each part reads elements of its own, and its partial sums fit a workspace.
     let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
-    if few && terms >= PLAIN_BLOCKS * K_BLOCK && terms / (4 * threads) >= lanes.max(broadcast) {
-        return [1, 1, threads.div_ceil(units).min(terms.div_ceil(K_BLOCK))];
+    if few && k >= PLAIN_BLOCKS * K_BLOCK && k / (4 * threads) >= lanes.max(broadcast) {
+        return [1, 1, threads.div_ceil(units).min(k.div_ceil(K_BLOCK))];
     }
     // As many as share out evenly.
     let even = |parts: usize| if parts >= threads { parts / threads * threads } else { parts };
@@ -120,12 +120,12 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
 mod tests {
     use super::*;
 
-    fn sizes(units: usize, lanes: usize, broadcast: usize, terms: usize) -> Sizes {
-        Sizes { units, lanes, broadcast, terms, element: 4 }
+    fn sizes(units: usize, lanes: usize, broadcast: usize, k: usize) -> Sizes {
+        Sizes { units, lanes, broadcast, k, element: 4 }
     }
 
     #[test]
-    fn a_product_is_cut_along_lanes_then_broadcast_vectors_then_terms() {
+    fn a_product_is_cut_along_lanes_then_broadcast_vectors_then_k() {
         for (sizes, whole, threads, expected) in [
             (sizes(1, 64, 64, 768), Whole::Nothing, 1, [1, 1, 1]),
             (sizes(1, 64, 64, 768), Whole::Nothing, 2, [2, 1, 1]),
@@ -145,10 +145,10 @@ mod tests {
 
     #[test]
     fn long_sums_are_compensated_in_a_workspace_and_short_ones_added_in_the_output() {
-        for terms in [1, 256, 4096, 4097, 1 << 22] {
-            let blocking = Blocking::new(sizes(1, 40, 30, terms), Whole::Nothing, false, 1);
-            assert_eq!((blocking.compensated, blocking.workspace), (terms > 4096, terms > 4096), "{terms} terms");
-            assert!(blocking.k_block <= 256 && blocking.k_block <= terms);
+        for k in [1, 256, 4096, 4097, 1 << 22] {
+            let blocking = Blocking::new(sizes(1, 40, 30, k), Whole::Nothing, false, 1);
+            assert_eq!((blocking.compensated, blocking.workspace), (k > 4096, k > 4096), "K = {k}");
+            assert!(blocking.k_block <= 256 && blocking.k_block <= k);
         }
     }
 

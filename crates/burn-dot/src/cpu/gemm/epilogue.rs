@@ -56,7 +56,7 @@ pub(in super::super) struct Output<R> {
     pub is_bf16: bool,
 }
 
-// SAFETY: plain data may be written on any thread. To write at all takes a reason of its own.
+// SAFETY: plain data may be written on any thread. Dereferencing it needs a safety argument of its own.
 unsafe impl<R> Send for Output<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Output<R> {}
@@ -65,7 +65,7 @@ unsafe impl<R> Sync for Output<R> {}
 ///
 /// # Safety
 ///
-/// As many elements can be read, and written to where nothing else reads or writes.
+/// `len` elements can be read, and there is room for as many, `stride` elements apart, which nothing else reads or writes.
 type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize, finite: bool);
 
 impl<R: Compute> Output<R> {
@@ -96,19 +96,29 @@ impl<R: Compute> Output<R> {
         for (first, len, from) in lanes.0.segments(lanes.1) {
             for (column, at) in columns.iter().enumerate() {
                 let to = self.at(sum(at, from)[self.tensor]);
-                // SAFETY: the caller's promise.
+                // SAFETY: the segment is a part of a column of the block, which is within the output, the caller says.
                 unsafe { (self.store)(block.column(column).add(first), len, to, stride, finite) };
             }
         }
     }
 }
 
+/// # Safety
+///
+/// As for [`Store`]; there is room for elements of this dtype.
 unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, stride: isize, finite: bool) {
-    // SAFETY: the promise made to `Store`.
-    let from = unsafe { core::slice::from_raw_parts(from, len) };
-    simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
+    // SAFETY: as this function's own.
+    unsafe {
+        let from = core::slice::from_raw_parts(from, len);
+        simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
+    }
 }
 
+/// See [`Store`].
+///
+/// # Safety
+///
+/// From `to` on there is room for as many elements as in `from`, `stride` apart, which nothing else reads or writes.
 struct StoreRun<'a, C: Element> {
     from: &'a [C::Compute],
     to: *mut C,
@@ -120,13 +130,13 @@ impl<C: Element> Task for StoreRun<'_, C> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let mut buffer = [C::default(); CHUNK];
         let mut at = self.to;
         for from in self.from.chunks(CHUNK) {
             let rounded = &mut buffer[..from.len()];
             loops::from_compute(isa, from, rounded, self.finite);
-            // SAFETY: the promise made to `Store`. From a buffer, since the output may not be initialized yet.
+            // SAFETY: the task says that there is room. From a buffer, since it may not be initialized yet.
             unsafe {
                 if self.stride == 1 {
                     core::ptr::copy_nonoverlapping(rounded.as_ptr(), at, rounded.len());
@@ -140,6 +150,11 @@ impl<C: Element> Task for StoreRun<'_, C> {
 }
 
 /// Multiplies each element of a block by the factors of its lane and its column, and keeps it in [-1, 1].
+///
+/// # Safety
+///
+/// The block has an element for each factor of a lane in a column for each factor of a broadcast vector, all initialized; nothing
+/// else reads or writes them.
 pub(super) struct Scale<'a, R> {
     pub block: Block<R>,
     pub lanes: &'a [R],
@@ -150,9 +165,9 @@ impl<R: Compute> Task for Scale<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         for (column, &factor) in self.broadcast.iter().enumerate() {
-            // SAFETY: the block belongs to this task, and is initialized.
+            // SAFETY: the task says that the column is initialized, and its own.
             let column = unsafe { core::slice::from_raw_parts_mut(self.block.column(column), self.lanes.len()) };
             let lanes = R::lanes::<S>();
             let (mut x, mut factors) = (column.chunks_exact_mut(lanes), self.lanes.chunks_exact(lanes));
@@ -173,6 +188,11 @@ impl<R: Compute> Task for Scale<'_, R> {
 
 /// `p ← s (p − x (x·p) s²)` for the rows `p` of a block, the gradients of the vectors `x`; without the projection where the norm of `x` is
 /// below its epsilon.
+///
+/// # Safety
+///
+/// The block has an element for each of the lanes in each of the columns, initialized, which nothing else reads or writes; and
+/// `x` one that can be read, at the offset that lane and column have there.
 pub(super) struct Project<'a, R> {
     pub block: Block<R>,
     /// Whether a row is a column of the block, contiguous, or perpendicular to them.
@@ -189,8 +209,8 @@ impl<R: Compute> Task for Project<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        // SAFETY: the promise made to `Product::run`: `x` has a vector for each row, which is where its gradient is.
+    unsafe fn run<S: Isa>(self, isa: S) {
+        // SAFETY: the task says so of the block and of `x`.
         unsafe { if self.rows_are_columns { self.along_lanes(isa) } else { self.across_columns(isa) } }
     }
 }
@@ -218,11 +238,15 @@ impl<R: Compute> Project<'_, R> {
     }
 
     /// Reads elements of `x` along the lanes.
+    ///
+    /// # Safety
+    ///
+    /// `at` is the offset in `x` of the first of `len` lanes that are `lanes.0`'s stride apart.
     #[inline(always)]
     unsafe fn read<'b>(&self, at: Offsets, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
         let stride = self.x.stride(&self.lanes.0.inner().1);
         let from = self.x.offset(at);
-        // SAFETY: the caller's promise.
+        // SAFETY: the lanes are within `x`, the caller says.
         unsafe {
             if self.x.is_compute && stride == 1 {
                 return core::slice::from_raw_parts(from.cast(), len);
@@ -233,6 +257,10 @@ impl<R: Compute> Project<'_, R> {
     }
 
     /// Rows that are contiguous, one after the other.
+    ///
+    /// # Safety
+    ///
+    /// As the task says.
     #[inline(always)]
     unsafe fn along_lanes<S: Isa>(&self, isa: S) {
         let mut buffer = [R::default(); CHUNK];
@@ -249,7 +277,7 @@ impl<R: Compute> Project<'_, R> {
                         let len = CHUNK.min(len - part);
                         let mut x_at = sum(at, from);
                         x_at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
-                        // SAFETY: the caller's promise; these rows of the block belong to this task.
+                        // SAFETY: these are some of the lanes, in one of the columns.
                         unsafe {
                             let x = self.read(x_at, len, &mut buffer);
                             let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
@@ -265,6 +293,10 @@ impl<R: Compute> Project<'_, R> {
     }
 
     /// Rows perpendicular to the columns, many at a time.
+    ///
+    /// # Safety
+    ///
+    /// As the task says.
     #[inline(always)]
     unsafe fn across_columns<S: Isa>(&self, isa: S) {
         let stride = self.lanes.0.inner().1.stride;
@@ -275,7 +307,7 @@ impl<R: Compute> Project<'_, R> {
                 let mut at = from;
                 at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
                 let block = Perpendicular { lane: first + part, at, rows, group: self.group(rows) };
-                // SAFETY: the caller's promise.
+                // SAFETY: these are some of the lanes.
                 unsafe {
                     if self.dots.is_none() {
                         self.dots_perpendicular(isa, &block, &mut projections);
@@ -308,13 +340,17 @@ impl<R: Compute> Project<'_, R> {
     }
 
     /// Calls `f` with the index of the first column of each group, with its elements of `x`, and with those of the block.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; `block` is some of its lanes.
     #[inline(always)]
     unsafe fn for_each_group(&self, block: &Perpendicular, mut f: impl FnMut(usize, &[R], &mut [R])) {
         let Perpendicular { lane, at, rows, group } = *block;
         let mut buffer = [R::default(); CHUNK];
         for first in (0..self.columns.len()).step_by(group) {
             let len = rows * group.min(self.columns.len() - first);
-            // SAFETY: the caller's promise; columns of a group are contiguous. These rows of the block belong to this task.
+            // SAFETY: these are some of the lanes, in columns that are contiguous if they are a group.
             unsafe {
                 let x = self.read(sum(self.columns.at(first), at), len, &mut buffer);
                 f(first, x, core::slice::from_raw_parts_mut(self.block.column(first).add(lane), len));
@@ -323,13 +359,17 @@ impl<R: Compute> Project<'_, R> {
     }
 
     /// `x·p` of rows perpendicular to the columns.
+    ///
+    /// # Safety
+    ///
+    /// As the task says; `block` is some of its lanes.
     #[inline(always)]
     unsafe fn dots_perpendicular<S: Isa>(&self, isa: S, block: &Perpendicular, dots: &mut [f64; CHUNK]) {
         let Perpendicular { rows, group, .. } = *block;
         let (mut partial, mut lost) = ([0.0; CHUNK], [0.0; CHUNK]);
         let (partial, lost, dots) = (&mut partial[..rows * group], &mut lost[..rows * group], &mut dots[..rows * group]);
         dots.fill(0.0);
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         unsafe {
             self.for_each_group(
                 block,

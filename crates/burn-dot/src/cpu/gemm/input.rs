@@ -25,7 +25,8 @@ pub(in super::super) struct Input<R> {
     pub is_bf16: bool,
 }
 
-// SAFETY: an input is only read, and its elements, plain data, may be read on any thread. To read at all takes a reason of its own.
+// SAFETY: an input is only read, and its elements, plain data, may be read on any thread. Dereferencing it needs a safety
+// argument of its own.
 unsafe impl<R> Send for Input<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Input<R> {}
@@ -34,7 +35,8 @@ unsafe impl<R> Sync for Input<R> {}
 ///
 /// # Safety
 ///
-/// The elements are within one allocation; `to` has room for them.
+/// The elements are within one allocation, and can be read. `to` has elements for all segments, which are initialized, and which
+/// nothing else reads or writes.
 type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
 impl<R: Compute> Input<R> {
@@ -64,11 +66,14 @@ impl<R: Compute> Input<R> {
     ///
     /// As there.
     pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         unsafe { (self.load)(from, outer, inner, to, to_stride) }
     }
 }
 
+/// # Safety
+///
+/// As for [`Load`]; the elements are of this dtype.
 unsafe fn load<T: Element>(
     from: *const u8,
     outer: (usize, isize),
@@ -76,9 +81,15 @@ unsafe fn load<T: Element>(
     to: *mut T::Compute,
     to_stride: usize,
 ) {
-    simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride });
+    // SAFETY: as this function's own.
+    unsafe { simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride }) };
 }
 
+/// See [`Load`].
+///
+/// # Safety
+///
+/// As there.
 struct LoadStrided<T: Element> {
     from: *const T,
     outer: (usize, isize),
@@ -91,10 +102,10 @@ impl<T: Element> Task for LoadStrided<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let LoadStrided { from, outer, inner: (len, stride), to, to_stride } = self;
         for i in 0..outer.0 {
-            // SAFETY: the promise made to `Load`.
+            // SAFETY: the task says that a segment can be read, and `to` written.
             unsafe {
                 let from = from.offset(i as isize * outer.1);
                 let to = core::slice::from_raw_parts_mut(to.add(i * to_stride), len);
@@ -110,13 +121,14 @@ impl<T: Element> Task for LoadStrided<T> {
     }
 }
 
-/// One side of a product: the vectors of an input, along its free axes, and their terms.
+/// One side of a product: the vectors of an input, by its free axes and those of K.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a, R> {
     pub free: &'a Axes,
-    pub terms: &'a Axes,
+    pub k: &'a Axes,
     pub input: Input<R>,
-    /// A factor for each term, and its place in [`Offsets`]. Only its magnitude counts: see [`Scale`](super::super::norms::Scale).
+    /// A factor for each index of K, and its place in [`Offsets`]. Only its magnitude counts: see
+    /// [`Scale`](super::super::norms::Scale).
     pub factors: Option<(&'a [R], usize)>,
 }
 
@@ -180,7 +192,7 @@ impl Places {
     }
 }
 
-/// The terms of one block of K, and where they are.
+/// One block of K, and where its elements are.
 pub(super) struct KBlock<'a, R> {
     pub len: usize,
     /// The first of each segment along the last axis, its length, and where it is.
@@ -195,10 +207,10 @@ impl<'a, R: Compute> KBlock<'a, R> {
         KBlock { len: 0, segments: Vec::new(), last: axes.inner().1, factors: Vec::new(), axes }
     }
 
-    pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, terms: Range<usize>) {
-        self.len = terms.len();
+    pub fn set(&mut self, side: &Side<'_, R>, at: Offsets, k_range: Range<usize>) {
+        self.len = k_range.len();
         self.segments.clear();
-        self.segments.extend(self.axes.segments(terms));
+        self.segments.extend(self.axes.segments(k_range));
         if let Some((factors, index)) = side.factors {
             self.factors.clear();
             for &(_, len, from) in &self.segments {
@@ -213,7 +225,7 @@ impl<'a, R: Compute> KBlock<'a, R> {
         }
     }
 
-    /// Whether the terms of an input have one stride.
+    /// The offset of the first index, if an input has one stride along all of them.
     pub fn single(&self) -> Option<Offsets> {
         match self.segments[..] {
             [(_, _, from)] => Some(from),
@@ -230,7 +242,7 @@ mod tests {
     };
 
     #[test]
-    fn terms_that_one_input_holds_at_one_stride_are_one_segment_of_it() {
+    fn a_block_of_k_along_which_an_input_has_one_stride_is_one_segment_of_it() {
         let axis = |size, x, y| {
             let mut stride = Offsets::default();
             (stride[X], stride[Y]) = (x, y);
@@ -243,7 +255,7 @@ mod tests {
         for (tensor, segments) in [(X, 1), (Y, 4)] {
             let input = Input::new(elements.as_ptr(), tensor);
             let mut block = KBlock::new(&axes);
-            block.set(&Side { free: &free, terms: &axes, input, factors: None }, Offsets::default(), 30..95);
+            block.set(&Side { free: &free, k: &axes, input, factors: None }, Offsets::default(), 30..95);
             assert_eq!((block.len, block.segments.len()), (65, segments));
             assert_eq!(block.segments.iter().map(|segment| segment.1).sum::<usize>(), 65);
             assert_eq!(block.segments[0].2[tensor], if tensor == X { 30 } else { 490 });

@@ -6,16 +6,20 @@
 //!
 //! # Accuracy
 //!
-//! A register adds [`CHAIN`](tile) terms, those of the instruction for bf16 a block of K; a tile the sums of its block of K, the output 16
-//! such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error. So the error stays at a few ε of the sum of
-//! absolute terms at any K, and on any number of threads.
-
-use alloc::vec::Vec;
+//! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. An output takes so many, at most:
+//!
+//! - A register adds [`CHAIN`](tile) = 64 terms, a tile the 4 sums of its block of K, an output 16 such blocks: 84 roundings.
+//!   Longer sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of
+//!   threads.
+//! - A register of the instruction for bf16 adds a whole block of K, 256 terms: 272 roundings. Where bf16 is rounded from its
+//!   registers (`to_bf16`), it adds up to two blocks, and no more follows: 512 roundings of f32 are a 128th of the one to bf16.
+//!
+//! Rounding errors of both signs cancel: most often a few ε are left.
 
 use super::{
     element::Compute,
     layout::{Axes, Y_INDEX},
-    threads::{self, SharedPtr},
+    threads,
 };
 
 mod blocking;
@@ -29,7 +33,7 @@ use blocking::{Blocking, Sizes, Whole};
 pub(super) use epilogue::{Epilogue, Output};
 pub(super) use input::Input;
 use input::Side;
-use worker::{Sums, Worker};
+use worker::Worker;
 
 /// A batch of products: which axes are which, and which tensors.
 pub(super) struct Product<'a, R> {
@@ -39,7 +43,7 @@ pub(super) struct Product<'a, R> {
     pub sum: &'a Axes,
     pub a: Input<R>,
     pub b: Input<R>,
-    /// Factors of `b`, one for each term, by [`Y_INDEX`].
+    /// Factors of `b`, one for each index of K, by [`Y_INDEX`].
     pub b_factors: Option<&'a [R]>,
     pub c: Output<R>,
     pub epilogue: Epilogue<'a, R>,
@@ -55,9 +59,9 @@ impl<R: Compute> Product<'_, R> {
         let unit = |axes: &Axes| axes.stride_of(self.c.tensor);
         // The lanes are those that are contiguous in the output, if any are.
         let lanes_are_rows = unit(self.rows) == Some(1) && unit(self.columns) != Some(1);
-        let a = Side { free: self.rows, terms: self.sum, input: self.a, factors: None };
+        let a = Side { free: self.rows, k: self.sum, input: self.a, factors: None };
         let factors = self.b_factors.map(|factors| (factors, Y_INDEX));
-        let b = Side { free: self.columns, terms: self.sum, input: self.b, factors };
+        let b = Side { free: self.columns, k: self.sum, input: self.b, factors };
         let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
         let whole = match (&self.epilogue, lanes_are_rows) {
             (Epilogue::Project { dots: None, .. }, true) => Whole::Broadcast,
@@ -70,20 +74,20 @@ impl<R: Compute> Product<'_, R> {
             units: self.batch.len(),
             lanes: lanes.free.len(),
             broadcast: broadcast.free.len(),
-            terms: self.sum.len(),
+            k: self.sum.len(),
             element: size_of::<R>(),
         };
-        let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.terms);
+        let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
         let blocking = Blocking::new(sizes, whole, !in_output, threads::count(work));
         let scale_later = blocking.compensated || (self.a.is_bf16 && self.b.is_bf16);
         let to_bf16 = self.a.is_bf16
             && self.b.is_bf16
             && self.c.is_bf16
             && matches!(self.epilogue, Epilogue::None)
-            && sizes.terms <= 2 * blocking.k_block
+            && sizes.k <= 2 * blocking.k_block
             && regular;
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, scale_later, to_bf16, sizes, blocking };
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         unsafe {
             match blocking.k_parts {
                 1 => task.run(work),
@@ -111,6 +115,10 @@ struct Tasks<'a, R> {
 
 impl<R: Compute> Tasks<'_, R> {
     /// Each task writes a part of the output.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Product::run`].
     unsafe fn run(&self, work: usize) {
         let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
         let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
@@ -120,35 +128,34 @@ impl<R: Compute> Tasks<'_, R> {
                 let (unit, part) = (task / of_unit, task % of_unit);
                 let lanes = threads::part(self.sizes.lanes, lane_parts, part % lane_parts);
                 let broadcast = threads::part(self.sizes.broadcast, broadcast_parts, part / lane_parts);
-                // SAFETY: the promise made to `Product::run`: parts of the output are disjoint.
+                // SAFETY: the part is one of the unit, and parts of the output are disjoint.
                 unsafe { worker.part(self.product.batch.offset(unit), lanes, broadcast) };
             }
         });
     }
 
-    /// Each task sums a part of the terms of all outputs of a unit.
+    /// Each task sums over a part of K, for all outputs of a unit.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Product::run`].
     unsafe fn run_by_k(&self, work: usize, parts: usize) {
-        let Sizes { units, lanes, broadcast, terms, .. } = self.sizes;
-        let mut sums: Vec<Option<Sums<R>>> = (0..units * parts).map(|_| None).collect();
-        let slots = SharedPtr::new(sums.as_mut_ptr());
-        threads::for_each(units * parts, work, |task| {
+        let Sizes { units, lanes, broadcast, k, .. } = self.sizes;
+        let sums = threads::map(units * parts, work, |task| {
             let mut worker = Worker::new(self);
             let unit_at = self.product.batch.offset(task / parts);
             worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the promise made to `Product::run`; each task has a slot of its own, which outlives it.
-            unsafe {
-                worker.accumulate(unit_at, threads::part(terms, parts, task % parts));
-                *slots.get().add(task) = Some(worker.sums);
-            }
+            // SAFETY: the block is a unit, and its part of K is this task's; it is accumulated in a workspace.
+            unsafe { worker.accumulate(unit_at, threads::part(k, parts, task % parts)) };
+            worker.sums
         });
-        let mut worker = Worker::new(self);
-        for (unit, parts) in sums.chunks_mut(parts).enumerate() {
+        let (mut worker, mut sums) = (Worker::new(self), sums.into_iter());
+        for unit in 0..units {
             let unit_at = self.product.batch.offset(unit);
-            let mut parts = parts.iter_mut().map(|sums| sums.take().expect("every task ran"));
-            worker.sums = parts.next().expect("at least one part");
-            parts.for_each(|more| worker.sums.add(&more));
+            worker.sums = sums.next().expect("at least one part");
+            sums.by_ref().take(parts - 1).for_each(|more| worker.sums.add(&more));
             worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the block is the unit, and all parts of its sums are there.
             unsafe { worker.end(0..lanes) };
         }
     }

@@ -43,8 +43,8 @@ pub(super) const BROADCAST: usize = 16;
 
 impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
-        let (free, terms) = (side.free.inner().1, side.terms.inner().1);
-        let order = if side.input.stride(&terms) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
+        let (free, k) = (side.free.inner().1, side.k.inner().1);
+        let order = if side.input.stride(&k) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
         Vectors { side, unit_at: Offsets::default(), places: Places::default(), order, buffer: Vec::new() }
     }
 
@@ -71,133 +71,142 @@ impl<'a, R: Compute> Vectors<'a, R> {
         self.places.offset(vector, self.side.input.tensor)
     }
 
-    /// Where these vectors are, the stride from one to the next, and that from one term to the next. `None` where there are several.
-    fn strides(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<(*const u8, isize, isize)> {
-        let from = terms.single()?;
+    /// Where these vectors are, the stride from one to the next, and that along K. `None` where there are several.
+    fn strides(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const u8, isize, isize)> {
+        let from = k.single()?;
         let stride = self.places.stride(vectors.clone(), self.side.input.tensor)?;
         let at = self.side.input.offset(sum(self.places.at(vectors.start), from));
-        Some((at, stride, self.side.input.stride(&terms.last)))
+        Some((at, stride, self.side.input.stride(&k.last)))
     }
 
     /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
-    fn in_place(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
+    fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
         if !self.side.input.is_compute || self.side.factors.is_some() {
             return None;
         }
-        self.strides(vectors, terms).map(|(at, stride, term)| (at.cast(), stride, term))
+        self.strides(vectors, k).map(|(at, stride, k_stride)| (at.cast(), stride, k_stride))
     }
 
     /// The block as a matrix for the instruction for bf16.
-    pub fn bf16_side(&self, terms: &KBlock<'_, R>) -> Option<bfloat::MatRef> {
+    pub fn bf16_side(&self, k: &KBlock<'_, R>) -> Option<bfloat::MatRef> {
         if self.side.factors.is_some() {
             return None;
         }
-        let (at, stride, term) = self.strides(0..self.places.len(), terms)?;
-        Some(bfloat::MatRef { at: at.cast(), vectors: (self.places.len(), stride), terms: (terms.len, term) })
+        let (at, stride, k_stride) = self.strides(0..self.places.len(), k)?;
+        Some(bfloat::MatRef { at: at.cast(), vectors: (self.places.len(), stride), k: (k.len, k_stride) })
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
     ///
     /// # Safety
     ///
-    /// They are within the input.
+    /// The vectors are of the block that was set, and within the input along this block of K.
     pub unsafe fn broadcast(
         &mut self,
         vectors: Range<usize>,
-        terms: &KBlock<'_, R>,
+        k: &KBlock<'_, R>,
         few_panels: bool,
     ) -> tile::BroadcastColumns<R> {
-        if let Some((at, column, term)) = self.in_place(vectors.clone(), terms)
-            && (term == 1 || few_panels)
+        if let Some((at, column, k_stride)) = self.in_place(vectors.clone(), k)
+            && (k_stride == 1 || few_panels)
         {
-            return tile::BroadcastColumns { at, column, term };
+            return tile::BroadcastColumns { at, column, k_stride };
         }
-        self.buffer.resize(self.buffer.len().max(BROADCAST * terms.len), R::default());
+        self.buffer.resize(self.buffer.len().max(BROADCAST * k.len), R::default());
         let mut buffer = core::mem::take(&mut self.buffer);
-        let (column, term) = match self.order {
-            Order::ByVector => (terms.len as isize, 1),
+        let (column, k_stride) = match self.order {
+            Order::ByVector => (k.len as isize, 1),
             Order::ByK => (1, BROADCAST as isize),
         };
-        // SAFETY: the caller's promise; the buffer has room.
+        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them.
         unsafe {
             match self.order {
-                Order::ByVector => self.read_vectors(vectors, terms, &mut buffer),
-                Order::ByK => self.read_by_k(vectors, terms, buffer.as_mut_ptr(), BROADCAST),
+                Order::ByVector => self.read_vectors(vectors, k, &mut buffer),
+                Order::ByK => self.read_by_k(vectors, k, buffer.as_mut_ptr(), BROADCAST),
             }
         }
         self.buffer = buffer;
-        tile::BroadcastColumns { at: self.buffer.as_ptr(), column, term }
+        tile::BroadcastColumns { at: self.buffer.as_ptr(), column, k_stride }
     }
 
-    /// Rows of a panel where they are, if they can be read there and reading them once or twice is all that is to be done.
-    pub fn panel_in_place(&self, vectors: Range<usize>, terms: &KBlock<'_, R>) -> Option<tile::Panel<R>> {
-        let (at, stride, term) = self.in_place(vectors, terms)?;
-        (stride == 1 && self.order == Order::ByK).then_some(tile::Panel { at, term })
+    /// The panel in place, if its vectors are contiguous and nothing is to be converted or scaled.
+    pub fn panel_in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<tile::Panel<R>> {
+        let (at, stride, k_stride) = self.in_place(vectors, k)?;
+        (stride == 1 && self.order == Order::ByK).then_some(tile::Panel { at, k_stride })
     }
 
-    /// Packs these vectors, `width` of them to a panel, term by term. The last panel has the width of one register if its vectors fit in it;
-    /// it is filled up with zeros.
+    /// Packs these vectors, `width` of them to a panel, index of K by index of K. The last panel has the width of one register if
+    /// its vectors fit in it; it is filled up with zeros.
     ///
     /// # Safety
     ///
-    /// They are within the input.
+    /// The vectors are of the block that was set, and within the input along this block of K.
     pub unsafe fn pack(
         &mut self,
         vectors: Range<usize>,
-        terms: &KBlock<'_, R>,
+        k: &KBlock<'_, R>,
         lanes: usize,
         width: usize,
         to: &mut AlignedBuffer<R>,
     ) {
-        let to = to.resize(vectors.len().next_multiple_of(width) * terms.len);
+        let to = to.resize(vectors.len().next_multiple_of(width) * k.len);
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
             let panel = start..vectors.end.min(start + width);
             let width = panel_width(panel.len(), lanes, width);
-            let to = &mut to[(start - first) * terms.len..][..width * terms.len];
-            // SAFETY: the caller's promise.
-            unsafe { self.pack_panel(panel.clone(), terms, to, width) };
+            let to = &mut to[(start - first) * k.len..][..width * k.len];
+            // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
+            unsafe { self.pack_panel(panel.clone(), k, to, width) };
             if panel.len() < width {
-                to.chunks_exact_mut(width).for_each(|term| term[panel.len()..].fill(R::default()));
+                to.chunks_exact_mut(width).for_each(|row| row[panel.len()..].fill(R::default()));
             }
         }
     }
 
-    unsafe fn pack_panel(&mut self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R], width: usize) {
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, within the input along this block of K, and no more than `width`. `to` has
+    /// `width` elements for each index of it.
+    unsafe fn pack_panel(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R], width: usize) {
         if self.order == Order::ByK {
-            // SAFETY: the caller's promise; a panel has room for `width` vectors.
-            return unsafe { self.read_by_k(vectors, terms, to.as_mut_ptr(), width) };
+            // SAFETY: as this function's own.
+            return unsafe { self.read_by_k(vectors, k, to.as_mut_ptr(), width) };
         }
         let count = vectors.len();
-        let in_place = self.in_place(vectors.clone(), terms).filter(|&(_, _, term)| term == 1);
+        let in_place = self.in_place(vectors.clone(), k).filter(|&(_, _, k_stride)| k_stride == 1);
         let (rows, stride) = match in_place {
             Some((at, stride, _)) => (at, stride),
             None => {
                 let mut buffer = core::mem::take(&mut self.buffer);
-                buffer.resize(buffer.len().max(width * terms.len), R::default());
-                // SAFETY: the caller's promise.
-                unsafe { self.read_vectors(vectors, terms, &mut buffer) };
+                buffer.resize(buffer.len().max(width * k.len), R::default());
+                // SAFETY: the vectors are within the input, the caller says.
+                unsafe { self.read_vectors(vectors, k, &mut buffer) };
                 self.buffer = buffer;
-                (self.buffer.as_ptr(), terms.len as isize)
+                (self.buffer.as_ptr(), k.len as isize)
             }
         };
-        simd::dispatch(Transpose { rows, stride, count, len: terms.len, to, width });
+        // SAFETY: the rows are in the input, contiguous, or were just read.
+        unsafe { simd::dispatch(Transpose { rows, stride, count, len: k.len, to, width }) };
     }
 
     /// Reads vector by vector, each contiguous in the buffer.
-    unsafe fn read_vectors(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: &mut [R]) {
+    ///
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, and within the input along this block of K.
+    unsafe fn read_vectors(&self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R]) {
         let input = self.side.input;
-        let to = &mut to[..vectors.len() * terms.len];
-        // SAFETY: the caller's promise; the buffer has room for so many vectors of so many terms.
+        let to = &mut to[..vectors.len() * k.len];
+        // SAFETY: the vectors are within the input, the caller says; `to` has an element for each of theirs.
         unsafe {
-            match self.strides(vectors.clone(), terms) {
-                Some((from, stride, term)) => {
-                    input.load(from, (vectors.len(), stride), (terms.len, term), to.as_mut_ptr(), terms.len);
+            match self.strides(vectors.clone(), k) {
+                Some((from, stride, k_stride)) => {
+                    input.load(from, (vectors.len(), stride), (k.len, k_stride), to.as_mut_ptr(), k.len);
                 }
                 None => {
-                    let stride = input.stride(&terms.last);
-                    for (vector, to) in vectors.zip(to.chunks_exact_mut(terms.len)) {
-                        for &(first, len, from) in &terms.segments {
+                    let stride = input.stride(&k.last);
+                    for (vector, to) in vectors.zip(to.chunks_exact_mut(k.len)) {
+                        for &(first, len, from) in &k.segments {
                             let from = input.offset(sum(self.places.at(vector), from));
                             input.load(from, (1, 0), (len, stride), to[first..][..len].as_mut_ptr(), len);
                         }
@@ -206,14 +215,20 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         if self.side.factors.is_some() {
-            simd::dispatch(ScaleK { vectors: to, factors: &terms.factors });
+            // SAFETY: the task has no pointers.
+            unsafe { simd::dispatch(ScaleK { vectors: to, factors: &k.factors }) };
         }
     }
 
-    /// Reads term by term: the elements of neighbouring vectors are contiguous.
-    unsafe fn read_by_k(&self, vectors: Range<usize>, terms: &KBlock<'_, R>, to: *mut R, width: usize) {
+    /// Reads index of K by index of K: the elements of neighbouring vectors are contiguous.
+    ///
+    /// # Safety
+    ///
+    /// The vectors are of the block that was set, within the input along this block of K, and no more than `width`. `to` has
+    /// `width` initialized elements for each index of it, which nothing else reads or writes.
+    unsafe fn read_by_k(&self, vectors: Range<usize>, k: &KBlock<'_, R>, to: *mut R, width: usize) {
         let input = self.side.input;
-        let stride = input.stride(&terms.last);
+        let stride = input.stride(&k.last);
         let mut next = vectors.start;
         while next < vectors.end {
             let first = next;
@@ -223,21 +238,22 @@ impl<'a, R: Compute> Vectors<'a, R> {
             while next < vectors.end && self.place(next) - self.place(first) == (next - first) as isize {
                 next += 1;
             }
-            for &(term, len, from) in &terms.segments {
+            for &(first_k, len, from) in &k.segments {
                 let from = input.offset(sum(self.places.at(first), from));
-                // SAFETY: the caller's promise: a panel has `width` elements for each term.
+                // SAFETY: the vectors are within the input, and a panel has `width` elements for each index of K, the caller
+                // says.
                 unsafe {
-                    let to = to.add(term * width + first - vectors.start);
+                    let to = to.add(first_k * width + first - vectors.start);
                     input.load(from, (len, stride), (next - first, 1), to, width);
                 }
             }
         }
         if self.side.factors.is_some() {
-            for (term, &factor) in terms.factors.iter().enumerate() {
+            for (index, &factor) in k.factors.iter().enumerate() {
                 for vector in 0..vectors.len() {
                     // SAFETY: written just now.
                     unsafe {
-                        let to = to.add(term * width + vector);
+                        let to = to.add(index * width + vector);
                         *to = *to * factor;
                     }
                 }
@@ -246,7 +262,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     }
 }
 
-/// Multiplies the terms of each vector by their factors.
+/// Multiplies the elements of each vector by their factors.
 struct ScaleK<'a, R> {
     vectors: &'a mut [R],
     factors: &'a [R],
@@ -256,7 +272,7 @@ impl<R: Compute> Task for ScaleK<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let lanes = R::lanes::<S>();
         for vector in self.vectors.chunks_exact_mut(self.factors.len()) {
             let (mut to, mut factors) = (vector.chunks_exact_mut(lanes), self.factors.chunks_exact(lanes));
@@ -275,6 +291,10 @@ impl<R: Compute> Task for ScaleK<'_, R> {
 }
 
 /// `to[j * width + i] = rows[i * stride + j]`.
+///
+/// # Safety
+///
+/// Each of `count` rows, `stride` elements apart, has `len` elements that can be read, and nobody writes to them.
 struct Transpose<'a, R> {
     rows: *const R,
     stride: isize,
@@ -288,15 +308,15 @@ impl<R: Compute> Task for Transpose<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let Transpose { rows, stride, count, len, to, width } = self;
-        assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} terms");
+        assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} elements");
         let block = R::block::<S>();
         let mut i = 0;
         while i < count {
             let whole = i + block <= count;
             let mut j = 0;
-            // SAFETY: the rows were just read, or are in the input; the panel's size was checked above.
+            // SAFETY: the task says that the rows can be read; the panel's size was checked above.
             unsafe {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];

@@ -1,4 +1,4 @@
-//! The micro-kernel: a tile of the product that stays in registers while its terms are added.
+//! The micro-kernel: a tile of the product that stays in registers while it is summed along K.
 
 use super::super::{
     element::{Compute, clamp_to_one},
@@ -18,15 +18,16 @@ pub(super) struct BroadcastColumns<T> {
     pub at: *const T,
     /// From one column of the tile to the next.
     pub column: isize,
-    /// From one term to the next.
-    pub term: isize,
+    /// From one index of K to the next.
+    pub k_stride: isize,
 }
 
-/// A micro-panel, packed or in the input itself: for each term as many contiguous elements as the tile has rows.
+/// A micro-panel, packed or in the input itself: for each index of K as many contiguous elements as the tile has rows.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<T> {
     pub at: *const T,
-    pub term: isize,
+    /// From one index of K to the next.
+    pub k_stride: isize,
 }
 
 /// What becomes of a tile.
@@ -42,13 +43,13 @@ pub(super) struct Write<R> {
 ///
 /// # Safety
 ///
-/// The panel holds `terms` times [`VECTORS`] vectors, or one where `rows` fit in it; `b` so many columns of `terms` elements. `to` has room for
-/// `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to.
-/// There is a factor for each row and column.
+/// The panel holds `k` times [`VECTORS`] vectors, or one where `rows` fit in it; `b` so many columns of `k` elements. `to` has
+/// room for `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where
+/// they are added to. There is a factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
-    terms: usize,
+    k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
     (to, stride): (*mut R, isize),
@@ -56,7 +57,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     write: Write<R>,
 ) {
     let mut done = 0;
-    // SAFETY: the caller's promise; each call takes the next columns.
+    // SAFETY: as this function's own; each call takes the next columns.
     unsafe {
         macro_rules! columns {
             ($vectors:expr, $most:expr; $($n:literal)*) => {$(
@@ -69,7 +70,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
                             Some([row, column]) => Some([row, column.add(done)]),
                             None => None,
                         };
-                        tile::<S, R, { $vectors }, $n>(isa, terms, a, b, to, rows, Write { scale, ..write });
+                        tile::<S, R, { $vectors }, $n>(isa, k, a, b, to, rows, Write { scale, ..write });
                         done += $n;
                     }
                 }
@@ -84,19 +85,24 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     }
 }
 
+/// [`multiply`], of `N` columns and of rows that fit in `V` vectors.
+///
+/// # Safety
+///
+/// As for [`multiply`].
 #[inline(always)]
 unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    terms: usize,
+    k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
     (to, stride): (*mut R, isize),
     rows: usize,
     write: Write<R>,
 ) {
-    // SAFETY: the promise made to `multiply`.
+    // SAFETY: as this function's own; a tile whose rows fill `V` vectors is written whole.
     unsafe {
-        let sums = accumulate::<S, R, V, N>(isa, terms, a, b);
+        let sums = accumulate::<S, R, V, N>(isa, k, a, b);
         match (write.add, write.scale) {
             _ if rows < V * R::lanes::<S>() => write_rows(isa, &sums, (to, stride), rows, write),
             (false, None) => write_columns(
@@ -129,22 +135,27 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// The sums of a tile, by chains of [`CHAIN`] terms.
+///
+/// # Safety
+///
+/// `a` has `k` times `V` vectors, `b` so many elements in each of `N` columns, all of which can be read.
 #[inline(always)]
 unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    terms: usize,
+    k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
 ) -> [[R::Vector<S>; V]; N] {
     let zero = R::splat(isa, R::default());
     let mut totals = [[zero; V]; N];
     let (mut a_at, mut b_at) = (a.at, b.at);
-    let mut left = terms;
+    let mut left = k;
     while left > 0 {
         let chain = left.min(CHAIN);
         let mut sums = [[zero; V]; N];
         for _ in 0..chain {
-            // SAFETY: the promise made to `multiply`; the pointers move past the last term and are not read there.
+            // SAFETY: an index of K is left, for which `a` and `b` can be read; the pointers move past the last, and are not read
+            // there.
             unsafe {
                 let mut vectors = [zero; V];
                 for (v, vector) in vectors.iter_mut().enumerate() {
@@ -157,8 +168,8 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
                     }
                 }
             }
-            a_at = a_at.wrapping_offset(a.term);
-            b_at = b_at.wrapping_offset(b.term);
+            a_at = a_at.wrapping_offset(a.k_stride);
+            b_at = b_at.wrapping_offset(b.k_stride);
         }
         for n in 0..N {
             for v in 0..V {
@@ -170,8 +181,13 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
     totals
 }
 
-/// Writes a whole tile. `end` is what becomes of a sum, by where it goes, its row and its column. Without a choice that could be made
-/// before, and by counts known when this is compiled, so that the sums stay in registers.
+/// Writes a whole tile: for each register of sums what `end` makes of it, given where it goes, its row and its column.
+///
+/// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
+///
+/// # Safety
+///
+/// `to` has room for `V` vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes.
 #[inline(always)]
 unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -182,7 +198,7 @@ unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
     for (column, sums) in sums.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
             let row = v * R::lanes::<S>();
-            // SAFETY: the promise made to `multiply`: so many rows and columns.
+            // SAFETY: this is one of the vectors of a column.
             unsafe {
                 let to = to.offset(column as isize * stride).add(row);
                 R::store_vector(isa, end(sum, to, row, column), to);
@@ -192,6 +208,10 @@ unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// Writes the first rows of a tile.
+///
+/// # Safety
+///
+/// As for [`multiply`], of `to`, `rows`, `N` columns and `write`. The rows fit in `V` vectors.
 #[inline(always)]
 unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -202,7 +222,7 @@ unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
 ) {
     for (n, sums) in sums.iter().enumerate() {
         let mut column = [R::default(); MOST_ROWS];
-        // SAFETY: the promise made to `multiply`; a column has room for its vectors.
+        // SAFETY: as this function's own; `column` has room for the vectors of one.
         unsafe {
             for (v, &sum) in sums.iter().enumerate() {
                 R::store_vector(isa, sum, column[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
@@ -214,10 +234,15 @@ unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
+///
+/// # Safety
+///
+/// `to` has room for as many elements as `sums`, which nothing else reads or writes, and which are initialized if they are added
+/// to. There is a factor for each row.
 #[inline(never)]
 unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
     for (row, &sum) in sums.iter().enumerate() {
-        // SAFETY: the promise made to `multiply`: so many rows and factors, initialized where they are added to.
+        // SAFETY: the row is one of those.
         unsafe {
             let mut x = if add { sum + *to.add(row) } else { sum };
             if let Some((rows, column)) = scale {

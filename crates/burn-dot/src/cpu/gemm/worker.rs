@@ -92,15 +92,20 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Multiplies a part of a unit, block by block.
+    ///
+    /// # Safety
+    ///
+    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task
+    /// writes their part of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
-        let terms = self.tasks.sizes.terms;
-        // Blocks of lanes that only together are whole end together, in the output.
+        let k = self.tasks.sizes.k;
+        // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
         let together = !workspace && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
-        let once = lanes.len() <= lane_block && terms <= k_block;
+        let once = lanes.len() <= lane_block && k <= k_block;
         let first = broadcast.start;
-        // SAFETY: the promise made to `Product::run`, here and below.
+        // SAFETY: the blocks are of the part, which is this task's alone, and each is set before it is worked on.
         unsafe {
             for broadcast in blocks(broadcast, broadcast_block) {
                 for lanes in blocks(lanes.clone(), lane_block) {
@@ -111,7 +116,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
                         continue;
                     }
-                    self.accumulate(unit_at, 0..terms);
+                    self.accumulate(unit_at, 0..k);
                     if !together {
                         self.end(lanes);
                     }
@@ -130,24 +135,30 @@ impl<'a, R: Compute> Worker<'a, R> {
         self.broadcast.set(unit_at, broadcast);
     }
 
-    /// Adds these terms of the block.
-    pub unsafe fn accumulate(&mut self, unit_at: Offsets, terms: Range<usize>) {
+    /// Sums the block over a range of K.
+    ///
+    /// # Safety
+    ///
+    /// A block of the unit at `unit_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
+    /// if it is accumulated there. The rest as for [`Product::run`](super::Product::run).
+    pub unsafe fn accumulate(&mut self, unit_at: Offsets, k_range: Range<usize>) {
         let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
         if workspace {
             self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
         }
         let block = self.block();
-        let count = terms.len().div_ceil(k_block);
-        for (i, terms) in blocks(terms, k_block).enumerate() {
+        let count = k_range.len().div_ceil(k_block);
+        for (i, k_range) in blocks(k_range, k_block).enumerate() {
             if count > 1 {
                 self.panels.first = None;
             }
             let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
             let last = i + 1 == count;
-            self.lane_k.set(&self.tasks.lanes, unit_at, terms.clone());
-            self.broadcast_k.set(&self.tasks.broadcast, unit_at, terms);
-            // SAFETY: the caller's promise.
+            self.lane_k.set(&self.tasks.lanes, unit_at, k_range.clone());
+            self.broadcast_k.set(&self.tasks.broadcast, unit_at, k_range);
+            // SAFETY: as this function's own. Of a block of the output or of `sums.partial`, the first block of K is written,
+            // more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
                 self.sums.fold();
@@ -185,31 +196,42 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
     }
 
-    /// Multiplies one block of terms.
+    /// Multiplies one block of K.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::accumulate`]; `block` has elements for the block that was set, initialized if they are added to.
     unsafe fn multiply(&mut self, block: Block<R>, add: bool, last: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as this function's own.
         if unsafe { self.multiply_bf16(block, add) } {
             return;
         }
         let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
         let lanes = self.lanes.places().len();
-        simd::dispatch_narrow(
-            size_of::<R>() * lanes,
-            MultiplyBlock {
-                lanes: &mut self.lanes,
-                broadcast: &mut self.broadcast,
-                lane_k: &self.lane_k,
-                broadcast_k: &self.broadcast_k,
-                panels: &mut self.panels,
-                factors: scale.then_some([lane_factors, broadcast_factors]),
-                block,
-                add,
-            },
-        );
+        // SAFETY: both blocks were set within the product, `block` is as the caller says, and the factors were set with them.
+        unsafe {
+            simd::dispatch_narrow(
+                size_of::<R>() * lanes,
+                MultiplyBlock {
+                    lanes: &mut self.lanes,
+                    broadcast: &mut self.broadcast,
+                    lane_k: &self.lane_k,
+                    broadcast_k: &self.broadcast_k,
+                    panels: &mut self.panels,
+                    factors: scale.then_some([lane_factors, broadcast_factors]),
+                    block,
+                    add,
+                },
+            )
+        };
     }
 
-    /// Multiplies one block of terms by the instruction for bf16. False where it cannot.
+    /// Multiplies one block of K by the instruction for bf16. False where it cannot.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::multiply`].
     unsafe fn multiply_bf16(&mut self, block: Block<R>, add: bool) -> bool {
         if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
             return false;
@@ -217,28 +239,39 @@ impl<'a, R: Compute> Worker<'a, R> {
         let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
-            // SAFETY: the caller's promise; both inputs are bf16, so the compute dtype is f32.
+            // SAFETY: both sides are the block's, and `to` is where the caller says; both inputs are bf16, so the compute dtype
+            // is f32.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
             _ => false,
         }
     }
 
-    /// Multiplies all terms of the block by the instruction for bf16, and rounds them from its registers. False where it cannot.
+    /// Multiplies the block, along all of K, by the instruction for bf16, and rounds it from its registers. False where it
+    /// cannot.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Worker::accumulate`] of all of K, in the output, which is of bf16 as the inputs are.
     unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
-        let all = 0..self.tasks.sizes.terms;
+        let all = 0..self.tasks.sizes.k;
         self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
         self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
         let block = self.block_in_output::<bf16>();
         let to = bfloat::MatMut { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
         let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
         match (rows, columns) {
-            // SAFETY: the caller's promise; inputs and output are bf16.
+            // SAFETY: both sides are the block's, and `to` is its part of the output, which is the caller's alone.
             (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
             _ => false,
         }
     }
 
     /// Applies the epilogue to the block, whose lanes are these, and writes it to the output.
+    ///
+    /// # Safety
+    ///
+    /// The block that was set is summed over all of K, `lanes` are its lanes, and nothing else reads or writes its part of the
+    /// output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn end(&mut self, lanes: Range<usize>) {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
@@ -250,24 +283,28 @@ impl<'a, R: Compute> Worker<'a, R> {
             Epilogue::Scale { .. } if self.tasks.scale_later => {
                 self.set_factors();
                 let [lanes, broadcast] = &self.factors;
-                simd::dispatch(Scale { block, lanes, broadcast });
+                // SAFETY: the block is complete, and has an element for each pair of factors.
+                unsafe { simd::dispatch(Scale { block, lanes, broadcast }) };
             }
             Epilogue::Project { x, norms, dots } => {
-                simd::dispatch(Project {
-                    block,
-                    rows_are_columns: !self.tasks.lanes_are_rows,
-                    lanes: (self.tasks.lanes.free, lanes.clone()),
-                    columns: self.broadcast.places(),
-                    x: *x,
-                    norms,
-                    dots: *dots,
-                });
+                // SAFETY: the block is complete, and `x` has a vector for each of its rows, where the row belongs.
+                unsafe {
+                    simd::dispatch(Project {
+                        block,
+                        rows_are_columns: !self.tasks.lanes_are_rows,
+                        lanes: (self.tasks.lanes.free, lanes.clone()),
+                        columns: self.broadcast.places(),
+                        x: *x,
+                        norms,
+                        dots: *dots,
+                    });
+                }
             }
             _ => {}
         }
         if workspace {
             let finite = !matches!(product.epilogue, Epilogue::None);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the block is complete, and its part of the output is the caller's alone.
             unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
         }
     }
@@ -285,7 +322,13 @@ struct Panels<R> {
     first: Option<usize>,
 }
 
-/// One block of lanes, of broadcast vectors and of terms, compiled for each instruction set.
+/// One block of lanes, of broadcast vectors and of K, compiled for each instruction set.
+///
+/// # Safety
+///
+/// The vectors of both blocks are within their inputs along this block of K, and nobody writes to them. `block` has an element
+/// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes. There
+/// is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -305,10 +348,10 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
         let width = VECTORS * R::lanes::<S>();
-        let (lane_count, broadcast_count, terms) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
+        let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
             let rows = width.min(lane_count - lane);
@@ -317,7 +360,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         let first_packed = panels.first.unwrap_or_else(|| {
             let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
             let first = first.unwrap_or(lane_count);
-            // SAFETY: the promise made to `Product::run`.
+            // SAFETY: the task says that the lanes are within their input.
             unsafe { lanes.pack(first..lane_count, lane_k, R::lanes::<S>(), width, &mut panels.elements) };
             panels.first = Some(first);
             first
@@ -325,20 +368,20 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         let packed = panels.elements.as_slice();
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
-            // SAFETY: as above.
+            // SAFETY: the task says that the broadcast vectors are within their input.
             let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
             for lane in (0..lane_count).step_by(width) {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
                 } else {
-                    let term = panel_width(lane_count - lane, R::lanes::<S>(), width);
-                    Panel { at: packed[(lane - first_packed) * terms..][..term * terms].as_ptr(), term: term as isize }
+                    let panel = panel_width(lane_count - lane, R::lanes::<S>(), width);
+                    Panel { at: packed[(lane - first_packed) * k..][..panel * k].as_ptr(), k_stride: panel as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
-                // SAFETY: as above: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(isa, terms, a, b, to, size, Write { add, scale }) };
+                // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
+                unsafe { tile::multiply(isa, k, a, b, to, size, Write { add, scale }) };
             }
         }
     }

@@ -43,11 +43,17 @@ impl GradWriter {
             true => GradWriter::Direct,
         }
     }
+}
 
-    /// Before other threads hear that a task is done.
-    pub fn fence(self) {
-        if self == GradWriter::Stream {
-            simd::dispatch(Fence);
+/// At the end of a task, also of one that panics, orders what it streamed before whatever this thread does next: others then hear
+/// that the task is done, or take over the memory that it wrote to.
+pub(super) struct FenceOnDrop(pub GradWriter);
+
+impl Drop for FenceOnDrop {
+    fn drop(&mut self) {
+        if self.0 == GradWriter::Stream {
+            // SAFETY: the task has no pointers.
+            unsafe { simd::dispatch(Fence) };
         }
     }
 }
@@ -133,7 +139,8 @@ struct Chunk {
     range: Range<usize>,
 }
 
-/// Buffers for chunks that are not contiguous: of both inputs, and of both gradients. Empty where rows are whole.
+/// Buffers for chunks of both inputs that are not contiguous, and of both gradients that are not written where they belong at
+/// once. Empty where there are none.
 pub(super) struct Scratch<T> {
     vectors: [Vec<T>; 2],
     grads: [Vec<T>; 2],
@@ -142,7 +149,7 @@ pub(super) struct Scratch<T> {
 impl<T: Element> Scratch<T> {
     pub fn new(chunks: &Chunks, writer: GradWriter) -> Self {
         let buffer = |needed: bool| vec![T::default(); if needed { CHUNK } else { 0 }];
-        let (vectors, grads) = (!chunks.contiguous, writer == GradWriter::Scatter);
+        let (vectors, grads) = (!chunks.contiguous, writer != GradWriter::Direct);
         Scratch { vectors: [buffer(vectors), buffer(vectors)], grads: [buffer(grads), buffer(grads)] }
     }
 }
@@ -185,7 +192,7 @@ impl Chunks {
             return StridedRows { at, stride: 0 };
         }
         let run = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
-        // SAFETY: the caller's promise; a chunk fits a buffer.
+        // SAFETY: the chunk is within the input, the caller says, and fits a buffer.
         StridedRows { at: unsafe { run.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
     }
 
@@ -200,7 +207,7 @@ impl Chunks {
         chunk: &Chunk,
         scratch: &mut Scratch<T>,
     ) -> [StridedRows<T>; 2] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the chunk is within both, the caller says.
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
     }
 
@@ -208,7 +215,7 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The rows are within the inputs.
+    /// The rows are within the inputs, and nobody writes to them.
     pub unsafe fn sums<T: Element, const N: usize>(
         &self,
         vectors: [*const T; 2],
@@ -217,14 +224,18 @@ impl Chunks {
         out: &mut [[f64; N]],
     ) {
         if self.whole {
-            return simd::dispatch(Sums { vectors: group.vectors(vectors), len: self.inner.size, out });
+            // SAFETY: whole rows are contiguous, and within the inputs, the caller says.
+            return unsafe { simd::dispatch(Sums { vectors: group.vectors(vectors), len: self.inner.size, out }) };
         }
         let mut totals = [Compensated::default(); N];
         for chunk in self.chunks(group.start, GradWriter::Direct) {
             let mut sums = [[0.0; N]];
-            // SAFETY: the caller's promise.
-            let vectors = unsafe { self.read_both(vectors, &chunk, scratch) };
-            simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
+            // SAFETY: the row is within the inputs, the caller says, and so is a chunk of it, which is contiguous once it has
+            // been read.
+            unsafe {
+                let vectors = self.read_both(vectors, &chunk, scratch);
+                simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
+            }
             totals.iter_mut().zip(sums[0]).for_each(|(total, sum)| total.add(sum));
         }
         out[0] = totals.map(Compensated::total);
@@ -234,7 +245,8 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The rows are within the inputs, and the gradients, which nobody else reads or writes. They may be the inputs' own rows.
+    /// The rows are within the inputs, and the gradients, which are initialized, and which nobody else reads or writes; if they
+    /// are streamed, not before a [`FenceOnDrop`] is dropped. They may be the inputs' own rows.
     pub unsafe fn write_gradients<T: Element>(
         &self,
         rows: GradRows<'_, T>,
@@ -248,19 +260,22 @@ impl Chunks {
             let targets = [(grads[0], DX), (grads[1], DY)]
                 .map(|(grad, t)| grad.map(|grad| (grad.wrapping_offset(group.start[t]), group.stride[t])));
             let vectors = group.vectors(vectors);
-            return simd::dispatch(Gradients {
-                vectors,
-                len: self.inner.size,
-                grads: targets,
-                streamed: writer == GradWriter::Stream,
-                out_grads,
-                normalized,
-                sum,
-            });
+            // SAFETY: whole rows are contiguous; the rest the caller says.
+            return unsafe {
+                simd::dispatch(Gradients {
+                    vectors,
+                    len: self.inner.size,
+                    grads: targets,
+                    stream: (writer == GradWriter::Stream).then_some(&mut scratch.grads[0]),
+                    out_grads,
+                    normalized,
+                    sum,
+                })
+            };
         }
         for chunk in self.chunks(group.start, writer) {
             let len = chunk.range.len();
-            // SAFETY: the caller's promise, here and below.
+            // SAFETY: the row is within the inputs, the caller says, and so is a chunk of it.
             let vectors = unsafe { self.read_both(vectors, &chunk, scratch) };
             let places = [(grads[0], DX), (grads[1], DY)].map(|(grad, t)| grad.map(|grad| grad.wrapping_offset(chunk.at[t])));
             let buffers = scratch.grads.each_mut().map(|buffer| buffer.as_mut_ptr());
@@ -268,19 +283,23 @@ impl Chunks {
                 places[side].map(|place| if writer == GradWriter::Scatter { (buffers[side], 0) } else { (place, 0) })
             };
             let sum = if sum.is_empty() { &mut [][..] } else { &mut sum[chunk.range] };
-            simd::dispatch(Gradients {
-                vectors,
-                len,
-                grads: [target(0), target(1)],
-                streamed: writer == GradWriter::Stream,
-                out_grads,
-                normalized,
-                sum,
-            });
+            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers, or to where they belong, by a
+            // `writer` that is for gradients that are contiguous there; the rest the caller says.
+            unsafe {
+                simd::dispatch(Gradients {
+                    vectors,
+                    len,
+                    grads: [target(0), target(1)],
+                    stream: (writer == GradWriter::Stream).then_some(&mut scratch.grads[0]),
+                    out_grads,
+                    normalized,
+                    sum,
+                });
+            }
             if writer == GradWriter::Scatter {
                 for (side, tensor) in [(0, DX), (1, DY)] {
                     if let Some(at) = places[side] {
-                        // SAFETY: as above.
+                        // SAFETY: the chunk is within the gradient, the caller says.
                         unsafe { StridedMut { at, stride: self.inner.stride[tensor] }.scatter(&scratch.grads[side][..len]) };
                     }
                 }
@@ -292,7 +311,8 @@ impl Chunks {
     ///
     /// # Safety
     ///
-    /// The vector is within `x` and `dx`, which nobody else reads or writes there, and which may be the same.
+    /// The vector is within `x` and `dx`, which is initialized, and which nobody else reads or writes there. They may be the
+    /// same.
     #[expect(clippy::too_many_arguments, reason = "one place calls it")]
     pub unsafe fn write_sum<T: Element>(
         &self,
@@ -308,12 +328,14 @@ impl Chunks {
             let len = chunk.range.len();
             let at = dx.wrapping_offset(chunk.at[DX]);
             let to = if writer == GradWriter::Scatter { scratch.grads[0].as_mut_ptr() } else { at };
-            // SAFETY: the caller's promise.
-            let x = unsafe { self.read(x, X, &chunk, scratch) }.at;
-            simd::dispatch(GradientOfSum { to, a, sum: &sum[chunk.range], b, x });
-            if writer == GradWriter::Scatter {
-                // SAFETY: as above.
-                unsafe { StridedMut { at, stride: self.inner.stride[DX] }.scatter(&scratch.grads[0][..len]) };
+            // SAFETY: the chunk is within `x` and `dx`, the caller says; it is contiguous once it has been read, and `to` has its
+            // elements: a buffer, or the gradient where it is contiguous.
+            unsafe {
+                let x = self.read(x, X, &chunk, scratch).at;
+                simd::dispatch(GradientOfSum { to, a, sum: &sum[chunk.range], b, x });
+                if writer == GradWriter::Scatter {
+                    StridedMut { at, stride: self.inner.stride[DX] }.scatter(&scratch.grads[0][..len]);
+                }
             }
         }
     }

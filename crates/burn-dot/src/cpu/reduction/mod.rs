@@ -17,34 +17,51 @@ use super::{
     element::{self, Compute, Element, clamp_to_one},
     layout::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
     norms::Scale,
-    threads::{self, SharedPtr},
+    threads,
 };
 
 mod chunks;
 mod tasks;
 
-use chunks::{Chunks, GROUP, GradRows, GradWriter, Group, Scratch};
+use chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch};
 
 /// Rows of a vector for each task that shares it, at least.
 const ROWS_PER_SHARE: usize = 8;
 
-/// The tensors of a product whose `x` has nothing free, each by its first element.
+/// The tensors of a product whose `x` has nothing free, each by its first element: the inputs, and [`ForwardTensors`] or
+/// [`BackwardTensors`].
 #[derive(Clone, Copy)]
-pub(super) struct Rows<T, O> {
+pub(super) struct Rows<T, P> {
     pub x: *const T,
     pub y: *const T,
-    /// The output, or its gradient.
+    pub pass: P,
+}
+
+/// What a forward pass writes.
+#[derive(Clone, Copy)]
+pub(super) struct ForwardTensors<O> {
     pub out: *mut O,
-    /// The gradients, where wanted.
+    /// One for each element of the output, if they are saved.
+    pub saved: Option<*mut SavedRow>,
+}
+
+/// What a backward pass reads beside the inputs, and writes.
+#[derive(Clone, Copy)]
+pub(super) struct BackwardTensors<T, O> {
+    /// The gradient of the output.
+    pub grad: *const O,
+    /// One for each element of the output, if they were saved.
+    pub saved: Option<*const SavedRow>,
+    /// The gradients of the inputs, where wanted.
     pub dx: Option<*mut T>,
     pub dy: Option<*mut T>,
-    /// For each element of the output: written by [`forward`] if saving, read by [`backward`] if saved.
-    pub saved: Option<*mut SavedRow>,
 }
 
 // SAFETY: tasks on several threads read elements of dtypes that may be shared, and each writes to elements of its own: see `forward` and
 // `backward`, which alone share one.
-unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, O> {}
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, ForwardTensors<O>> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync, O: Send + Sync> Sync for Rows<T, BackwardTensors<T, O>> {}
 
 /// A normalized row in memory: the scale of each vector, and the cosine.
 pub(super) type SavedRow = [f64; 3];
@@ -76,8 +93,8 @@ impl Normalized {
 }
 
 /// What every task of a product knows.
-struct Reduction<'a, T, O> {
-    rows: Rows<T, O>,
+struct Reduction<'a, T, P> {
+    rows: Rows<T, P>,
     chunks: &'a Chunks,
     writer: GradWriter,
     epsilon: Option<f64>,
@@ -87,15 +104,17 @@ struct Reduction<'a, T, O> {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is saved.
-pub(super) unsafe fn forward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>) -> bool
+/// Every index of `space` is within the tensors, nothing in it is empty, and nothing else reads or writes `out` and what is
+/// saved, both of which are initialized.
+pub(super) unsafe fn forward<T, O>(rows: Rows<T, ForwardTensors<O>>, space: &Space, epsilon: Option<f64>) -> bool
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     let product = &Reduction { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
     let all = &space.batch.followed_by(&space.j);
-    // SAFETY: the caller's promise; no two rows share an element of the output.
+    // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of
+    // the output.
     all_ranges(all.len(), space.k.len(), GradWriter::Direct, |range| unsafe { product.forward(all, range) })
 }
 
@@ -108,26 +127,33 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx` and
-/// `dy`. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y` is met once.
-pub(super) unsafe fn backward<T, O>(rows: Rows<T, O>, space: &Space, epsilon: Option<f64>, in_place: bool) -> bool
+/// Every index of `space` is within the tensors and what was saved, nothing in it is empty, and nothing else reads or writes `dx`
+/// and `dy`, which are initialized. These may be `x` and `y` themselves where `in_place` says so and each element of `x` and `y`
+/// is met once.
+pub(super) unsafe fn backward<T, O>(
+    rows: Rows<T, BackwardTensors<T, O>>,
+    space: &Space,
+    epsilon: Option<f64>,
+    in_place: bool,
+) -> bool
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     // Where x is broadcast along the batch its gradient is summed over it, as it is over j.
-    let (own, broadcast) = match rows.dx {
+    let (own, broadcast) = match rows.pass.dx {
         Some(_) => space.batch.split_by(DX),
         None => (space.batch.clone(), Axes::new([])),
     };
     let others = broadcast.followed_by(&space.j);
     let (vectors, n, k) = (own.len(), others.len(), space.k.len());
-    let written = vectors * (usize::from(rows.dx.is_some()) + n * usize::from(rows.dy.is_some()));
+    let written = vectors * (usize::from(rows.pass.dx.is_some()) + n * usize::from(rows.pass.dy.is_some()));
     let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
     let chunks = &Chunks::new(&space.k);
     let product = &Reduction { rows, chunks, writer, epsilon };
     match n {
-        // SAFETY: the caller's promise; no two rows share an element of a gradient.
+        // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an
+        // element of a gradient.
         1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
         // SAFETY: as above.
         _ => unsafe { product.broadcast_vectors(&own, &others, k) },
@@ -138,25 +164,26 @@ where
 fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range<usize>) -> bool + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        let in_range = task(range);
-        writer.fence();
-        if !in_range {
+        let _fence = FenceOnDrop(writer);
+        if !task(range) {
             all.store(false, Ordering::Relaxed);
         }
     });
     all.into_inner()
 }
 
-// Safety of all methods: places are those of rows, by the space that `forward` or `backward` was called with, and what is written is this
-// task's own.
-impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
+impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTensors<O>> {
     /// The output of some rows.
+    ///
+    /// # Safety
+    ///
+    /// `all` are rows of the space that [`forward`] was called with, and nothing else reads or writes what belongs to these.
     unsafe fn forward(&self, all: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         for group in self.chunks.groups(all, range, self.writer) {
             let mut out = [[0.0]; GROUP];
             let out = &mut out[..group.rows];
-            // SAFETY: as all methods.
+            // SAFETY: the group is of these rows: it is within the tensors, and its part of the output ours alone.
             unsafe {
                 match self.epsilon {
                     None => self.chunks.sums([self.rows.x, self.rows.y], &group, scratch, out),
@@ -167,7 +194,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                     }
                 }
                 for (row, &[out]) in out.iter().enumerate() {
-                    *self.rows.out.offset(group.offset(row, OUT)) = O::from_f64(out);
+                    *self.rows.pass.out.offset(group.offset(row, OUT)) = O::from_f64(out);
                 }
             }
         }
@@ -175,30 +202,40 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     }
 
     /// The cosines of a group, saved if asked for. False where a square is beyond f64.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`forward`] was called with, and nothing else reads or writes what belongs to it.
     unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [[f64; 1]]) -> bool {
         let mut normalized = [Normalized::default(); GROUP];
         let normalized = &mut normalized[..group.rows];
-        // SAFETY: as all methods.
+        // SAFETY: as this function's own.
         if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
             return false;
         }
         for ([out], normalized) in out.iter_mut().zip(&*normalized) {
             *out = clamp_to_one(normalized.cosine);
         }
-        if let Some(saved) = self.rows.saved {
+        if let Some(saved) = self.rows.pass.saved {
             for (row, normalized) in normalized.iter().enumerate() {
-                // SAFETY: as all methods.
+                // SAFETY: there is a place for each row, ours alone.
                 unsafe { *saved.offset(group.offset(row, OUT_INDEX)) = normalized.save() };
             }
         }
         true
     }
+}
 
+impl<T: Element, P> Reduction<'_, T, P> {
     /// Normalizes the rows of a group. False where a square is beyond f64.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`forward`] or [`backward`] was called with.
     unsafe fn normalize(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let mut sums = [[0.0; 3]; GROUP];
         let sums = &mut sums[..group.rows];
-        // SAFETY: as all methods.
+        // SAFETY: the rows of the space are within the inputs.
         unsafe { self.chunks.sums([self.rows.x, self.rows.y], group, scratch, sums) };
         for (to, &mut sums) in to.iter_mut().zip(sums) {
             let Some(normalized) = Normalized::new::<T::Compute>(sums, epsilon) else { return false };
@@ -206,59 +243,78 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
         }
         true
     }
+}
 
+impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTensors<T, O>> {
     /// As saved, or recomputed.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with.
     unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
-        let Some(saved) = self.rows.saved else {
-            // SAFETY: as all methods.
+        let Some(saved) = self.rows.pass.saved else {
+            // SAFETY: as this function's own.
             return unsafe { self.normalize(group, epsilon, scratch, to) };
         };
         for (row, to) in to.iter_mut().enumerate() {
-            // SAFETY: as all methods; nobody writes to what was saved any more.
+            // SAFETY: a row was saved for each of the space, and nobody writes to it any more.
             *to = Normalized::load(unsafe { *saved.offset(group.offset(row, OUT_INDEX)) });
         }
         true
     }
 
     /// The gradients of the outputs of a group.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with.
     unsafe fn grads(&self, group: &Group) -> [f64; GROUP] {
         let mut grads = [0.0; GROUP];
         for (row, grad) in grads[..group.rows].iter_mut().enumerate() {
-            // SAFETY: as all methods; nobody writes to the gradient of the output.
-            *grad = unsafe { *self.rows.out.offset(group.offset(row, OUT)) }.to_f64();
+            // SAFETY: the gradient of the output has an element for each row of the space, and nobody writes to it.
+            *grad = unsafe { *self.rows.pass.grad.offset(group.offset(row, OUT)) }.to_f64();
         }
         grads
     }
 
     /// Both gradients of rows with rows.
+    ///
+    /// # Safety
+    ///
+    /// `own` are rows of the space that [`backward`] was called with, and nothing else reads or writes the gradients of these.
     unsafe fn pairs(&self, own: &Axes, range: Range<usize>) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
         for group in self.chunks.groups(own, range, self.writer) {
-            // SAFETY: as all methods.
+            // SAFETY: the group is of these rows.
             let grads = unsafe { self.grads(&group) };
             if let Some(epsilon) = self.epsilon {
                 let normalized = &mut normalized[..group.rows];
-                // SAFETY: as all methods.
+                // SAFETY: the group is of these rows.
                 if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
                     return false;
                 }
             }
-            // SAFETY: as all methods.
-            unsafe { self.write(&group, [self.rows.dx, self.rows.dy], &grads, &normalized, &mut [], scratch) };
+            // SAFETY: the group is of these rows, whose gradients are ours alone.
+            unsafe { self.write(&group, [self.rows.pass.dx, self.rows.pass.dy], &grads, &normalized, &mut [], scratch) };
         }
         true
     }
 
     /// A vector is broadcast over j (gemv). Where there are few vectors, several tasks share one, and their sums are added in the end.
+    ///
+    /// # Safety
+    ///
+    /// `own` are the vectors `x` of the space that [`backward`] was called with, `others` what each meets, and nothing else reads or
+    /// writes the gradients of both.
     unsafe fn broadcast_vectors(&self, own: &Axes, others: &Axes, k: usize) -> bool {
         let (vectors, n) = (own.len(), others.len());
         let cost = vectors.saturating_mul(n).saturating_mul(k);
         let tasks = threads::tasks(cost);
         // A share has several rows: its sum, in f64, is then smaller than what it reads.
         let shares = if vectors >= tasks { 1 } else { tasks.div_ceil(vectors).min(n.div_ceil(ROWS_PER_SHARE)) };
-        let width = if self.rows.dx.is_some() { k } else { 0 };
-        // SAFETY: as all methods.
+        let width = if self.rows.pass.dx.is_some() { k } else { 0 };
+        // SAFETY: each part is some of the rows of a vector of the space, and no two share an element of a gradient.
         let share = |vector: usize, part: usize, sum: &mut BroadcastSum| unsafe {
             self.rows_of_vector(own.offset(vector), others, threads::part(n, shares, part), sum)
         };
@@ -268,41 +324,46 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 range.into_iter().all(|vector| {
                     sum.reset();
                     let in_range = share(vector, 0, &mut sum);
-                    // SAFETY: as all methods.
-                    in_range && unsafe { self.write_vector(own.offset(vector), &sum) }
+                    if in_range {
+                        // SAFETY: no two vectors share an element of their gradient.
+                        unsafe { self.write_vector(own.offset(vector), &sum) };
+                    }
+                    in_range
                 })
             });
         }
-        let mut sums = vec![BroadcastSum::new(width); vectors * shares];
-        let (slots, in_range) = (SharedPtr::new(sums.as_mut_ptr()), AtomicBool::new(true));
-        threads::for_each(vectors * shares, cost, |task| {
-            // SAFETY: each task has a slot of its own, and the slots outlive the tasks.
-            if !share(task / shares, task % shares, unsafe { &mut *slots.get().add(task) }) {
-                in_range.store(false, Ordering::Relaxed);
-            }
-            self.writer.fence();
+        let sums = threads::map(vectors * shares, cost, |task| {
+            let _fence = FenceOnDrop(self.writer);
+            let mut sum = BroadcastSum::new(width);
+            share(task / shares, task % shares, &mut sum).then_some(sum)
         });
-        in_range.into_inner()
-            && sums.chunks_mut(shares).enumerate().all(|(vector, shares)| {
-                let (first, rest) = shares.split_first_mut().expect("at least one share");
-                rest.iter().for_each(|more| first.add(more));
-                // SAFETY: as all methods.
-                unsafe { self.write_vector(own.offset(vector), first) }
-            })
+        let Some(mut sums) = sums.into_iter().collect::<Option<Vec<_>>>() else { return false };
+        for (vector, shares) in sums.chunks_mut(shares).enumerate() {
+            let (first, rest) = shares.split_first_mut().expect("at least one share");
+            rest.iter().for_each(|more| first.add(more));
+            // SAFETY: as above.
+            unsafe { self.write_vector(own.offset(vector), first) };
+        }
+        true
     }
 
     /// The gradients of some of the rows that the vector meets at `start`, and what they add to its own.
+    ///
+    /// # Safety
+    ///
+    /// `start` is the offset of a vector of the space that [`backward`] was called with, `others` are the rows that it meets.
+    /// Nothing else reads or writes the gradients of these.
     unsafe fn rows_of_vector(&self, start: Offsets, others: &Axes, range: Range<usize>, sum: &mut BroadcastSum) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
         let compensated = size_of::<T::Compute>() == size_of::<f64>() && range.len() > GROUP;
         for mut group in self.chunks.groups(others, range, self.writer) {
             group.start = layout::sum(group.start, start);
-            // SAFETY: as all methods.
+            // SAFETY: the group is of rows of the space, from the vector's place on.
             let grads = unsafe { self.grads(&group) };
             if let Some(epsilon) = self.epsilon {
                 let normalized = &mut normalized[..group.rows];
-                // SAFETY: as all methods.
+                // SAFETY: the group is of rows of the space.
                 if unsafe { !self.normalized(&group, epsilon, scratch, normalized) } {
                     return false;
                 }
@@ -311,8 +372,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 }
                 sum.scale = Some(normalized[0].scales[0]);
             }
-            // SAFETY: as all methods.
-            unsafe { self.write(&group, [None, self.rows.dy], &grads, &normalized, &mut sum.elements, scratch) };
+            // SAFETY: the group is of rows of the space, whose gradients are ours alone.
+            unsafe { self.write(&group, [None, self.rows.pass.dy], &grads, &normalized, &mut sum.elements, scratch) };
             if compensated {
                 sum.fold();
             }
@@ -324,6 +385,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
     }
 
     /// Writes the gradients of a group, where wanted, and adds to the sum of rows, where there is one.
+    ///
+    /// # Safety
+    ///
+    /// The group is of the space that [`backward`] was called with, and nothing else reads or writes the gradients that
+    /// belong to it.
     unsafe fn write(
         &self,
         group: &Group,
@@ -339,18 +405,24 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
             out_grads: &out_grads[..group.rows],
             normalized: self.epsilon.map(|_| &normalized[..group.rows]),
         };
-        // SAFETY: as all methods.
+        // SAFETY: the rows of the space are within the inputs and the gradients, which are ours alone where they belong to the
+        // group.
         unsafe { self.chunks.write_gradients(rows, group, self.writer, sum, scratch) };
     }
 
     /// The gradient of a vector from what the other rows added.
-    unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) -> bool {
-        if let Some(dx) = self.rows.dx {
+    ///
+    /// # Safety
+    ///
+    /// `at` is the offset of a vector of the space that [`backward`] was called with, and nothing else reads or writes its
+    /// gradient.
+    unsafe fn write_vector(&self, at: Offsets, sum: &BroadcastSum) {
+        if let Some(dx) = self.rows.pass.dx {
             let (a, b) = match sum.scale {
                 None => (1.0, None),
                 Some(scale) => (scale.inverse(), Some(-sum.along.total() * scale.projected())),
             };
-            // SAFETY: as all methods.
+            // SAFETY: the vector is within the input and the gradient, ours alone.
             unsafe {
                 self.chunks.write_sum(
                     self.rows.x,
@@ -363,12 +435,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, O> {
                 )
             };
         }
-        true
     }
 }
 
 /// What the other rows add to the gradient of a vector.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct BroadcastSum {
     /// `Σ g cos` of the rows: how much of the gradient lies along the vector.
     along: compensated::Compensated,

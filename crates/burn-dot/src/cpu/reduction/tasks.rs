@@ -1,13 +1,10 @@
 //! The loops over groups of rows, compiled for each instruction set.
 
-use core::mem::MaybeUninit;
-
 use super::{
     super::{
         element::Element,
         loops::{self, Pair},
         simd::{self, Isa, Task},
-        strided::CHUNK,
     },
     Normalized,
 };
@@ -30,15 +27,19 @@ impl<T> StridedRows<T> {
 
     /// # Safety
     ///
-    /// The row can be read, and nobody writes to it.
+    /// The row has so many elements that can be read, and nobody writes to them.
     #[inline(always)]
     unsafe fn slice<'a>(self, row: usize, len: usize) -> &'a [T] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller says that the row can be read.
         unsafe { core::slice::from_raw_parts(self.row(row), len) }
     }
 }
 
 /// Sums of each row with its counterpart: `Σ x y`, or, if `N` is 3, `Σ x x`, `Σ x y` and `Σ y y`.
+///
+/// # Safety
+///
+/// Both vectors have as many rows as `out`, each of `len` elements that can be read, and nobody writes to them.
 pub(super) struct Sums<'a, T, const N: usize> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,
@@ -49,10 +50,10 @@ impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let Sums { vectors: [x, y], len, out } = self;
         for (row, out) in out.iter_mut().enumerate() {
-            // SAFETY: the task was made for rows that can be read.
+            // SAFETY: the task says that they can be read.
             let (x, y) = unsafe { (x.slice(row, len), y.slice(row, len)) };
             if len <= SHORT {
                 *out = loops::short_sums(isa, x, y);
@@ -90,13 +91,20 @@ impl Factors {
 }
 
 /// The gradients of rows and of their counterparts.
+///
+/// # Safety
+///
+/// Both vectors, and the gradients that are wanted, have as many rows as `out_grads`, each of `len` initialized elements. The
+/// vectors can be read; the gradients nothing else reads or writes, before this thread's next [`Fence`] if they are streamed. The
+/// gradient of a row may be where the row is, and nowhere else among the rows.
 pub(super) struct Gradients<'a, T> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],
-    /// Whether they are written by non-temporal stores. A [`Fence`] must follow.
-    pub streamed: bool,
+    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. A [`Fence`] must
+    /// follow.
+    pub stream: Option<&'a mut [T]>,
     /// The gradient of the output of each row.
     pub out_grads: &'a [f64],
     /// Each row, where the product is normalized.
@@ -109,14 +117,14 @@ impl<T: Element> Task for Gradients<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        let Gradients { vectors: [x, y], len, grads, streamed, out_grads, normalized, sum } = self;
+    unsafe fn run<S: Isa>(self, isa: S) {
+        let Gradients { vectors: [x, y], len, grads, mut stream, out_grads, normalized, sum } = self;
         for (row, &g) in out_grads.iter().enumerate() {
             let factors = match normalized {
                 Some(normalized) => Factors::normalized(&normalized[row], g),
                 None => Factors::plain(g),
             };
-            // SAFETY: the task was made for rows that can be read, and gradients that are its own.
+            // SAFETY: the task says that they can be read, and written to.
             unsafe {
                 let (x, y) = (x.row(row), y.row(row));
                 if !sum.is_empty() {
@@ -131,13 +139,13 @@ impl<T: Element> Task for Gradients<'_, T> {
                 );
                 let of_x = Row { isa, len, vectors: [x, y], factors: factors.gradients, plain: normalized.is_none() };
                 match grads {
-                    [Some(_), Some(_)] if !streamed => of_x.write_both(to),
+                    [Some(_), Some(_)] if stream.is_none() => of_x.write_both(to),
                     _ => {
                         if grads[0].is_some() {
-                            of_x.write(to[0], streamed);
+                            of_x.write(to[0], stream.as_deref_mut());
                         }
                         if grads[1].is_some() {
-                            of_x.swapped().write(to[1], streamed);
+                            of_x.swapped().write(to[1], stream.as_deref_mut());
                         }
                     }
                 }
@@ -156,7 +164,6 @@ struct Row<S, T> {
     plain: bool,
 }
 
-// Safety of all methods: the vectors can be read, and the gradients written by nobody else.
 impl<S: Isa, T: Element> Row<S, T> {
     /// The other vector as the one.
     #[inline(always)]
@@ -165,10 +172,14 @@ impl<S: Isa, T: Element> Row<S, T> {
         Row { vectors: [y, x], factors: loops::Factors { a, b: [by, bx], bounds: [y_bound, x_bound] }, ..self }
     }
 
+    /// # Safety
+    ///
+    /// The vectors have `len` elements that can be read; the gradients as many that are initialized, and that nothing else reads
+    /// or writes. A gradient may be where its own vector is.
     #[inline(always)]
     unsafe fn write_both(self, grads: [*mut T; 2]) {
         let pair = Pair { len: self.len, vectors: self.vectors, grads };
-        // SAFETY: as all methods.
+        // SAFETY: as this function's own.
         unsafe {
             match self.plain {
                 true => loops::gradients::<S, T, true, true>(self.isa, pair, self.factors),
@@ -177,24 +188,31 @@ impl<S: Isa, T: Element> Row<S, T> {
         }
     }
 
-    /// Writes the gradient of the one: in place, or by way of a buffer that stays in a cache.
+    /// Writes the gradient of the one: where it belongs, or by way of a buffer that stays in a cache.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Row::write_both`]; if it is streamed, nothing else reads or writes the gradient before this thread's next
+    /// [`Fence`].
     #[inline(always)]
-    unsafe fn write(self, to: *mut T, streamed: bool) {
-        let mut buffer = MaybeUninit::<[T; CHUNK]>::uninit();
+    unsafe fn write(self, to: *mut T, mut stream: Option<&mut [T]>) {
         let mut done = 0;
         while done < self.len {
-            let len = if streamed { CHUNK.min(self.len - done) } else { self.len };
-            // SAFETY: as all methods; a chunk fits the buffer, which is written before it is read.
+            let rest = self.len - done;
+            let (target, len) = match &mut stream {
+                Some(buffer) => (buffer.as_mut_ptr(), rest.min(buffer.len())),
+                None => (to, rest),
+            };
+            // SAFETY: as this function's own; a chunk is within the row, and fits the buffer.
             unsafe {
-                let target = if streamed { buffer.as_mut_ptr().cast() } else { to };
                 let vectors = [self.vectors[0].add(done), self.vectors[1].add(done)];
                 let pair = Pair { len, vectors, grads: [target, core::ptr::null_mut()] };
                 match self.plain {
                     true => loops::gradients::<S, T, false, true>(self.isa, pair, self.factors),
                     false => loops::gradients::<S, T, false, false>(self.isa, pair, self.factors),
                 }
-                if streamed {
-                    simd::stream(self.isa, core::slice::from_raw_parts(target.cast_const(), len), to.add(done));
+                if let Some(buffer) = &stream {
+                    simd::stream(self.isa, &buffer[..len], to.add(done));
                 }
             }
             done += len;
@@ -209,12 +227,16 @@ impl Task for Fence {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         isa.fence();
     }
 }
 
 /// `to = a sum + b x`: the gradient of a vector from what its rows gave.
+///
+/// # Safety
+///
+/// As for [`loops::gradient_of_sum`].
 pub(super) struct GradientOfSum<'a, T> {
     pub to: *mut T,
     pub a: f64,
@@ -227,9 +249,9 @@ impl<T: Element> Task for GradientOfSum<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let GradientOfSum { to, a, sum, b, x } = self;
-        // SAFETY: the task was made for a vector that can be read, and a gradient that is its own.
+        // SAFETY: what the task says of `to` and `x` is what the loop asks.
         unsafe { loops::gradient_of_sum(isa, to, a, sum, b, x) };
     }
 }

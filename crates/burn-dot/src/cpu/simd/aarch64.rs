@@ -10,21 +10,30 @@ use pulp::{Simd, aarch64::Neon, cast};
 
 use super::{By, Isa, Task, scalar};
 
-pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
+/// # Safety
+///
+/// What the task says of its pointers holds.
+pub unsafe fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
     match pulp::Arch::new() {
         pulp::Arch::Neon(neon) => Simd::vectorize(neon, By(neon, task)),
-        _ => scalar::dispatch(bytes, task),
+        // SAFETY: as this function's own.
+        _ => unsafe { scalar::dispatch(bytes, task) },
     }
 }
 
+/// # Safety
+///
+/// What the tasks say of their pointers holds.
 #[cfg(test)]
-pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     let neon = Neon::try_new().expect("every processor of this architecture that runs an operating system has NEON");
     Simd::vectorize(neon, By(neon, task()));
-    scalar::for_each_isa(task);
+    // SAFETY: as this function's own.
+    unsafe { scalar::for_each_isa(task) };
 }
 
-// SAFETY of all: `self` shows that the processor has NEON; slices are as long as what is read or written, as indexing them checks.
+// SAFETY of all: `self` shows that the processor has NEON. Slices are as long as what is read or written, as indexing them
+// checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 impl Isa for Neon {
     // Of 32 registers, 16 are accumulators, and 3 are inputs.
     const COLUMNS: usize = 8;
@@ -124,13 +133,13 @@ impl Isa for Neon {
     fn fence(self) {}
 }
 
-// The 16-bit floats, as bits. SAFETY of all: the caller has NEON.
+// The 16-bit floats, as bits. SAFETY of all: as each function's own.
 
 /// Two elements and, behind them, any.
 ///
 /// # Safety
 ///
-/// Two elements can be read there.
+/// The processor has NEON, and two elements can be read there.
 #[inline(always)]
 unsafe fn load_2(from: *const u16) -> uint16x4_t {
     unsafe { vreinterpret_u16_u32(vdup_n_u32(from.cast::<u32>().read_unaligned())) }
@@ -139,31 +148,50 @@ unsafe fn load_2(from: *const u16) -> uint16x4_t {
 ///
 /// # Safety
 ///
-/// Two elements can be written there.
+/// The processor has NEON, and two elements can be written there.
 #[inline(always)]
 unsafe fn store_2(x: uint16x4_t, to: *mut u16) {
     unsafe { to.cast::<u32>().write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_u16(x))) }
 }
 /// The two elements, and zeros.
+///
+/// # Safety
+///
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn f64_to_f32(x: float64x2_t) -> float32x4_t {
     unsafe { vcombine_f32(vcvt_f32_f64(x), vdup_n_f32(0.0)) }
 }
 /// `transmute`, as `vreinterpret_f16_u16` may ask for arithmetic on f16, which not every processor has.
+///
+/// # Safety
+///
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn f16_to_f32(x: uint16x4_t) -> float32x4_t {
     unsafe { vcvt_f32_f16(transmute::<uint16x4_t, float16x4_t>(x)) }
 }
+/// # Safety
+///
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn f32_to_f16(x: float32x4_t) -> uint16x4_t {
     unsafe { transmute::<float16x4_t, uint16x4_t>(vcvt_f16_f32(x)) }
 }
 /// A bf16 is the upper half of an f32.
+///
+/// # Safety
+///
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn bf16_to_f32(x: uint16x4_t) -> float32x4_t {
     unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(x)) }
 }
 /// To the nearest, ties to even; NaN stays NaN.
+///
+/// # Safety
+///
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn f32_to_bf16(x: float32x4_t) -> uint16x4_t {
     unsafe {
@@ -184,13 +212,14 @@ mod tests {
     impl Task for Lanes {
         type Output = [usize; 2];
 
-        fn run<S: Isa>(self, _isa: S) -> [usize; 2] {
+        unsafe fn run<S: Isa>(self, _isa: S) -> [usize; 2] {
             [S::F32_LANES, S::F64_LANES]
         }
     }
 
     #[test]
     fn neon_is_what_runs() {
-        assert_eq!(dispatch(usize::MAX, Lanes), [4, 2]);
+        // SAFETY: the task has no pointers.
+        assert_eq!(unsafe { dispatch(usize::MAX, Lanes) }, [4, 2]);
     }
 }

@@ -22,7 +22,8 @@ pub(super) use native::for_each_isa;
 
 /// An instruction set (ISA): pulp's registers and arithmetic, and what pulp has for single instruction sets or not at all.
 ///
-/// A value of the type shows that the machine has the instructions.
+/// A value shows that the machine has the instructions, as [`dispatch`] gives it to a task, which is where it comes from: pulp's
+/// own V3 says nothing of F16C, which its conversions use.
 pub(super) trait Isa: pulp::Simd {
     /// Columns of a tile of a matrix product whose accumulators, two vectors to a column, leave registers for its inputs.
     const COLUMNS: usize;
@@ -102,19 +103,34 @@ pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
 ///
 /// A type, not a closure: everything down to the loops must be inlined for the instruction set to be used in them, and only functions that
 /// say `inline(always)` surely are. For the same reason closures on the way say it too.
+///
+/// What must hold of the pointers in a task is said where its type is documented. One without pointers has nothing to say.
 pub(super) trait Task {
     type Output;
-    fn run<S: Isa>(self, isa: S) -> Self::Output;
+    /// # Safety
+    ///
+    /// What the task says of its pointers holds, and `isa` is one that [`dispatch`] gives.
+    unsafe fn run<S: Isa>(self, isa: S) -> Self::Output;
 }
 
 /// Runs a task by the best instruction set that the machine has.
-pub(super) fn dispatch<T: Task>(task: T) -> T::Output {
-    native::dispatch(usize::MAX, task)
+///
+/// # Safety
+///
+/// What the task says of its pointers holds.
+pub(super) unsafe fn dispatch<T: Task>(task: T) -> T::Output {
+    // SAFETY: as this function's own.
+    unsafe { native::dispatch(usize::MAX, task) }
 }
 
 /// [`dispatch`], but by AVX2 in place of AVX-512 where no more than the bytes of its registers come together.
-pub(super) fn dispatch_narrow<T: Task>(bytes: usize, task: T) -> T::Output {
-    native::dispatch(bytes, task)
+///
+/// # Safety
+///
+/// What the task says of its pointers holds.
+pub(super) unsafe fn dispatch_narrow<T: Task>(bytes: usize, task: T) -> T::Output {
+    // SAFETY: as this function's own.
+    unsafe { native::dispatch(bytes, task) }
 }
 
 /// A task and the instruction set to run it by, as pulp calls it.
@@ -126,6 +142,8 @@ impl<S: Isa, T: Task> pulp::NullaryFnOnce for By<S, T> {
 
     #[inline(always)]
     fn call(self) -> T::Output {
-        self.1.run(self.0)
+        // SAFETY: `dispatch` and `for_each_isa` alone make one, of a task that may be run and an instruction set that the machine
+        // has.
+        unsafe { self.1.run(self.0) }
     }
 }

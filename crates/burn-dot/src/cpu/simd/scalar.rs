@@ -5,13 +5,21 @@ use pulp::Scalar;
 
 use super::{Isa, Task};
 
-pub fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
-    task.run(Scalar)
+/// # Safety
+///
+/// What the task says of its pointers holds.
+pub unsafe fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
+    // SAFETY: as this function's own; every machine has these instructions.
+    unsafe { task.run(Scalar) }
 }
 
+/// # Safety
+///
+/// What the tasks say of their pointers holds.
 #[cfg(test)]
-pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
-    dispatch(0, task());
+pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    // SAFETY: as this function's own.
+    unsafe { dispatch(0, task()) };
 }
 
 /// # Safety

@@ -26,7 +26,10 @@ pulp::simd_type!({
     }
 });
 
-pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
+/// # Safety
+///
+/// What the task says of its pointers holds.
+pub unsafe fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
     if let Some(f16c) = F16c::try_new() {
         match pulp::Arch::new() {
             #[cfg(feature = "x86-v4")]
@@ -40,16 +43,21 @@ pub fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
             }
         }
     }
-    scalar::dispatch(bytes, task)
+    // SAFETY: as this function's own.
+    unsafe { scalar::dispatch(bytes, task) }
 }
 
 /// Bytes of a register of V3.
 #[cfg(feature = "x86-v4")]
 const V3_REGISTER: usize = 32;
 
+/// # Safety
+///
+/// What the tasks say of their pointers holds.
 #[cfg(test)]
-pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
-    scalar::for_each_isa(&task);
+pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
+    // SAFETY: as this function's own.
+    unsafe { scalar::for_each_isa(&task) };
     let Some(f16c) = F16c::try_new() else { return };
     if let Some(v3) = V3::try_new() {
         f16c.vectorize(By(v3, task()));
@@ -60,8 +68,8 @@ pub fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     }
 }
 
-// SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C; slices are as long as what is read or written, as indexing
-// them checks.
+// SAFETY of all: `self` shows that the processor has AVX-512, and with it F16C. Slices are as long as what is read or written, as
+// indexing them checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 #[cfg(feature = "x86-v4")]
 impl Isa for V4 {
     // Of 32 registers, 16 are accumulators, and 3 are inputs.
@@ -148,7 +156,7 @@ impl Isa for V4 {
     }
 }
 
-// SAFETY of all: `self` shows that the processor has AVX2, and `dispatch` runs nothing by V3 where it has not F16C, too; slices as above.
+// SAFETY of all: `self` shows that the processor has AVX2, and, as `dispatch` gave it, F16C. Slices and pointers as above.
 impl Isa for V3 {
     // Of 16 registers, 8 are accumulators, and 3 are inputs.
     const COLUMNS: usize = 4;
@@ -234,21 +242,36 @@ impl Isa for V3 {
     }
 }
 
-// SAFETY of all: the caller has AVX2 and F16C.
+// SAFETY of all: as each function's own. Only the transpositions read or write memory.
+
+/// # Safety
+///
+/// The processor has F16C.
 #[inline(always)]
 unsafe fn f16_to_f32(x: __m128i) -> __m256 {
     unsafe { _mm256_cvtph_ps(x) }
 }
 /// A bf16 is the upper half of an f32.
+///
+/// # Safety
+///
+/// The processor has AVX2.
 #[inline(always)]
 unsafe fn bf16_to_f32(x: __m128i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
 }
+/// # Safety
+///
+/// The processor has F16C.
 #[inline(always)]
 unsafe fn f32_to_f16(x: __m256) -> __m128i {
     unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
 }
 /// To the nearest, ties to even; NaN stays NaN.
+///
+/// # Safety
+///
+/// The processor has AVX2.
 #[inline(always)]
 unsafe fn f32_to_bf16(x: __m256) -> __m128i {
     unsafe {
@@ -264,9 +287,12 @@ unsafe fn f32_to_bf16(x: __m256) -> __m128i {
 }
 
 /// 8 × 8: by pairs of elements, then by fours, then by halves of the register.
+///
+/// # Safety
+///
+/// The processor has AVX, and [`Isa::transpose_f32`] holds of a block of 8.
 #[inline(always)]
 unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, stride: usize) {
-    // SAFETY: 8 elements can be read and written at each of 8 places.
     unsafe {
         let (mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
         for i in (0..8).step_by(2) {
@@ -287,9 +313,12 @@ unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, stride: usize) {
     }
 }
 /// 4 × 4: by pairs of elements, then by halves of the register.
+///
+/// # Safety
+///
+/// The processor has AVX, and [`Isa::transpose_f64`] holds of a block of 4.
 #[inline(always)]
 unsafe fn transpose_f64(from: &[*const f64], to: *mut f64, stride: usize) {
-    // SAFETY: 4 elements can be read and written at each of 4 places.
     unsafe {
         let mut pairs = [_mm256_setzero_pd(); 4];
         for i in [0, 2] {
@@ -304,17 +333,25 @@ unsafe fn transpose_f64(from: &[*const f64], to: *mut f64, stride: usize) {
     }
 }
 
-// SAFETY of all: the caller has AVX-512.
+/// # Safety
+///
+/// The processor has AVX-512.
 #[cfg(feature = "x86-v4")]
 #[inline(always)]
 unsafe fn bf16_to_f32_512(x: __m256i) -> __m512 {
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
 }
+/// # Safety
+///
+/// The processor has AVX-512.
 #[cfg(feature = "x86-v4")]
 #[inline(always)]
 unsafe fn f32_to_f16_512(x: __m512) -> __m256i {
     unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x) }
 }
+/// # Safety
+///
+/// The processor has AVX-512.
 #[cfg(feature = "x86-v4")]
 #[inline(always)]
 unsafe fn f32_to_bf16_512(x: __m512) -> __m256i {

@@ -25,7 +25,7 @@ impl<T: Element> Task for EveryLoop<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let EveryLoop { len, epsilon, .. } = self;
         let reals = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
         let (x, y) = (reals(0.1), reals(0.4));
@@ -137,7 +137,8 @@ impl<T: Element> Task for EveryLoop<T> {
 
 fn every_loop<T: Element>(epsilon: f64) {
     for len in EXTENTS {
-        simd::for_each_isa(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData });
+        // SAFETY: the task has no pointers.
+        unsafe { simd::for_each_isa(|| EveryLoop::<T> { len, epsilon, _element: core::marker::PhantomData }) };
     }
 }
 
@@ -185,7 +186,7 @@ impl Task for BeyondF32 {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         fn check<S: Isa, T: Element>(isa: S, sizes: &[f64], epsilon: f64) {
             for (&x, &y) in sizes.iter().flat_map(|x| sizes.iter().map(move |y| (x, y))) {
                 let (x, y) = ([T::from_f64(x); 70], [T::from_f64(y); 70]);
@@ -227,7 +228,8 @@ impl Task for BeyondF32 {
 
 #[test]
 fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
-    simd::for_each_isa(|| BeyondF32);
+    // SAFETY: the task has no pointers.
+    unsafe { simd::for_each_isa(|| BeyondF32) };
 }
 
 /// Elements at the edges of the 16-bit dtypes, by one instruction set.
@@ -237,7 +239,7 @@ impl Task for Edges {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         fn check<S: Isa, T: Element<Compute = f32>>(isa: S, name: &str, largest: f64, halfway: f64, even: f64) {
             // As many as a register holds and more, so that the rest of a run is met too.
             for (x, finite, rounded) in [
@@ -272,5 +274,6 @@ impl Task for Edges {
 
 #[test]
 fn half_precision_rounds_to_even_saturates_where_asked_and_keeps_nan() {
-    simd::for_each_isa(|| Edges);
+    // SAFETY: the task has no pointers.
+    unsafe { simd::for_each_isa(|| Edges) };
 }

@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType};
 
-use super::super::{Wanted, float_dot, float_dot_grads, layout, strided::CHUNK};
+use super::super::{Wanted, float_dot, float_dot_grads, strided::CHUNK};
 use super::case::*;
 use crate::{
     error::Operand,
@@ -103,23 +103,4 @@ fn a_layout_that_reaches_beyond_the_memory_is_refused() {
     let x = FlexTensor::new(Bytes::from_elems(vec![1f32; 4]), Layout::contiguous([1, 1000].into()), DType::F32);
     let plan = Plan::new(&Axes::Both(1), 1, false, &[1, 1000], &[1, 1000]).unwrap();
     float_dot(&x, &x, &plan, FloatOptions { normalize: None, output: None }, false);
-}
-
-/// On 32-bit targets, vectors of 2^16 elements, 2^16 of them, all the same one: in 2^32 elements a product of sizes that wraps sees none.
-/// The same here, with 2^32 in place of 2^16.
-#[test]
-fn sizes_whose_product_wraps_are_not_taken_for_small_buffers() {
-    let small = Plan::new(&Axes::Both(2), 1, false, &[1, 2, 4], &[1, 2, 4]).unwrap();
-    let large = (usize::MAX >> (usize::BITS / 2)) + 1;
-    assert_eq!(large.wrapping_mul(large), 0);
-    let plan =
-        Plan { m: large, k: large, lhs_shape: [1, large, large].into(), rhs_shape: [1, 2, large].into(), ..small.clone() };
-    assert!(layout::is_countable(&small) && !layout::is_countable(&plan));
-    let broadcast = |k| Plan { batch: large, batch_shape: [large].into(), k, ..small.clone() };
-    assert!(layout::is_countable(&broadcast(large / 8)) && !layout::is_countable(&broadcast(large)));
-    // Refused before anything is made or read.
-    let x = waves([1, 2, 4], 0.1, DType::F32);
-    let options = FloatOptions { normalize: Some(1e-6), output: None };
-    assert!(float_dot(&x, &x, &plan, options, true).is_none());
-    assert!(gradients([&x, &x], &x, None, &plan, options).is_none());
 }

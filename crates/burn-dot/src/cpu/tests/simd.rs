@@ -57,7 +57,7 @@ impl<T: Oracle> Task for Conversions<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let all: Vec<T> = (0..=u16::MAX).map(T::from_bits).collect();
         let mut wide = vec![0.0; all.len()];
         loops::to_compute(isa, &all, &mut wide);
@@ -90,8 +90,11 @@ impl<T: Oracle> Task for Conversions<T> {
 
 #[test]
 fn every_16_bit_float_is_converted_exactly_and_rounded_to_the_nearest_even() {
-    simd::for_each_isa(|| Conversions::<f16>(core::marker::PhantomData));
-    simd::for_each_isa(|| Conversions::<bf16>(core::marker::PhantomData));
+    // SAFETY: the tasks have no pointers.
+    unsafe {
+        simd::for_each_isa(|| Conversions::<f16>(core::marker::PhantomData));
+        simd::for_each_isa(|| Conversions::<bf16>(core::marker::PhantomData));
+    }
 }
 
 struct Registers<R>(core::marker::PhantomData<R>);
@@ -100,7 +103,7 @@ impl<R: Compute> Task for Registers<R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let (block, stride) = (R::block::<S>(), 11);
         let from: Vec<R> = (0..block * block).map(|i| R::from_f64(1.0 + i as f64)).collect();
         let rows: Vec<*const R> = from.chunks(block).map(<[R]>::as_ptr).collect();
@@ -127,8 +130,11 @@ impl<R: Compute> Task for Registers<R> {
 
 #[test]
 fn blocks_are_transposed_and_clamping_keeps_nan() {
-    simd::for_each_isa(|| Registers::<f32>(core::marker::PhantomData));
-    simd::for_each_isa(|| Registers::<f64>(core::marker::PhantomData));
+    // SAFETY: the tasks have no pointers.
+    unsafe {
+        simd::for_each_isa(|| Registers::<f32>(core::marker::PhantomData));
+        simd::for_each_isa(|| Registers::<f64>(core::marker::PhantomData));
+    }
 }
 
 /// Sums whose every addition a 16-bit float would have to round, and whose total f16 cannot hold.
@@ -141,7 +147,7 @@ impl<T: Element> Task for LongSums<T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
+    unsafe fn run<S: Isa>(self, isa: S) {
         let (len, x) = (70_001, 1.0 + self.epsilon);
         let (ones, xs) = (vec![T::from_f64(1.0); len], vec![T::from_f64(x); len]);
         let (sum, name) = (len as f64 * x, format!("{len} terms by {} lanes", S::F32_LANES));
@@ -157,8 +163,11 @@ impl<T: Element> Task for LongSums<T> {
 
 #[test]
 fn sums_of_16_bit_floats_accumulate_in_f32_and_f64() {
-    simd::for_each_isa(|| LongSums::<f16> { epsilon: f16::EPSILON.into(), _element: core::marker::PhantomData });
-    simd::for_each_isa(|| LongSums::<bf16> { epsilon: bf16::EPSILON.into(), _element: core::marker::PhantomData });
+    // SAFETY: the tasks have no pointers.
+    unsafe {
+        simd::for_each_isa(|| LongSums::<f16> { epsilon: f16::EPSILON.into(), _element: core::marker::PhantomData });
+        simd::for_each_isa(|| LongSums::<bf16> { epsilon: bf16::EPSILON.into(), _element: core::marker::PhantomData });
+    }
     for dtype in [DType::F16, DType::BF16] {
         for [m, n] in [[1, 1], [1, 3], [9, 33]] {
             let out = constant_product([m, n, 8192], [1.0, 0.125], dtype);
@@ -173,7 +182,7 @@ struct Lanes<'a>(&'a Cell<usize>);
 impl Task for Lanes<'_> {
     type Output = ();
 
-    fn run<S: Isa>(self, _isa: S) {
+    unsafe fn run<S: Isa>(self, _isa: S) {
         self.0.set(self.0.get().max(S::F32_LANES));
     }
 }
@@ -181,11 +190,15 @@ impl Task for Lanes<'_> {
 #[test]
 fn a_narrow_task_runs_by_registers_that_it_fills_and_a_wide_one_by_the_widest() {
     let [narrow, wide, widest] = [const { Cell::new(0) }; 3];
-    simd::for_each_isa(|| Lanes(&widest));
-    simd::dispatch_narrow(32, Lanes(&narrow));
-    simd::dispatch_narrow(33, Lanes(&wide));
+    // SAFETY: the tasks have no pointers.
+    unsafe {
+        simd::for_each_isa(|| Lanes(&widest));
+        simd::dispatch_narrow(32, Lanes(&narrow));
+        simd::dispatch_narrow(33, Lanes(&wide));
+    }
     assert_eq!((narrow.get(), wide.get()), (widest.get().min(8), widest.get()));
     wide.set(0);
-    simd::dispatch(Lanes(&wide));
+    // SAFETY: the task has no pointers.
+    unsafe { simd::dispatch(Lanes(&wide)) };
     assert_eq!(wide, widest);
 }

@@ -12,7 +12,7 @@ use std::{
 use burn_core::tensor::DType;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::super::threads::{for_each, for_each_range, part};
+use super::super::threads::{for_each, for_each_range, map, part};
 use super::case::Case;
 
 /// Work that is worth all threads.
@@ -80,6 +80,19 @@ fn ranges_make_the_whole_even_where_their_products_would_overflow() {
         let parts: Vec<_> = (0..32).map(|index| part(count, 32, index)).collect();
         assert_eq!((parts[0].start, parts[31].end), (0, count));
         assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+}
+
+#[test]
+fn results_come_in_the_order_of_their_tasks_and_a_panic_in_place_of_all() {
+    for threads in [1, 2, 3, 8] {
+        let (pool, _) = pool(threads);
+        for tasks in [0, 1, 2, 7, 33, 1000] {
+            let given = pool.install(|| map(tasks, LARGE, |task| format!("{task}")));
+            assert_eq!(given, (0..tasks).map(|task| format!("{task}")).collect::<Vec<_>>(), "{threads} threads");
+            let last = AssertUnwindSafe(|| map(tasks, LARGE, |task| assert_ne!(task + 1, tasks)));
+            assert_eq!(pool.install(|| catch_unwind(last)).is_err(), tasks > 0, "{threads} threads, {tasks} tasks");
+        }
     }
 }
 

@@ -7,7 +7,10 @@
 
 use alloc::boxed::Box;
 use core::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::PoisonError,
+};
 
 use super::sync::{
     Arc, AtomicUsize, Mutex,
@@ -68,7 +71,7 @@ pub fn for_each(tasks: usize, at_once: usize, helpers: usize, f: &(dyn Fn(usize)
     while shared.done.load(Acquire) < tasks {
         yield_now();
     }
-    let panic = shared.panic.lock().ok().and_then(|mut panic| panic.take());
+    let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(panic) = panic {
         resume_unwind(panic);
     }
@@ -96,13 +99,13 @@ impl Shared {
 
     /// Keeps a panic for the caller, and counts as done what nobody has taken: nobody will.
     fn stop(&self, panic: Panic) {
-        if let Ok(mut first) = self.panic.lock() {
-            match &*first {
-                None => *first = Some(panic),
-                // To drop it could panic once more.
-                Some(_) => core::mem::forget(panic),
-            }
+        let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*first {
+            None => *first = Some(panic),
+            // To drop it could panic once more.
+            Some(_) => core::mem::forget(panic),
         }
+        drop(first);
         let next = self.next.swap(self.tasks, Relaxed);
         self.done.fetch_add(self.tasks.saturating_sub(next), Release);
     }
