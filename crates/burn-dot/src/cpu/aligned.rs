@@ -10,7 +10,7 @@ pub(super) struct AlignedBuffer<T> {
 }
 
 /// Bytes of a cache line, and of the longest register.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 impl<T: Copy + Default> AlignedBuffer<T> {
     /// For so many elements, whatever they hold.

@@ -35,6 +35,16 @@ pub(super) fn dot<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64 {
     if sum.is_finite() || size_of::<T::Compute>() == size_of::<f64>() { sum } else { dot_in::<f64, S, T, T>(isa, x, y) }
 }
 
+/// Bytes from what is read to what is asked for: two pages. One line wakes the processor's own prefetch, which ends at each page's end, and has
+/// the page's address found in the meantime.
+const AHEAD: usize = 8192;
+
+/// Asks for memory that is read soon after this. Once for each row, or block of a long one, is enough.
+#[inline(always)]
+pub(super) fn prefetch<S: Isa, T>(isa: S, at: *const T) {
+    isa.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+}
+
 /// `Σ x y`, in a compute dtype.
 #[inline(always)]
 pub(super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
@@ -44,6 +54,8 @@ pub(super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T]
     }
     let mut total = Compensated::default();
     for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        prefetch(isa, x.as_ptr());
+        prefetch(isa, y.as_ptr());
         total.add(dot_of_block::<A, S, T, U>(isa, x, y));
     }
     total.total()
@@ -133,6 +145,8 @@ fn dot_and_squares_in<A: Compute, S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) 
     }
     let mut total = [Compensated::default(); 3];
     for (x, y) in x.chunks(block).zip(y.chunks(block)) {
+        prefetch(isa, x.as_ptr());
+        prefetch(isa, y.as_ptr());
         for (total, sum) in total.iter_mut().zip(dot_and_squares_of_block::<A, S, T>(isa, x, y)) {
             total.add(sum);
         }
@@ -215,6 +229,15 @@ pub(super) struct Factors {
     pub a: f64,
     pub b: [f64; 2],
     pub bounds: [f64; 2],
+}
+
+impl Factors {
+    /// Those of the other vector.
+    #[inline(always)]
+    pub fn swapped(self) -> Self {
+        let Factors { a, b: [b0, b1], bounds: [bound0, bound1] } = self;
+        Factors { a, b: [b1, b0], bounds: [bound1, bound0] }
+    }
 }
 
 /// Two vectors of `len` elements, and where their gradients go, which may be where they are.

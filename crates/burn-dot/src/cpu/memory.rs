@@ -55,6 +55,11 @@ impl<T: Stored> Fresh<T> {
         Fresh { memory: Loan::new::<T>(count(layout.shape())), layout, dtype: PhantomData }
     }
 
+    /// [`Fresh::new`] for a gradient, which begins a cache line.
+    pub fn gradient(layout: Layout) -> Self {
+        Fresh { memory: Loan::on_line::<T>(count(layout.shape())), layout, dtype: PhantomData }
+    }
+
     pub fn strides(&self) -> &[isize] {
         self.layout.strides()
     }
@@ -106,7 +111,7 @@ impl<T: Stored> Differentiated<T> {
         let in_place = if may_overwrite { InPlace::new(x) } else { Err(x) };
         in_place.map_or_else(
             |x| {
-                let gradient = Fresh::new(layout_of_gradient(&x));
+                let gradient = Fresh::gradient(layout_of_gradient(&x));
                 Differentiated::Apart(x, gradient)
             },
             Differentiated::InPlace,

@@ -10,6 +10,7 @@ use alloc::{
 };
 use core::{
     mem::{ManuallyDrop, MaybeUninit},
+    ops::Range,
     ptr::NonNull,
 };
 #[cfg(feature = "std")]
@@ -22,6 +23,8 @@ use std::{
 use burn_core::tensor::{AllocationProperty, Bytes};
 use burn_std::{AccessError, AccessPolicy, AllocationController};
 use bytemuck::Pod;
+
+use super::aligned::LINE;
 
 /// Bytes that are cached at most: both gradients of 65536 rows of 128 f32, 64 MiB, and what goes with them. None in the kernels' own tests, where a sanitizer is to see each
 /// use of what was freed.
@@ -62,6 +65,16 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    /// For so many elements.
+    fn cached_or_new<T: Pod>(count: usize) -> Self {
+        let layout = Layout::array::<T>(count).expect("the plan refuses results larger than an address space");
+        #[cfg(feature = "std")]
+        if let Some(block) = POOL.take(layout) {
+            return block;
+        }
+        Block::new(layout)
+    }
+
     fn new(layout: Layout) -> Self {
         assert!(layout.size() > 0, "a product without results is not for the kernels");
         // SAFETY: the layout is not empty.
@@ -93,8 +106,13 @@ fn advise_huge_pages(at: NonNull<u8>, len: usize) {
     unsafe { libc::madvise(at.as_ptr().wrapping_sub(before).cast(), len + before, libc::MADV_HUGEPAGE) };
 }
 
-/// A block on loan to a result. `None` once it has been detached.
-pub(super) struct Loan(Option<Block>);
+/// A block on loan to a result.
+pub(super) struct Loan {
+    /// `None` once it has been detached.
+    block: Option<Block>,
+    /// The bytes of it that are the result's.
+    range: Range<usize>,
+}
 
 impl Loan {
     /// Memory for so many elements: cached, or new. It is initialized, to values that mean nothing.
@@ -103,17 +121,30 @@ impl Loan {
     ///
     /// If there are none, or more than an address space holds.
     pub fn new<T: Pod>(count: usize) -> Self {
-        let layout = Layout::array::<T>(count).expect("the plan refuses outputs larger than an address space");
-        #[cfg(feature = "std")]
-        if let Some(block) = POOL.take(layout) {
-            return Loan(Some(block));
-        }
-        Loan(Some(Block::new(layout)))
+        let block = Block::cached_or_new::<T>(count);
+        let range = 0..block.layout.size();
+        Loan { block: Some(block), range }
+    }
+
+    /// [`Loan::new`], where the first element begins a cache line. A `Vec` is made of it by a copy.
+    ///
+    /// A register that is stored to two lines takes twice as long, and a streamed row would leave lines half written, which are read first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Loan::new`].
+    pub fn on_line<T: Pod>(count: usize) -> Self {
+        let spare = LINE / size_of::<T>();
+        let block = Block::cached_or_new::<T>(count.saturating_add(spare));
+        let start = block.at.as_ptr().align_offset(LINE).min(spare * size_of::<T>());
+        Loan { block: Some(block), range: start..start + count * size_of::<T>() }
     }
 
     /// Aligned for the dtype it was asked for.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.0.as_ref().expect("only `Bytes` detaches a block").at.as_ptr()
+        let block = self.block.as_ref().expect("only `Bytes` detaches a block");
+        // SAFETY: the range is within the block.
+        unsafe { block.at.as_ptr().add(self.range.start) }
     }
 
     /// As Burn holds memory.
@@ -127,7 +158,7 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         #[cfg(feature = "std")]
-        if let Some(block) = self.0.take() {
+        if let Some(block) = self.block.take() {
             POOL.give(block);
         }
     }
@@ -135,7 +166,7 @@ impl Drop for Loan {
 
 impl AllocationController for Loan {
     fn alloc_align(&self) -> usize {
-        self.0.as_ref().map_or(1, |block| block.layout.align())
+        self.block.as_ref().map_or(1, |block| block.layout.align())
     }
 
     fn property(&self) -> AllocationProperty {
@@ -143,28 +174,25 @@ impl AllocationController for Loan {
     }
 
     fn capacity(&self) -> usize {
-        self.0.as_ref().map_or(0, |block| block.layout.size())
+        self.block.as_ref().map_or(0, |_| self.range.len())
     }
 
     fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        let Some(Block { at, .. }) = &self.block else { return Ok(&[]) };
         // SAFETY: the block owns these bytes, and is borrowed as long as the slice.
-        Ok(self
-            .0
-            .as_ref()
-            .map_or(&[], |block| unsafe { core::slice::from_raw_parts(block.at.as_ptr().cast(), block.layout.size()) }))
+        Ok(unsafe { core::slice::from_raw_parts(at.as_ptr().add(self.range.start).cast(), self.range.len()) })
     }
 
     unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let Some(Block { at, .. }) = &mut self.block else { return Ok(&mut []) };
         // SAFETY: as above, and nobody else has the block.
-        Ok(self
-            .0
-            .as_mut()
-            .map_or(&mut [], |block| unsafe { core::slice::from_raw_parts_mut(block.at.as_ptr().cast(), block.layout.size()) }))
+        Ok(unsafe { core::slice::from_raw_parts_mut(at.as_ptr().add(self.range.start).cast(), self.range.len()) })
     }
 
-    /// For a `Vec` of the same alignment: it frees by the layout that the block was made with.
+    /// For a `Vec` of the same alignment: it frees by the layout that the block was made with, so a part of a block stays here.
     fn try_detach(&mut self) -> Option<NonNull<u8>> {
-        self.0.take().map(|block| ManuallyDrop::new(block).at)
+        let block = self.block.take_if(|block| self.range.len() == block.layout.size())?;
+        Some(ManuallyDrop::new(block).at)
     }
 }
 
@@ -273,6 +301,21 @@ mod tests {
             let elements = bytes.try_into_vec::<f32>().expect("the layout of a Vec of f32");
             assert_eq!((elements.as_ptr(), elements.len(), elements[0]), (at.cast_const(), count, 1.5));
             assert_eq!((copy[3], copy[4]), (1.5f32.to_le_bytes()[3], 0));
+        }
+    }
+
+    #[test]
+    fn what_begins_a_cache_line_becomes_a_vec_by_a_copy() {
+        for count in [1, 1000, 5000, HUGE_FROM / 4] {
+            let mut loan = Loan::on_line::<f32>(count);
+            let at = loan.as_mut_ptr().cast::<f32>();
+            assert!(at.addr().is_multiple_of(LINE));
+            // SAFETY: the loan holds so many elements.
+            unsafe { core::slice::from_raw_parts_mut(at, count).fill(1.5) };
+            let bytes = loan.into_bytes();
+            assert_eq!((bytes.len(), bytes.as_ptr().cast()), (4 * count, at.cast_const()));
+            let bytes = bytes.try_into_vec::<f32>().expect_err("a Vec would free another address");
+            assert_eq!(bytemuck::cast_slice::<u8, f32>(&bytes), std::vec![1.5; count]);
         }
     }
 }

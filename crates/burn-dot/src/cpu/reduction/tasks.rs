@@ -25,6 +25,14 @@ impl<T> StridedRows<T> {
         self.at.wrapping_offset(row as isize * self.stride)
     }
 
+    /// Asks for what is read some rows later.
+    #[inline(always)]
+    fn prefetch<S: Isa>(self, isa: S, row: usize) {
+        if self.stride != 0 {
+            loops::prefetch(isa, self.row(row));
+        }
+    }
+
     /// # Safety
     ///
     /// The row has so many elements that can be read, and nobody writes to them.
@@ -53,6 +61,8 @@ impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
     unsafe fn run<S: Isa>(self, isa: S) {
         let Sums { vectors: [x, y], len, out } = self;
         for (row, out) in out.iter_mut().enumerate() {
+            x.prefetch(isa, row);
+            y.prefetch(isa, row);
             // SAFETY: the task says that they can be read.
             let (x, y) = unsafe { (x.slice(row, len), y.slice(row, len)) };
             if len <= SHORT {
@@ -118,105 +128,112 @@ impl<T: Element> Task for Gradients<'_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let Gradients { vectors: [x, y], len, grads, mut stream, out_grads, normalized, sum } = self;
-        for (row, &g) in out_grads.iter().enumerate() {
-            let factors = match normalized {
-                Some(normalized) => Factors::normalized(&normalized[row], g),
-                None => Factors::plain(g),
-            };
-            // SAFETY: the task says that they can be read, and written to.
+        let both = self.grads.iter().all(Option::is_some) && self.stream.is_none() && self.sum.is_empty();
+        // A loop for each: one for all would carry along what all of them need, on the stack.
+        // SAFETY: as the task's own.
+        unsafe {
+            match (both, self.normalized) {
+                (true, None) => self.both::<S, true>(isa),
+                (true, Some(_)) => self.both::<S, false>(isa),
+                (false, None) => self.each::<S, true>(isa),
+                (false, Some(_)) => self.each::<S, false>(isa),
+            }
+        }
+    }
+}
+
+impl<T: Element> Gradients<'_, T> {
+    #[inline(always)]
+    fn factors<const PLAIN: bool>(&self, row: usize, g: f64) -> Factors {
+        match self.normalized {
+            Some(normalized) if !PLAIN => Factors::normalized(&normalized[row], g),
+            _ => Factors::plain(g),
+        }
+    }
+
+    /// Both gradients of each row, where they belong.
+    ///
+    /// # Safety
+    ///
+    /// As the task's; both gradients are wanted, and none is streamed.
+    #[inline(always)]
+    unsafe fn both<S: Isa, const PLAIN: bool>(self, isa: S) {
+        let ([x, y], [Some((dx, dx_stride)), Some((dy, dy_stride))]) = (self.vectors, self.grads) else { return };
+        for (row, &g) in self.out_grads.iter().enumerate() {
+            let factors = self.factors::<PLAIN>(row, g).gradients;
+            x.prefetch(isa, row);
+            y.prefetch(isa, row);
+            // SAFETY: as this function's own.
             unsafe {
-                let (x, y) = (x.row(row), y.row(row));
-                if !sum.is_empty() {
-                    loops::axpy(isa, sum, factors.to_sum, core::slice::from_raw_parts(y, len));
+                let grads = [dx.offset(row as isize * dx_stride), dy.offset(row as isize * dy_stride)];
+                let pair = Pair { len: self.len, vectors: [x.row(row), y.row(row)], grads };
+                loops::gradients::<S, T, true, PLAIN>(isa, pair, factors);
+            }
+        }
+    }
+
+    /// One gradient of each row after the other, and the sum.
+    ///
+    /// # Safety
+    ///
+    /// As the task's.
+    #[inline(always)]
+    unsafe fn each<S: Isa, const PLAIN: bool>(mut self, isa: S) {
+        let ([x, y], len) = (self.vectors, self.len);
+        for (row, &g) in self.out_grads.iter().enumerate() {
+            let Factors { gradients: factors, to_sum } = self.factors::<PLAIN>(row, g);
+            x.prefetch(isa, row);
+            y.prefetch(isa, row);
+            let (x, y) = (x.row(row), y.row(row));
+            // SAFETY: as this function's own.
+            unsafe {
+                if !self.sum.is_empty() {
+                    loops::axpy(isa, self.sum, to_sum, core::slice::from_raw_parts(y, len));
                 }
-                let to = grads.map(
-                    #[inline(always)]
-                    |grad| match grad {
-                        Some((at, stride)) => at.offset(row as isize * stride),
-                        None => core::ptr::null_mut(),
-                    },
-                );
-                let of_x = Row { isa, len, vectors: [x, y], factors: factors.gradients, plain: normalized.is_none() };
-                match grads {
-                    [Some(_), Some(_)] if stream.is_none() => of_x.write_both(to),
-                    _ => {
-                        if grads[0].is_some() {
-                            of_x.write(to[0], stream.as_deref_mut());
-                        }
-                        if grads[1].is_some() {
-                            of_x.swapped().write(to[1], stream.as_deref_mut());
-                        }
-                    }
+                let stream = &mut self.stream;
+                if let Some((dx, stride)) = self.grads[0] {
+                    write::<S, T, PLAIN>(isa, len, [x, y], factors, dx.offset(row as isize * stride), stream.as_deref_mut());
+                }
+                if let Some((dy, stride)) = self.grads[1] {
+                    let to = dy.offset(row as isize * stride);
+                    write::<S, T, PLAIN>(isa, len, [y, x], factors.swapped(), to, stream.as_deref_mut());
                 }
             }
         }
     }
 }
 
-/// A vector, the other one, and what its gradient is made of.
-#[derive(Clone, Copy)]
-struct Row<S, T> {
+/// Writes the gradient of the first vector: where it belongs, or by way of a buffer that stays in a cache.
+///
+/// # Safety
+///
+/// The vectors have `len` elements that can be read; the gradient as many that are initialized, and that nothing else reads or writes, before
+/// this thread's next [`Fence`] if it is streamed. It may be where its own vector is.
+#[inline(always)]
+unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
     isa: S,
     len: usize,
     vectors: [*const T; 2],
     factors: loops::Factors,
-    plain: bool,
-}
-
-impl<S: Isa, T: Element> Row<S, T> {
-    /// The other vector as the one.
-    #[inline(always)]
-    fn swapped(self) -> Self {
-        let Row { vectors: [x, y], factors: loops::Factors { a, b: [bx, by], bounds: [x_bound, y_bound] }, .. } = self;
-        Row { vectors: [y, x], factors: loops::Factors { a, b: [by, bx], bounds: [y_bound, x_bound] }, ..self }
-    }
-
-    /// # Safety
-    ///
-    /// The vectors have `len` elements that can be read; the gradients as many that are initialized, and that nothing else reads
-    /// or writes. A gradient may be where its own vector is.
-    #[inline(always)]
-    unsafe fn write_both(self, grads: [*mut T; 2]) {
-        let pair = Pair { len: self.len, vectors: self.vectors, grads };
-        // SAFETY: as this function's own.
+    to: *mut T,
+    mut stream: Option<&mut [T]>,
+) {
+    let mut done = 0;
+    while done < len {
+        let (target, part) = match &mut stream {
+            Some(buffer) => (buffer.as_mut_ptr(), (len - done).min(buffer.len())),
+            None => (to, len),
+        };
+        // SAFETY: as this function's own; a part is within the row, and fits the buffer.
         unsafe {
-            match self.plain {
-                true => loops::gradients::<S, T, true, true>(self.isa, pair, self.factors),
-                false => loops::gradients::<S, T, true, false>(self.isa, pair, self.factors),
+            let vectors = [vectors[0].add(done), vectors[1].add(done)];
+            let pair = Pair { len: part, vectors, grads: [target, core::ptr::null_mut()] };
+            loops::gradients::<S, T, false, PLAIN>(isa, pair, factors);
+            if let Some(buffer) = &stream {
+                simd::stream(isa, &buffer[..part], to.add(done));
             }
         }
-    }
-
-    /// Writes the gradient of the one: where it belongs, or by way of a buffer that stays in a cache.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Row::write_both`]; if it is streamed, nothing else reads or writes the gradient before this thread's next
-    /// [`Fence`].
-    #[inline(always)]
-    unsafe fn write(self, to: *mut T, mut stream: Option<&mut [T]>) {
-        let mut done = 0;
-        while done < self.len {
-            let rest = self.len - done;
-            let (target, len) = match &mut stream {
-                Some(buffer) => (buffer.as_mut_ptr(), rest.min(buffer.len())),
-                None => (to, rest),
-            };
-            // SAFETY: as this function's own; a chunk is within the row, and fits the buffer.
-            unsafe {
-                let vectors = [self.vectors[0].add(done), self.vectors[1].add(done)];
-                let pair = Pair { len, vectors, grads: [target, core::ptr::null_mut()] };
-                match self.plain {
-                    true => loops::gradients::<S, T, false, true>(self.isa, pair, self.factors),
-                    false => loops::gradients::<S, T, false, false>(self.isa, pair, self.factors),
-                }
-                if let Some(buffer) = &stream {
-                    simd::stream(self.isa, &buffer[..len], to.add(done));
-                }
-            }
-            done += len;
-        }
+        done += part;
     }
 }
 

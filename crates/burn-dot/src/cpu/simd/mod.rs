@@ -48,6 +48,9 @@ pub(super) trait Isa: pulp::Simd {
     fn store_f32_as_f16(self, x: Self::f32s, to: &mut [f16]);
     fn store_f32_as_bf16(self, x: Self::f32s, to: &mut [bf16]);
 
+    /// Asks for memory that will be read soon, where there is an instruction for it. Any address will do.
+    fn prefetch(self, _at: *const u8) {}
+
     /// NaN stays NaN.
     fn clamp_f64s(self, x: Self::f64s, min: f64, max: f64) -> Self::f64s;
     /// NaN stays NaN.

@@ -78,6 +78,10 @@ impl Isa for V4 {
     const F64_BLOCK: usize = 4;
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     fn load_f64(self, from: &[f64]) -> Self::f64s {
         cast(unsafe { _mm512_loadu_pd(from[..8].as_ptr()) })
     }
@@ -163,6 +167,10 @@ impl Isa for V3 {
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
 
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
     #[inline(always)]
     fn load_f64(self, from: &[f64]) -> Self::f64s {
         cast(unsafe { _mm256_loadu_pd(from[..4].as_ptr()) })
