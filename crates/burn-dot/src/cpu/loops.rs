@@ -7,6 +7,7 @@
 use core::ops::{Range, RangeInclusive};
 
 use super::{
+    aligned::LINE,
     compensated::Compensated,
     element::{Compute, Element},
     simd::Isa,
@@ -219,8 +220,8 @@ pub(super) fn add_squares<S: Isa, T: Element>(isa: S, sums: &mut [f64], rows: &[
     }
 }
 
-/// Lanes of the widest vector, of f32 by AVX-512.
-const MAX_LANES: usize = 16;
+/// Lanes of the longest register, of f32.
+const MAX_LANES: usize = LINE / size_of::<f32>();
 
 /// What the gradients of a row and of its counterpart are made of: `a` times the other, and `b` times the vector itself where the product is
 /// normalized. No term is larger than its bound.

@@ -1,6 +1,7 @@
 //! The micro-kernel: a tile of the product that stays in registers while it is summed along K.
 
 use super::super::{
+    aligned::LINE,
     element::{Compute, clamp_to_one},
     simd::Isa,
 };
@@ -253,5 +254,5 @@ unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Optio
     }
 }
 
-/// Rows of the largest tile: two vectors of 16 f32.
-const MOST_ROWS: usize = 32;
+/// Rows of the largest tile.
+const MOST_ROWS: usize = VECTORS * LINE / size_of::<f32>();
