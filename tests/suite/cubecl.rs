@@ -10,7 +10,7 @@ use burn_dot::DotConfig;
 
 use crate::{
     cases::{Case, table},
-    device::{device, float_dtypes, is_cubecl},
+    device::{backend, device, float_dtypes, int_dtypes, is_cubecl},
     oracle::{self, Array, indices},
     run::{Layout, apply, array, assert_close, assert_exact, out_rank, product, rounded, tensor, tolerance, wave, with_ranks},
 };
@@ -192,6 +192,16 @@ fn burn_alone_sums_axes_that_lie_in_reverse_wrongly() {
     let x = Tensor::<1, Int>::arange(0..8, &device()).float().reshape([2, 2, 2, 1]).permute([0, 3, 2, 1]);
     let sum = array(&x.sum_dim(0)).data;
     assert_eq!(sum != [4.0, 8.0, 6.0, 10.0], is_cubecl(), "{sum:?}");
+}
+
+/// A cast of u32 takes the highest bit for a sign in WGSL. Hence the mask in `int_dot` in `reference.rs`.
+#[test]
+fn burn_alone_casts_a_large_u32_to_a_negative_i64() {
+    if int_dtypes().contains(&DType::I64) && int_dtypes().contains(&DType::U32) {
+        let x = Tensor::<1, Int>::from_data([u32::MAX], (&device(), DType::U32)).cast(DType::I64);
+        let given = array(&x).data;
+        assert_eq!(given != [f64::from(u32::MAX)], backend() == "wgpu", "{given:?}");
+    }
 }
 
 /// burn-cubecl-fusion 0.22.1 takes a size of 1 beside another size for a broadcast, also beside 0: both operations become one kernel

@@ -136,6 +136,19 @@ fn every_pairing_of_integers_is_exact_in_a_wider_output() {
 }
 
 #[test]
+fn the_largest_u32_stays_positive_in_a_wider_output() {
+    let ints = int_dtypes();
+    for output in [DType::I64, DType::U64] {
+        if [DType::U32, output].iter().all(|dtype| ints.contains(dtype)) {
+            let largest = Array::new(&[1, 2], vec![f64::from(u32::MAX), 0.0]);
+            let one = Array::new(&[1, 2], vec![1.0, 5.0]);
+            let out = forward_into::<2, 2, 2>(&DotConfig::new(1), [DType::U32, output], &largest, &one);
+            assert_eq!(out.data, [f64::from(u32::MAX)], "{output:?}");
+        }
+    }
+}
+
+#[test]
 fn integers_wrap_in_the_dtype_of_the_output() {
     let ints = int_dtypes();
     if ![DType::I8, DType::I16].iter().all(|dtype| ints.contains(dtype)) {

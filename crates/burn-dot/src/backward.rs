@@ -88,18 +88,23 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
             }
         };
         let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
-        let mut register = |node: NodeId, grad| grads.register::<B>(node, B::float_in_memory_order(grad));
+        // A gradient is permuted only where its input's axes are contracted in another order than they have.
+        let mut register = |node: NodeId, grad, order: &[usize]| {
+            let grad = if order.is_sorted() { grad } else { B::float_in_memory_order(grad) };
+            grads.register::<B>(node, grad);
+        };
+        let (of_lhs, of_rhs) = (plan.lhs_order.clone(), plan.rhs_order.clone());
         match ops.parents {
             [Some(lhs_node), Some(rhs_node)] => {
                 let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, saved, plan, options);
-                register(lhs_node.id, grad_lhs);
-                register(rhs_node.id, grad_rhs);
+                register(lhs_node.id, grad_lhs, &of_lhs);
+                register(rhs_node.id, grad_rhs, &of_rhs);
             }
             [Some(node), None] => {
-                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Lhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Lhs), &of_lhs);
             }
             [None, Some(node)] => {
-                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Rhs));
+                register(node.id, B::float_dot_grad(lhs, rhs, grad, saved, plan, options, Operand::Rhs), &of_rhs);
             }
             [None, None] => {}
         }

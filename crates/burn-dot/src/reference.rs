@@ -215,7 +215,14 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
         let shape = plan.batch_shape.iter().chain(&x.shape()[plan.batch_shape.len()..]).copied().collect();
         let x = B::int_expand(x, shape);
         let x = B::int_reshape(B::int_permute(x, order), Shape::new([plan.batch, free, plan.k]));
-        if x.dtype() == DType::from(compute) { x } else { B::int_cast(x, compute) }
+        match x.dtype() {
+            dtype if dtype == DType::from(compute) => x,
+            // In WGSL Burn's cast takes the highest bit for a sign.
+            DType::U32 if compute == IntDType::I64 => {
+                B::bitwise_and_scalar(B::int_cast(x, compute), i64::from(u32::MAX).into())
+            }
+            _ => B::int_cast(x, compute),
+        }
     };
     let lhs = rows(lhs, &plan.lhs_order, plan.m);
     let rhs = rows(rhs, &plan.rhs_order, plan.n);

@@ -1,4 +1,4 @@
-//! Sums of up to a million terms, forward and in gradients, on one thread and on several.
+//! Sums of up to four million terms, forward and in gradients, on one thread and on several.
 
 use burn::tensor::{DType, FloatDType};
 use burn_dot::DotConfig;
@@ -46,7 +46,10 @@ fn long_sums_of_equal_terms_lose_no_digits() {
         (DType::BF16, first.clone(), &[1, 131_072, 4], &[1, 131_072, 4]),
         // One vector on one side, and on both.
         (DType::F32, first.clone(), &[1, 1_048_576], &[1, 1_048_576, 3]),
-        (DType::F32, cosine(first), &[1, 1_048_576], &[1, 1_048_576]),
+        (DType::F32, cosine(first.clone()), &[1, 4_194_304], &[1, 4_194_304]),
+        (DType::F64, first.clone(), &[1, 4_194_304], &[1, 4_194_304]),
+        (DType::F16, f32_scores(cosine(first.clone())), &[1, 4_194_304], &[1, 4_194_304]),
+        (DType::BF16, first, &[1, 4_194_304], &[1, 4_194_304]),
         (DType::F32, DotConfig::new((1, 0)).with_batch_dims(0), &[1_000_000, 4], &[4]),
     ];
     let held = float_dtypes();
