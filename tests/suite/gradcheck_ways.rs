@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use burn_gradcheck::{Failure, GradCheck, Report};
 
 use crate::{
-    gradcheck_faults::{Fault, custom},
+    gradcheck_custom::{Fault, custom},
     run::{tensor, wave},
 };
 

@@ -13,6 +13,7 @@ mod from_keras;
 mod fuzz;
 mod gradcheck_burn;
 mod gradcheck_compared;
+mod gradcheck_custom;
 mod gradcheck_faults;
 mod gradcheck_steps;
 mod gradcheck_ways;

@@ -6,11 +6,7 @@ use core::fmt;
 use burn_core::config::{Config, config_to_json};
 use burn_core::tensor::DType;
 
-use crate::{
-    dot::Dot,
-    error::DotError,
-    plan::{Axes, Pairing},
-};
+use crate::{axes::Axes, dot::Dot, error::DotError, plan::Pairing};
 
 /// Configuration of a [`Dot`] layer: the axes to contract, and the options of the product.
 ///

@@ -8,10 +8,11 @@ use burn_core::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn_core::tensor::{DType, Tensor, kind::Numeric};
 
 use crate::{
+    axes::Axes,
     config::DotConfig,
     error::{DotError, Operand, Shapes},
     ops::{self, DotOps},
-    plan::{Axes, FloatOptions, Plan},
+    plan::{FloatOptions, Plan},
     reference,
 };
 

@@ -14,7 +14,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::{DotConfig, DotError, plan::Axes};
+use crate::{DotConfig, DotError, axes::Axes};
 
 /// A [`DotConfig`] written as Keras serialises a layer: `{"module": …, "class_name": "Dot", "config": {…}, …}`.
 ///

@@ -6,7 +6,7 @@
 //!
 //! # Module map
 //!
-//! One direction of dependency, `dot → ops → reference, layout, path → plan → error`. `backward`, `cpu`, `gpu` and `remote` implement the trait of
+//! One direction of dependency, `dot → ops → reference, layout, path → plan → axes, error`. `backward`, `cpu`, `gpu` and `remote` implement the trait of
 //! `ops` for a backend each, and nothing but that list of backends names them:
 //!
 //! | module | role |
@@ -22,12 +22,14 @@
 //! | `layout` | the axes of a plan with the strides of each tensor |
 //! | `path` | which kernel a product takes |
 //! | `plan` | axes and shapes → batch, m, k, n: a pure value |
+//! | `axes` | [`Axes`]: what is contracted, as a user writes it |
 //! | `error` | [`DotError`] |
 //!
 //! A product on flex goes `Dot::forward` → `plan` (what meets what) → `backward` (keeps inputs and norms, if tracked) → `ops` → `cpu`.
 
 extern crate alloc;
 
+mod axes;
 #[cfg(feature = "autodiff")]
 mod backward;
 mod config;
@@ -51,6 +53,7 @@ mod reference;
 #[cfg(feature = "remote")]
 mod remote;
 
+pub use axes::{Axes, AxisIndex};
 pub use config::DotConfig;
 pub use dot::{Dot, dot};
 pub use error::{Axis, DotError, Operand, Shapes};
@@ -59,7 +62,6 @@ pub use error::{Axis, DotError, Operand, Shapes};
 #[doc(hidden)]
 pub use gpu::{Reduction, force_reduction};
 pub use keras::{KerasLayer, dots_of};
-pub use plan::{Axes, AxisIndex};
 #[cfg(feature = "server")]
 pub use remote::serve;
 #[cfg(feature = "remote")]

@@ -74,7 +74,7 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
-    use crate::plan::Axes;
+    use crate::axes::Axes;
 
     /// Strides of contiguous tensors, with two axes exchanged in memory where asked.
     fn strides(shape: &[usize], exchanged: Option<(usize, usize)>) -> Vec<isize> {

@@ -218,9 +218,7 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
         match x.dtype() {
             dtype if dtype == DType::from(compute) => x,
             // In WGSL Burn's cast takes the highest bit for a sign.
-            DType::U32 if compute == IntDType::I64 => {
-                B::bitwise_and_scalar(B::int_cast(x, compute), i64::from(u32::MAX).into())
-            }
+            DType::U32 if compute == IntDType::I64 => low_bits::<B>(B::int_cast(x, compute), IntDType::U32),
             _ => B::int_cast(x, compute),
         }
     };

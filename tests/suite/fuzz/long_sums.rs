@@ -53,9 +53,8 @@ fn long_sums_of_equal_terms_lose_no_digits() {
         (DType::F32, DotConfig::new((1, 0)).with_batch_dims(0), &[1_000_000, 4], &[4]),
     ];
     let held = float_dtypes();
-    // Composed, the longest take minutes, and their sums are those of a million terms.
-    let longest = if has_kernels() { usize::MAX } else { 1 << 20 };
-    let cases = cases.iter().filter(|case| held.contains(&case.0) && case.2.iter().all(|&size| size <= longest));
+    // Composed, a single row that long takes minutes.
+    let cases = cases.iter().filter(|case| held.contains(&case.0) && (has_kernels() || case.2 != [1, 4_194_304]));
     assert_none(
         cases
             .flat_map(|(dtype, config, lhs, rhs)| {

@@ -65,5 +65,5 @@ fn an_approximate_index_finds_most_of_the_exact_best() {
     let hits = Hits { scores: exact.scores.zeros_like(), indices };
     let recall = metrics::recall(&hits, &metrics::Relevance::sets(&best), 10);
     println!("recall@10 of hnsw_rs: {recall}");
-    assert!(recall >= 0.95, "{recall} of the ten exact best were found");
+    assert!(recall >= 0.98, "{recall} of the ten exact best were found");
 }

@@ -195,7 +195,7 @@ impl<B: FusionBackend<FusionRuntime: FusionRuntime<FusionDevice = CubeDevice>> +
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Axes;
+    use crate::axes::Axes;
 
     #[test]
     fn rows_and_normalized_matrices_have_kernels_and_all_else_is_composed() {

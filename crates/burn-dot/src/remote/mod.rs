@@ -15,7 +15,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use burn_core::backend::ir::ScalarIr;
 
-use crate::plan::{Axes, Plan};
+use crate::{axes::Axes, plan::Plan};
 
 pub use client::{ServerError, use_server_kernels};
 #[cfg(feature = "server")]

@@ -9,7 +9,10 @@ use super::{
     super::{Saved, Wanted, float_dot, float_dot_grads},
     assert_near, wave,
 };
-use crate::plan::{Axes, FloatOptions, Plan};
+use crate::{
+    axes::Axes,
+    plan::{FloatOptions, Plan},
+};
 
 pub(super) fn tensor(x: &[f64], shape: &[usize], dtype: DType) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(x.to_vec(), shape).convert_dtype(dtype))

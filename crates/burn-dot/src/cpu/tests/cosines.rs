@@ -11,9 +11,10 @@ use super::{
     assert_near, wave,
 };
 use crate::{
+    axes::Axes,
     error::Operand,
     path::Path,
-    plan::{Axes, FloatOptions, Plan},
+    plan::{FloatOptions, Plan},
 };
 
 /// With whole registers and a rest: where a row is one with itself, and where it holds NaN.

@@ -8,8 +8,9 @@ use burn_core::tensor::{Bytes, DType};
 use super::super::{Wanted, float_dot, float_dot_grads, strided::CHUNK};
 use super::case::*;
 use crate::{
+    axes::Axes,
     error::Operand,
-    plan::{Axes, FloatOptions, Plan},
+    plan::{FloatOptions, Plan},
 };
 
 #[test]

@@ -10,7 +10,10 @@ use super::{
     super::{float_dot, strided::CHUNK},
     EXTENTS, assert_near, wave,
 };
-use crate::plan::{Axes, FloatOptions, Plan};
+use crate::{
+    axes::Axes,
+    plan::{FloatOptions, Plan},
+};
 
 /// The product of two constant matrices of so many rows, columns and terms.
 pub(super) fn constant_product([m, n, k]: [usize; 3], [x, y]: [f64; 2], dtype: DType) -> Vec<f64> {
