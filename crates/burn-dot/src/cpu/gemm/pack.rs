@@ -12,21 +12,12 @@ use super::super::{
 };
 use super::{
     input::{KBlock, Places, Side},
-    tile,
+    tile::{self, Order},
 };
 
-/// The width of a panel of so many vectors: one register, where they fit in it, or `width`.
-pub(super) fn panel_width(vectors: usize, lanes: usize, width: usize) -> usize {
-    if vectors <= lanes { lanes } else { width }
-}
-
-/// How the vectors of a block are read.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Order {
-    /// Vector by vector, along K.
-    ByVector,
-    /// Index of K by index of K, along the vectors.
-    ByK,
+/// The width of a panel of so many vectors: that of the registers which they fit in.
+pub(super) fn panel_width(vectors: usize, lanes: usize) -> usize {
+    vectors.next_multiple_of(lanes)
 }
 
 /// Vectors of an input, and where they are. Read in the order that they have in memory.
@@ -38,8 +29,8 @@ pub(super) struct Vectors<'a, R> {
     buffer: Vec<R>,
 }
 
-/// Vectors of the broadcast side that are packed at once: 16 KiB of f32, half of a first-level cache.
-pub(super) const BROADCAST: usize = 16;
+/// Vectors of the broadcast side that are packed at once: whole registers, and whole tiles of 6 and of 8.
+pub(super) const BROADCAST: usize = 48;
 
 impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
@@ -107,16 +98,16 @@ impl<'a, R: Compute> Vectors<'a, R> {
         k: &KBlock<'_, R>,
         few_panels: bool,
     ) -> tile::BroadcastColumns<R> {
-        if let Some((at, column, k_stride)) = self.in_place(vectors.clone(), k)
-            && (k_stride == 1 || few_panels)
-        {
-            return tile::BroadcastColumns { at, column, k_stride };
+        match self.in_place(vectors.clone(), k) {
+            Some((at, stride, 1)) => return tile::BroadcastColumns { at, order: Order::ByVector, stride },
+            Some((at, 1, stride)) if few_panels => return tile::BroadcastColumns { at, order: Order::ByK, stride },
+            _ => {}
         }
         self.buffer.resize(self.buffer.len().max(BROADCAST * k.len), R::default());
         let mut buffer = core::mem::take(&mut self.buffer);
-        let (column, k_stride) = match self.order {
-            Order::ByVector => (k.len as isize, 1),
-            Order::ByK => (1, BROADCAST as isize),
+        let stride = match self.order {
+            Order::ByVector => k.len,
+            Order::ByK => BROADCAST,
         };
         // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them.
         unsafe {
@@ -126,7 +117,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         self.buffer = buffer;
-        tile::BroadcastColumns { at: self.buffer.as_ptr(), column, k_stride }
+        tile::BroadcastColumns { at: self.buffer.as_ptr(), order: self.order, stride: stride as isize }
     }
 
     /// The panel in place, if its vectors are contiguous and nothing is to be converted or scaled.
@@ -135,8 +126,8 @@ impl<'a, R: Compute> Vectors<'a, R> {
         (stride == 1 && self.order == Order::ByK).then_some(tile::Panel { at, k_stride })
     }
 
-    /// Packs these vectors, `width` of them to a panel, index of K by index of K. The last panel has the width of one register if
-    /// its vectors fit in it; it is filled up with zeros.
+    /// Packs these vectors, `width` of them to a panel, index of K by index of K. The last panel is as wide as the registers that its
+    /// vectors fit in; it is filled up with zeros.
     ///
     /// # Safety
     ///
@@ -153,7 +144,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
             let panel = start..vectors.end.min(start + width);
-            let width = panel_width(panel.len(), lanes, width);
+            let width = panel_width(panel.len(), lanes);
             let to = &mut to[(start - first) * k.len..][..width * k.len];
             // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
             unsafe { self.pack_panel(panel.clone(), k, to, width) };

@@ -6,21 +6,34 @@ use super::super::{
     simd::Isa,
 };
 
-/// Vectors of a micro-panel: a tile is so many vectors wide.
-pub(super) const VECTORS: usize = 2;
-
 /// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most; adding the
 /// totals costs two operations in a hundred.
 const CHAIN: usize = 64;
 
-/// Columns that are broadcast, at two strides.
+/// How vectors of an input are read: along what is contiguous there.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Order {
+    /// Vector by vector, along K.
+    ByVector,
+    /// Index of K by index of K, along the vectors.
+    ByK,
+}
+
+/// Columns that are broadcast.
 #[derive(Clone, Copy)]
 pub(super) struct BroadcastColumns<T> {
     pub at: *const T,
-    /// From one column of the tile to the next.
-    pub column: isize,
-    /// From one index of K to the next.
-    pub k_stride: isize,
+    /// What is contiguous: the elements of a column, or those of all columns at an index of K.
+    pub order: Order,
+    /// From one column to the next, or from one index of K to the next.
+    pub stride: isize,
+}
+
+impl<T> BroadcastColumns<T> {
+    /// The column so many after the first.
+    fn column(self, n: usize) -> *const T {
+        self.at.wrapping_offset(n as isize * if self.order == Order::ByVector { self.stride } else { 1 })
+    }
 }
 
 /// A micro-panel, packed or in the input itself: for each index of K as many contiguous elements as the tile has rows.
@@ -40,11 +53,11 @@ pub(super) struct Write<R> {
     pub scale: Option<[*const R; 2]>,
 }
 
-/// The product of a panel and up to [`Isa::COLUMNS`] columns, written to `to`, column by column, `stride` elements apart.
+/// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart.
 ///
 /// # Safety
 ///
-/// The panel holds `k` times [`VECTORS`] vectors, or one where `rows` fit in it; `b` so many columns of `k` elements. `to` has
+/// The panel holds, `k` times, as many vectors as `rows` fit in, at most [`Isa::VECTORS`]; `b` so many columns of `k` elements. `to` has
 /// room for `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where
 /// they are added to. There is a factor for each row and column.
 #[inline(always)]
@@ -61,38 +74,81 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     // SAFETY: as this function's own; each call takes the next columns.
     unsafe {
         macro_rules! columns {
-            ($vectors:expr, $most:expr; $($n:literal)*) => {$(
-                // Known when this is compiled: tiles too wide for the instruction set are not.
-                if const { $n <= $most } {
+            ($vectors:literal; $($n:literal)*) => {{$(
+                // Known when this is compiled: tiles too large for the instruction set are not.
+                if const { $vectors <= S::VECTORS && $vectors * $n <= S::ACCUMULATORS } {
                     while columns - done >= $n {
-                        let b = BroadcastColumns { at: b.at.offset(done as isize * b.column), ..b };
+                        let b = BroadcastColumns { at: b.column(done), ..b };
                         let to = (to.offset(done as isize * stride), stride);
                         let scale = match write.scale {
                             Some([row, column]) => Some([row, column.add(done)]),
                             None => None,
                         };
-                        tile::<S, R, { $vectors }, $n>(isa, k, a, b, to, rows, Write { scale, ..write });
+                        let write = Write { scale, ..write };
+                        let tile = Tile::<S, R, $vectors, $n> { isa, k, a, b, to, rows, write };
+                        match b.order {
+                            Order::ByVector => tile.multiply::<false>(),
+                            Order::ByK => tile.multiply::<true>(),
+                        }
                         done += $n;
                     }
                 }
-            )*};
+            )*}};
         }
-        if rows > R::lanes::<S>() {
-            columns!(VECTORS, S::COLUMNS; 8 4 2 1);
-        } else {
-            // Half the vectors, twice the columns: the latency of an addition is hidden by as many sums.
-            columns!(1, 2 * S::COLUMNS; 16 8 4 2 1);
+        // The fewer vectors, the more columns: the latency of an addition is hidden by as many sums.
+        match rows.div_ceil(R::lanes::<S>()) {
+            4 => columns!(4; 6 4 2 1),
+            3 => columns!(3; 8 4 2 1),
+            2 => columns!(2; 8 6 4 2 1),
+            _ => columns!(1; 16 8 4 2 1),
         }
     }
 }
 
-/// [`multiply`], of `N` columns and of rows that fit in `V` vectors.
+/// What [`multiply`] is given, of `N` columns and of rows that fit in `V` vectors, and in no fewer.
+struct Tile<S, R, const V: usize, const N: usize> {
+    isa: S,
+    k: usize,
+    a: Panel<R>,
+    b: BroadcastColumns<R>,
+    to: (*mut R, isize),
+    rows: usize,
+    write: Write<R>,
+}
+
+impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
+    /// A function of its own, so that the compiler has all registers for it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`multiply`], with columns in this order.
+    #[inline(never)]
+    unsafe fn multiply<const BY_K: bool>(self) {
+        self.isa.vectorize(InOrder::<_, BY_K>(self));
+    }
+}
+
+/// A tile whose columns are in [`Order::ByK`], or in the other.
+struct InOrder<T, const BY_K: bool>(T);
+
+impl<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool> pulp::WithSimd for InOrder<Tile<S, R, V, N>, BY_K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<Same: pulp::Simd>(self, _: Same) {
+        let Tile { isa, k, a, b, to, rows, write } = self.0;
+        // SAFETY: `Tile::multiply` alone calls this, whose caller says so.
+        unsafe { tile::<S, R, V, N, BY_K>(isa, k, a, b, to, rows, write) };
+    }
+}
+
+/// [`multiply`], of `N` columns and of rows that fit in `V` vectors, and in no fewer.
 ///
 /// # Safety
 ///
 /// As for [`multiply`].
 #[inline(always)]
-unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
+unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool>(
     isa: S,
     k: usize,
     a: Panel<R>,
@@ -101,29 +157,33 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
     rows: usize,
     write: Write<R>,
 ) {
-    // SAFETY: as this function's own; a tile whose rows fill `V` vectors is written whole.
+    let before_last = (V - 1) * R::lanes::<S>();
+    let whole = rows == V * R::lanes::<S>();
+    // SAFETY: as this function's own; a last vector that is not whole is written by rows.
     unsafe {
-        let sums = accumulate::<S, R, V, N>(isa, k, a, b);
+        let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
         match (write.add, write.scale) {
-            _ if rows < V * R::lanes::<S>() => write_rows(isa, &sums, (to, stride), rows, write),
-            (false, None) => write_columns(
+            (false, None) => write_vectors(
                 isa,
-                sums,
+                &sums,
                 (to, stride),
+                whole,
                 #[inline(always)]
                 |x, _, _, _| x,
             ),
-            (true, None) => write_columns(
+            (true, None) => write_vectors(
                 isa,
-                sums,
+                &sums,
                 (to, stride),
+                whole,
                 #[inline(always)]
                 |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
             ),
-            (add, Some([rows, columns])) => write_columns(
+            (add, Some([rows, columns])) => write_vectors(
                 isa,
-                sums,
+                &sums,
                 (to, stride),
+                whole,
                 #[inline(always)]
                 |x, to, row, column| {
                     let x = if add { R::add_vectors(isa, x, R::load_vector(isa, to)) } else { x };
@@ -131,6 +191,15 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
                     R::clamp(isa, R::mul_vectors(isa, x, factors), R::from_f64(1.0))
                 },
             ),
+        }
+        if !whole {
+            for (column, sums) in sums.iter().enumerate() {
+                let mut last = [R::default(); MOST_LANES];
+                R::store_vector(isa, sums[V - 1], last[..R::lanes::<S>()].as_mut_ptr());
+                let scale = write.scale.map(|[rows, columns]| (rows.add(before_last), *columns.add(column)));
+                let to = to.offset(column as isize * stride).add(before_last);
+                write_rows(&last[..rows - before_last], to, write.add, scale);
+            }
         }
     }
 }
@@ -141,107 +210,126 @@ unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize>(
 ///
 /// `a` has `k` times `V` vectors, `b` so many elements in each of `N` columns, all of which can be read.
 #[inline(always)]
-unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize>(
+unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool>(
     isa: S,
     k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
 ) -> [[R::Vector<S>; V]; N] {
-    let zero = R::splat(isa, R::default());
-    let mut totals = [[zero; V]; N];
-    let (mut a_at, mut b_at) = (a.at, b.at);
+    // The compiler must know one of both strides: with two that it does not know, it takes an instruction more for each column.
+    let (column, k_stride) = if BY_K { (1, b.stride) } else { (b.stride, 1) };
+    let mut at = Terms { a: a.at, a_stride: a.k_stride, b: b.at, column, k_stride };
     let mut left = k;
-    while left > 0 {
-        let chain = left.min(CHAIN);
-        let mut sums = [[zero; V]; N];
-        for _ in 0..chain {
-            // SAFETY: an index of K is left, for which `a` and `b` can be read; the pointers move past the last, and are not read
-            // there.
-            unsafe {
-                let mut vectors = [zero; V];
-                for (v, vector) in vectors.iter_mut().enumerate() {
-                    *vector = R::load_vector(isa, a_at.add(v * R::lanes::<S>()));
-                }
-                for (n, sums) in sums.iter_mut().enumerate() {
-                    let element = R::splat(isa, *b_at.offset(n as isize * b.column));
-                    for v in 0..V {
-                        sums[v] = R::mul_add(isa, vectors[v], element, sums[v]);
-                    }
-                }
+    let mut totals: Option<[[R::Vector<S>; V]; N]> = None;
+    loop {
+        let terms = left.min(CHAIN);
+        let mut sums = [[R::splat(isa, R::default()); V]; N];
+        // SAFETY: as this function's own: chains take the indices of K one by one.
+        unsafe {
+            // By fours: where another hardware thread shares the core, the instructions of the loop itself would cost a tenth.
+            for _ in 0..terms / 4 {
+                add_term(isa, &mut at, &mut sums);
+                add_term(isa, &mut at, &mut sums);
+                add_term(isa, &mut at, &mut sums);
+                add_term(isa, &mut at, &mut sums);
             }
-            a_at = a_at.wrapping_offset(a.k_stride);
-            b_at = b_at.wrapping_offset(b.k_stride);
-        }
-        for n in 0..N {
-            for v in 0..V {
-                totals[n][v] = R::add_vectors(isa, totals[n][v], sums[n][v]);
+            for _ in 0..terms % 4 {
+                add_term(isa, &mut at, &mut sums);
             }
         }
-        left -= chain;
+        if let Some(totals) = &totals {
+            for (sums, totals) in sums.iter_mut().zip(totals) {
+                for (sum, &total) in sums.iter_mut().zip(totals) {
+                    *sum = R::add_vectors(isa, *sum, total);
+                }
+            }
+        }
+        left -= terms;
+        if left == 0 {
+            return sums;
+        }
+        totals = Some(sums);
     }
-    totals
 }
 
-/// Writes a whole tile: for each register of sums what `end` makes of it, given where it goes, its row and its column.
+/// Where the next term of each sum is: a vector of `a`, and an element of each column of `b`.
+struct Terms<R> {
+    a: *const R,
+    a_stride: isize,
+    b: *const R,
+    /// From one column to the next.
+    column: isize,
+    /// From one index of K to the next.
+    k_stride: isize,
+}
+
+/// Adds the next term of each sum, and moves past it.
+///
+/// # Safety
+///
+/// `V` vectors of `a` and an element in each of `N` columns can be read there.
+#[inline(always)]
+unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
+    isa: S,
+    at: &mut Terms<R>,
+    sums: &mut [[R::Vector<S>; V]; N],
+) {
+    // SAFETY: the caller says that these can be read.
+    unsafe {
+        let mut vectors = [R::splat(isa, R::default()); V];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = R::load_vector(isa, at.a.add(v * R::lanes::<S>()));
+        }
+        for (n, sums) in sums.iter_mut().enumerate() {
+            let element = R::splat(isa, *at.b.offset(n as isize * at.column));
+            for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                *sum = R::mul_add(isa, vector, element, *sum);
+            }
+        }
+    }
+    // Wrapping: past the last term lies what may be outside, and is not read.
+    at.a = at.a.wrapping_offset(at.a_stride);
+    at.b = at.b.wrapping_offset(at.k_stride);
+}
+
+/// Writes a tile, with or without its last vector of each column: for each register of sums what `end` makes of it, given where it goes,
+/// its row and its column.
 ///
 /// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
 ///
 /// # Safety
 ///
-/// `to` has room for `V` vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes.
+/// `to` has room for these vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes.
 #[inline(always)]
-unsafe fn write_columns<S: Isa, R: Compute, const V: usize, const N: usize>(
+unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    sums: [[R::Vector<S>; V]; N],
+    sums: &[[R::Vector<S>; V]; N],
     (to, stride): (*mut R, isize),
+    with_last: bool,
     end: impl Fn(R::Vector<S>, *const R, usize, usize) -> R::Vector<S>,
 ) {
     for (column, sums) in sums.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
-            let row = v * R::lanes::<S>();
-            // SAFETY: this is one of the vectors of a column.
-            unsafe {
-                let to = to.offset(column as isize * stride).add(row);
-                R::store_vector(isa, end(sum, to, row, column), to);
+            if v + 1 < V || with_last {
+                let row = v * R::lanes::<S>();
+                // SAFETY: this is one of the vectors of a column.
+                unsafe {
+                    let to = to.offset(column as isize * stride).add(row);
+                    R::store_vector(isa, end(sum, to, row, column), to);
+                }
             }
         }
     }
 }
 
-/// Writes the first rows of a tile.
-///
-/// # Safety
-///
-/// As for [`multiply`], of `to`, `rows`, `N` columns and `write`. The rows fit in `V` vectors.
-#[inline(always)]
-unsafe fn write_rows<S: Isa, R: Compute, const V: usize, const N: usize>(
-    isa: S,
-    sums: &[[R::Vector<S>; V]; N],
-    (to, stride): (*mut R, isize),
-    rows: usize,
-    write: Write<R>,
-) {
-    for (n, sums) in sums.iter().enumerate() {
-        let mut column = [R::default(); MOST_ROWS];
-        // SAFETY: as this function's own; `column` has room for the vectors of one.
-        unsafe {
-            for (v, &sum) in sums.iter().enumerate() {
-                R::store_vector(isa, sum, column[v * R::lanes::<S>()..][..R::lanes::<S>()].as_mut_ptr());
-            }
-            let scale = write.scale.map(|[rows, columns]| (rows, *columns.add(n)));
-            write_part(&column[..rows], to.offset(n as isize * stride), write.add, scale);
-        }
-    }
-}
-
-/// Writes the first rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
+/// Writes rows of a column, element by element. Edges are few, so this is compiled once, not for each instruction set.
 ///
 /// # Safety
 ///
 /// `to` has room for as many elements as `sums`, which nothing else reads or writes, and which are initialized if they are added
 /// to. There is a factor for each row.
 #[inline(never)]
-unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
+unsafe fn write_rows<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Option<(*const R, R)>) {
     for (row, &sum) in sums.iter().enumerate() {
         // SAFETY: the row is one of those.
         unsafe {
@@ -254,5 +342,5 @@ unsafe fn write_part<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Optio
     }
 }
 
-/// Rows of the largest tile.
-const MOST_ROWS: usize = VECTORS * LINE / size_of::<f32>();
+/// Lanes of the widest register.
+const MOST_LANES: usize = LINE / size_of::<f32>();

@@ -18,7 +18,7 @@ use super::{
     epilogue::{Block, Epilogue, Project, Scale},
     input::KBlock,
     pack::{BROADCAST, Vectors, panel_width},
-    tile::{self, Panel, VECTORS, Write},
+    tile::{self, Panel, Write},
 };
 
 /// Sums of a block in a workspace.
@@ -350,7 +350,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
         let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
-        let width = VECTORS * R::lanes::<S>();
+        let width = S::VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
@@ -374,7 +374,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
                 } else {
-                    let panel = panel_width(lane_count - lane, R::lanes::<S>(), width);
+                    let panel = panel_width(width.min(lane_count - lane), R::lanes::<S>());
                     Panel { at: packed[(lane - first_packed) * k..][..panel * k].as_ptr(), k_stride: panel as isize }
                 };
                 let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);

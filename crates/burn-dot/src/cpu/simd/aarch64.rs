@@ -35,8 +35,9 @@ pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
 // SAFETY of all: `self` shows that the processor has NEON. Slices are as long as what is read or written, as indexing them
 // checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 impl Isa for Neon {
-    // Of 32 registers, 16 are accumulators, and 3 are inputs.
-    const COLUMNS: usize = 8;
+    // Of 32 registers, 24 are accumulators, and 5 are inputs.
+    const VECTORS: usize = 4;
+    const ACCUMULATORS: usize = 24;
     const F32_BLOCK: usize = 4;
     const F64_BLOCK: usize = 2;
 

@@ -25,8 +25,10 @@ pub(super) use native::for_each_isa;
 /// A value shows that the machine has the instructions, as [`dispatch`] gives it to a task, which is where it comes from: pulp's
 /// own V3 says nothing of F16C, which its conversions use.
 pub(super) trait Isa: pulp::Simd {
-    /// Columns of a tile of a matrix product whose accumulators, two vectors to a column, leave registers for its inputs.
-    const COLUMNS: usize;
+    /// Vectors of a column in the largest tile of a matrix product.
+    const VECTORS: usize;
+    /// Accumulators of a tile, at most: they leave registers for its inputs.
+    const ACCUMULATORS: usize;
     /// Rows, and elements of each, that [`Isa::transpose_f32`] takes at once: at most 8.
     const F32_BLOCK: usize;
     /// Rows, and elements of each, that [`Isa::transpose_f64`] takes at once: at most 8.

@@ -36,7 +36,8 @@ unsafe fn transpose<T: Copy>(from: &[*const T], to: *mut T, stride: usize) {
 }
 
 impl Isa for Scalar {
-    const COLUMNS: usize = 4;
+    const VECTORS: usize = 2;
+    const ACCUMULATORS: usize = 8;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
 

@@ -72,8 +72,9 @@ pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
 // indexing them checks; what is at the pointers of `transpose_*` and `stream` the caller says, by the trait.
 #[cfg(feature = "x86-v4")]
 impl Isa for V4 {
-    // Of 32 registers, 16 are accumulators, and 3 are inputs.
-    const COLUMNS: usize = 8;
+    // Of 32 registers, 24 are accumulators, and 5 are inputs.
+    const VECTORS: usize = 4;
+    const ACCUMULATORS: usize = 24;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
 
@@ -162,8 +163,9 @@ impl Isa for V4 {
 
 // SAFETY of all: `self` shows that the processor has AVX2, and, as `dispatch` gave it, F16C. Slices and pointers as above.
 impl Isa for V3 {
-    // Of 16 registers, 8 are accumulators, and 3 are inputs.
-    const COLUMNS: usize = 4;
+    // Of 16 registers, 12 are accumulators, and 3 are inputs.
+    const VECTORS: usize = 2;
+    const ACCUMULATORS: usize = 12;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
 
