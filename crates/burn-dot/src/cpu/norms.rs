@@ -7,6 +7,7 @@ use core::{
 };
 
 use super::{
+    aligned::LINE,
     compensated::{self, Compensated},
     element::{self, Compute, Element},
     layout::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
@@ -167,6 +168,9 @@ struct Squares<'a, T: Element> {
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * SQUARED_ROWS;
 
+/// Elements of f32 in the widest register.
+const REGISTER: usize = LINE / size_of::<f32>();
+
 /// Up to this length setting up a sum by blocks costs more than adding in f64.
 const SHORT: usize = 64;
 
@@ -202,7 +206,7 @@ impl<T: Element> Task for Squares<'_, T> {
 }
 
 impl<T: Element> Squares<'_, T> {
-    /// Rows of memory, each with an element of every vector. Short ones that follow one another are read as one.
+    /// Rows of memory, each with an element of every vector. Those that follow one another are read as one, of whole registers.
     ///
     /// # Safety
     ///
@@ -211,7 +215,8 @@ impl<T: Element> Squares<'_, T> {
     unsafe fn perpendicular<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref k_range, tensor, ref mut to, .. } = *self;
         let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
-        let group = if k_stride == vectors as isize { CHUNK / vectors } else { 1 };
+        let of_whole_registers = REGISTER >> vectors.trailing_zeros().min(REGISTER.trailing_zeros());
+        let group = if k_stride == vectors as isize { of_whole_registers.min(CHUNK / vectors) } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
         for (_, len, from) in k.segments(k_range.clone()) {
             // SAFETY: a segment begins within the range.
@@ -239,12 +244,14 @@ impl<T: Element> Squares<'_, T> {
                 }
             }
         }
-        for (vector, to) in to.iter_mut().enumerate() {
-            let mut square = Compensated::default();
-            for i in (vector..vectors * group).step_by(vectors) {
-                square.add(compensated::total(squares[i], lost[i]));
-            }
-            *to = square.total();
+        let (squares, others) = squares[..vectors * group].split_at_mut(vectors);
+        let (lost, lost_by_others) = lost[..vectors * group].split_at_mut(vectors);
+        for (more, lost_by_more) in others.chunks_exact(vectors).zip(lost_by_others.chunks_exact(vectors)) {
+            compensated::add(squares, lost, more);
+            lost.iter_mut().zip(lost_by_more).for_each(|(lost, more)| *lost += more);
+        }
+        for ((to, &mut square), &mut lost) in to.iter_mut().zip(squares).zip(lost) {
+            *to = compensated::total(square, lost);
         }
     }
 

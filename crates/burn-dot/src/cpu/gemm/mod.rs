@@ -57,8 +57,9 @@ impl<R: Compute> Product<'_, R> {
     /// Every index of the axes is within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`.
     pub unsafe fn run(&self) {
         let unit = |axes: &Axes| axes.stride_of(self.c.tensor);
+        let inner = |axes: &Axes| axes.inner_stride()[self.c.tensor];
         // The lanes are those that are contiguous in the output, if any are.
-        let lanes_are_rows = unit(self.rows) == Some(1) && unit(self.columns) != Some(1);
+        let lanes_are_rows = inner(self.rows) == 1 && inner(self.columns) != 1;
         let a = Side { free: self.rows, k: self.sum, input: self.a, factors: None };
         let factors = self.b_factors.map(|factors| (factors, Y_INDEX));
         let b = Side { free: self.columns, k: self.sum, input: self.b, factors };

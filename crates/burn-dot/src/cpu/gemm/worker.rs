@@ -192,7 +192,9 @@ impl<'a, R: Compute> Worker<'a, R> {
         };
         for (to, (factors, index), places) in [(0, lanes, self.lanes.places()), (1, broadcast, self.broadcast.places())] {
             self.factors[to].clear();
-            self.factors[to].extend(places.iter().map(|at| factors[at[index] as usize].abs()));
+            for at in places.indices(index) {
+                self.factors[to].extend(at.map(|at| factors[at as usize].abs()));
+            }
         }
     }
 
