@@ -2,6 +2,8 @@
 //!
 //! [`mod@sums`] and [`mod@gradients`] are those of rows. Here are the elementwise ones, which matrices and norms need too.
 
+use core::ops::RangeInclusive;
+
 use super::{
     element::{Compute, Element},
     simd::Isa,
@@ -11,7 +13,7 @@ mod gradients;
 mod sums;
 
 pub(super) use gradients::{Factors, Pair, gradient_of_sum, gradients};
-pub(super) use sums::{SQUARED_ROWS, add_squares, dot, dot_and_squares, dot_in, short_sums};
+pub(super) use sums::{SQUARED_ROWS, add_squares, dot, dot_and_squares, dot_in, dot_of_any, short_sums};
 
 /// Bytes from what is read to what is asked for: two pages. One line wakes the processor's own prefetch, which ends at each page's end, and has
 /// the page's address found in the meantime.
@@ -68,15 +70,29 @@ pub(super) fn project_elementwise<S: Isa, R: Compute>(isa: S, to: &mut [R], s: &
     }
 }
 
-/// `to = s to − a x`.
+/// Factors of vectors with norms in [`Compute::MATRIX_NORMS`] that f32 multiplies without overflow, and without losing more than rounding
+/// the result does.
+const PROJECTIONS: RangeInclusive<f64> = 1e-28..=1e28;
+
+/// `to = s to − a x`, where the norm of `x` is in [`Compute::MATRIX_NORMS`].
 #[inline(always)]
 pub(super) fn project<S: Isa, R: Compute>(isa: S, to: &mut [R], s: f64, a: f64, x: &[R]) {
-    let lanes = S::F64_LANES;
-    let (many_s, many_a) = (isa.splat_f64s(s), isa.splat_f64s(-a));
+    if PROJECTIONS.contains(&s.abs()) && (a == 0.0 || PROJECTIONS.contains(&a.abs())) {
+        project_in::<R, S, R>(isa, to, s, a, x);
+    } else {
+        project_in::<f64, S, R>(isa, to, s, a, x);
+    }
+}
+
+/// [`project`], in a compute dtype.
+#[inline(always)]
+fn project_in<A: Compute, S: Isa, R: Compute>(isa: S, to: &mut [R], s: f64, a: f64, x: &[R]) {
+    let lanes = A::lanes::<S>();
+    let (many_s, many_a) = (A::splat(isa, A::from_f64(s)), A::splat(isa, A::from_f64(-a)));
     let (mut to_blocks, mut x_blocks) = (to.chunks_exact_mut(lanes), x.chunks_exact(lanes));
     for (to, x) in (&mut to_blocks).zip(&mut x_blocks) {
-        let scaled = isa.mul_f64s(many_s, R::load::<f64, S>(isa, to));
-        R::store::<f64, S>(isa, isa.mul_add_e_f64s(many_a, R::load::<f64, S>(isa, x), scaled), to);
+        let scaled = A::mul_vectors(isa, many_s, R::load::<A, S>(isa, to));
+        R::store::<A, S>(isa, A::mul_add(isa, many_a, R::load::<A, S>(isa, x), scaled), to);
     }
     for (to, x) in to_blocks.into_remainder().iter_mut().zip(x_blocks.remainder()) {
         *to = R::from_f64(s * to.to_f64() - a * x.to_f64());

@@ -1,5 +1,6 @@
 //! What is left to do with a block whose sums are complete, and its way to the output.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::{
@@ -217,35 +218,43 @@ impl<R: Compute> Task for Project<'_, R> {
 
 /// Rows perpendicular to the columns of a block: some of its lanes.
 struct Perpendicular {
-    /// The first lane, and where its row is.
+    /// The first lane, and how far it is from the first row of `x`.
     lane: usize,
-    at: Offsets,
+    at: isize,
     rows: usize,
     /// Columns that follow one another in memory, both of the block and of `x`, and can be taken as one.
     group: usize,
 }
 
 impl<R: Compute> Project<'_, R> {
-    fn norm(&self, at: Offsets) -> norms::Scale {
-        norms::Scale(self.norms[at[X_INDEX] as usize].to_f64())
+    /// What `x` and `p` of a row are multiplied by, given its [`X_INDEX`]; `dot` is `x·p`, for a row whose dot product is not known.
+    #[inline(always)]
+    fn coefficients(&self, index: isize, dot: f64) -> (f64, f64) {
+        let norm = norms::Scale(self.norms[index as usize].to_f64());
+        let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[index as usize]);
+        (dot * norm.projected(), norm.inverse())
     }
 
-    /// What `x` and `p` of a row are multiplied by; `dot` is `x·p`, for a row whose dot product is not known.
-    fn coefficients(&self, at: Offsets, dot: f64) -> (f64, f64) {
-        let norm = self.norm(at);
-        let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[at[X_INDEX] as usize]);
-        (dot * norm.projected(), norm.inverse())
+    /// The lanes in parts that fit a buffer: the first lane, their number, and where they are.
+    fn parts(&self) -> impl Iterator<Item = (usize, usize, Offsets)> {
+        let stride = self.lanes.0.inner_stride();
+        self.lanes.0.segments(self.lanes.1.clone()).flat_map(move |(first, len, from)| {
+            (0..len).step_by(CHUNK).map(move |part| {
+                let at = core::array::from_fn(|tensor| from[tensor] + part as isize * stride[tensor]);
+                (first + part, CHUNK.min(len - part), at)
+            })
+        })
     }
 
     /// Reads elements of `x` along the lanes.
     ///
     /// # Safety
     ///
-    /// `at` is the offset in `x` of the first of `len` lanes that are `lanes.0`'s stride apart.
+    /// `at` is how far the first of `len` lanes, which are `lanes.0`'s stride apart, is from the first element of `x`.
     #[inline(always)]
-    unsafe fn read<'b>(&self, at: Offsets, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
-        let stride = self.x.stride(&self.lanes.0.inner().1);
-        let from = self.x.offset(at);
+    unsafe fn read<'b>(&self, at: isize, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
+        let stride = self.lanes.0.inner_stride()[self.x.tensor];
+        let from = self.x.element(at);
         // SAFETY: the lanes are within `x`, the caller says.
         unsafe {
             if self.x.is_compute && stride == 1 {
@@ -256,6 +265,24 @@ impl<R: Compute> Project<'_, R> {
         &buffer[..len]
     }
 
+    /// Lanes of a column: what [`Project::read`] gives, and the elements of the block.
+    ///
+    /// # Safety
+    ///
+    /// As there, and the column has these lanes.
+    #[inline(always)]
+    unsafe fn part<'b>(
+        &self,
+        column: usize,
+        lane: usize,
+        at: isize,
+        len: usize,
+        buffer: &'b mut [R; CHUNK],
+    ) -> (&'b [R], &'b mut [R]) {
+        // SAFETY: the caller says that the lanes are within `x` and the block.
+        unsafe { (self.read(at, len, buffer), core::slice::from_raw_parts_mut(self.block.column(column).add(lane), len)) }
+    }
+
     /// Rows that are contiguous, one after the other.
     ///
     /// # Safety
@@ -264,30 +291,22 @@ impl<R: Compute> Project<'_, R> {
     #[inline(always)]
     unsafe fn along_lanes<S: Isa>(&self, isa: S) {
         let mut buffer = [R::default(); CHUNK];
-        let stride = self.lanes.0.inner().1.stride;
-        for (row, at) in self.columns.iter().enumerate() {
+        let parts: Vec<(usize, usize, isize)> = self.parts().map(|(lane, len, at)| (lane, len, at[self.x.tensor])).collect();
+        for row in 0..self.columns.len() {
+            let [x_at, index] = [self.x.tensor, X_INDEX].map(|tensor| self.columns.offset(row, tensor));
             let mut dot = Compensated::default();
-            for write in [false, true] {
-                if !write && self.dots.is_some() {
-                    continue;
+            if self.dots.is_none() {
+                for &(lane, len, at) in &parts {
+                    // SAFETY: these are some of the lanes, in one of the columns.
+                    let (x, p) = unsafe { self.part(row, lane, x_at + at, len, &mut buffer) };
+                    dot.add(loops::dot_of_any(isa, x, p));
                 }
-                let (projection, scale) = self.coefficients(at, dot.total());
-                for (first, len, from) in self.lanes.0.segments(self.lanes.1.clone()) {
-                    for part in (0..len).step_by(CHUNK) {
-                        let len = CHUNK.min(len - part);
-                        let mut x_at = sum(at, from);
-                        x_at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
-                        // SAFETY: these are some of the lanes, in one of the columns.
-                        unsafe {
-                            let x = self.read(x_at, len, &mut buffer);
-                            let p = core::slice::from_raw_parts_mut(self.block.column(row).add(first + part), len);
-                            match write {
-                                false => dot.add(loops::dot_in::<f64, S, _, _>(isa, x, p)),
-                                true => loops::project(isa, p, scale, projection, x),
-                            }
-                        }
-                    }
-                }
+            }
+            let (projection, scale) = self.coefficients(index, dot.total());
+            for &(lane, len, at) in &parts {
+                // SAFETY: as above.
+                let (x, p) = unsafe { self.part(row, lane, x_at + at, len, &mut buffer) };
+                loops::project(isa, p, scale, projection, x);
             }
         }
     }
@@ -299,33 +318,28 @@ impl<R: Compute> Project<'_, R> {
     /// As the task says.
     #[inline(always)]
     unsafe fn across_columns<S: Isa>(&self, isa: S) {
-        let stride = self.lanes.0.inner().1.stride;
+        let index_stride = self.lanes.0.inner_stride()[X_INDEX];
+        let first_index = self.columns.offset(0, X_INDEX);
         let (mut projections, mut scales) = ([0.0; CHUNK], [0.0; CHUNK]);
-        for (first, len, from) in self.lanes.0.segments(self.lanes.1.clone()) {
-            for part in (0..len).step_by(CHUNK) {
-                let rows = CHUNK.min(len - part);
-                let mut at = from;
-                at.iter_mut().zip(stride).for_each(|(at, stride)| *at += part as isize * stride);
-                let block = Perpendicular { lane: first + part, at, rows, group: self.group(rows) };
-                // SAFETY: these are some of the lanes.
-                unsafe {
-                    if self.dots.is_none() {
-                        self.dots_perpendicular(isa, &block, &mut projections);
-                    }
-                    for i in 0..rows {
-                        let mut at = sum(self.columns.at(0), at);
-                        at[X_INDEX] += i as isize * stride[X_INDEX];
-                        (projections[i], scales[i]) = self.coefficients(at, projections[i]);
-                    }
-                    for i in rows..rows * block.group {
-                        (projections[i], scales[i]) = (projections[i - rows], scales[i - rows]);
-                    }
-                    self.for_each_group(
-                        &block,
-                        #[inline(always)]
-                        |_, x, p| loops::project_elementwise(isa, p, &scales[..p.len()], &projections[..p.len()], x),
-                    );
+        for (lane, rows, at) in self.parts() {
+            let block = Perpendicular { lane, at: at[self.x.tensor], rows, group: self.group(rows) };
+            // SAFETY: these are some of the lanes.
+            unsafe {
+                if self.dots.is_none() {
+                    self.dots_perpendicular(isa, &block, &mut projections);
                 }
+                for i in 0..rows {
+                    let index = first_index + at[X_INDEX] + i as isize * index_stride;
+                    (projections[i], scales[i]) = self.coefficients(index, projections[i]);
+                }
+                for i in rows..rows * block.group {
+                    (projections[i], scales[i]) = (projections[i - rows], scales[i - rows]);
+                }
+                self.for_each_group(
+                    &block,
+                    #[inline(always)]
+                    |_, x, p| loops::project_elementwise(isa, p, &scales[..p.len()], &projections[..p.len()], x),
+                );
             }
         }
     }
@@ -333,7 +347,7 @@ impl<R: Compute> Project<'_, R> {
     /// How many columns of so many rows are one, as far as memory goes.
     fn group(&self, rows: usize) -> usize {
         let dense = self.x.is_compute
-            && self.x.stride(&self.lanes.0.inner().1) == 1
+            && self.lanes.0.inner_stride()[self.x.tensor] == 1
             && self.block.stride == rows as isize
             && self.columns.stride(0..self.columns.len(), self.x.tensor) == Some(rows as isize);
         if dense { CHUNK / rows } else { 1 }
@@ -352,8 +366,8 @@ impl<R: Compute> Project<'_, R> {
             let len = rows * group.min(self.columns.len() - first);
             // SAFETY: these are some of the lanes, in columns that are contiguous if they are a group.
             unsafe {
-                let x = self.read(sum(self.columns.at(first), at), len, &mut buffer);
-                f(first, x, core::slice::from_raw_parts_mut(self.block.column(first).add(lane), len));
+                let (x, p) = self.part(first, lane, self.columns.offset(first, self.x.tensor) + at, len, &mut buffer);
+                f(first, x, p);
             }
         }
     }

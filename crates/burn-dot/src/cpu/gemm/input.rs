@@ -53,7 +53,12 @@ impl<R: Compute> Input<R> {
     }
 
     pub fn offset(self, at: Offsets) -> *const u8 {
-        self.at.wrapping_offset(at[self.tensor] * self.size as isize)
+        self.element(at[self.tensor])
+    }
+
+    /// The element so far from the first.
+    pub fn element(self, at: isize) -> *const u8 {
+        self.at.wrapping_offset(at * self.size as isize)
     }
 
     pub fn stride(self, axis: &Axis) -> isize {
@@ -187,11 +192,24 @@ impl Places {
         regular.then_some(stride)
     }
 
+    /// Segments of these vectors: the first, counted from theirs, how many there are, and where it is in one tensor.
+    pub fn segments(&self, vectors: Range<usize>, tensor: usize) -> impl Iterator<Item = (usize, usize, isize)> {
+        let ends = self.segments.iter().skip(1).map(|&(first, _)| first).chain([self.len]);
+        let stride = self.stride[tensor];
+        self.segments.iter().zip(ends).filter_map(move |(&(start, at), end)| {
+            let (first, end) = (start.max(vectors.start), end.min(vectors.end));
+            (first < end).then(|| (first - vectors.start, end - first, at[tensor] + (first - start) as isize * stride))
+        })
+    }
+
     /// Where the vectors are in one tensor, segment by segment.
     pub fn indices(&self, tensor: usize) -> impl Iterator<Item = impl Iterator<Item = isize>> {
         let ends = self.segments.iter().skip(1).map(|&(first, _)| first).chain([self.len]);
         let stride = self.stride[tensor];
-        self.segments.iter().zip(ends).map(move |(&(first, at), end)| (0..(end - first) as isize).map(move |i| at[tensor] + i * stride))
+        self.segments
+            .iter()
+            .zip(ends)
+            .map(move |(&(first, at), end)| (0..(end - first) as isize).map(move |i| at[tensor] + i * stride))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Offsets> {

@@ -27,6 +27,17 @@ pub(super) struct Vectors<'a, R> {
     places: Places,
     order: Order,
     buffer: Vec<R>,
+    runs: Vec<Run>,
+}
+
+/// Contiguous vectors on their way to a panel.
+struct Run {
+    /// Where the first is, in elements from the first of the input.
+    from: isize,
+    len: usize,
+    /// Where it goes, and the width of the panel.
+    to: usize,
+    width: usize,
 }
 
 /// Vectors of the broadcast side that are packed at once: whole registers, and whole tiles of 6 and of 8.
@@ -36,7 +47,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, k) = (side.free.inner().1, side.k.inner().1);
         let order = if side.input.stride(&k) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
-        Vectors { side, unit_at: Offsets::default(), places: Places::default(), order, buffer: Vec::new() }
+        Vectors { side, unit_at: Offsets::default(), places: Places::default(), order, buffer: Vec::new(), runs: Vec::new() }
     }
 
     /// The block of vectors that the next calls are about.
@@ -56,10 +67,6 @@ impl<'a, R: Compute> Vectors<'a, R> {
 
     pub fn is_bf16(&self) -> bool {
         self.side.input.is_bf16
-    }
-
-    fn place(&self, vector: usize) -> isize {
-        self.places.offset(vector, self.side.input.tensor)
     }
 
     /// Where these vectors are, the stride from one to the next, and that along K. `None` where there are several.
@@ -113,7 +120,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         unsafe {
             match self.order {
                 Order::ByVector => self.read_vectors(vectors, k, &mut buffer),
-                Order::ByK => self.read_by_k(vectors, k, buffer.as_mut_ptr(), BROADCAST),
+                Order::ByK => self.read_by_k(vectors, k, &mut buffer, [BROADCAST; 2]),
             }
         }
         self.buffer = buffer;
@@ -141,13 +148,20 @@ impl<'a, R: Compute> Vectors<'a, R> {
         to: &mut AlignedBuffer<R>,
     ) {
         let to = to.resize(vectors.len().next_multiple_of(width) * k.len);
+        if self.order == Order::ByK && !vectors.is_empty() {
+            let last = panel_width((vectors.len() - 1) % width + 1, lanes);
+            // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as their panels.
+            unsafe { self.read_by_k(vectors.clone(), k, to, [width, last]) };
+        }
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
             let panel = start..vectors.end.min(start + width);
             let width = panel_width(panel.len(), lanes);
             let to = &mut to[(start - first) * k.len..][..width * k.len];
-            // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
-            unsafe { self.pack_panel(panel.clone(), k, to, width) };
+            if self.order == Order::ByVector {
+                // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
+                unsafe { self.transpose_panel(panel.clone(), k, to, width) };
+            }
             if panel.len() < width {
                 to.chunks_exact_mut(width).for_each(|row| row[panel.len()..].fill(R::default()));
             }
@@ -158,11 +172,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ///
     /// The vectors are of the block that was set, within the input along this block of K, and no more than `width`. `to` has
     /// `width` elements for each index of it.
-    unsafe fn pack_panel(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R], width: usize) {
-        if self.order == Order::ByK {
-            // SAFETY: as this function's own.
-            return unsafe { self.read_by_k(vectors, k, to.as_mut_ptr(), width) };
-        }
+    unsafe fn transpose_panel(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R], width: usize) {
         let count = vectors.len();
         let in_place = self.in_place(vectors.clone(), k).filter(|&(_, _, k_stride)| k_stride == 1);
         let (rows, stride) = match in_place {
@@ -211,47 +221,61 @@ impl<'a, R: Compute> Vectors<'a, R> {
         }
     }
 
-    /// Reads index of K by index of K: the elements of neighbouring vectors are contiguous.
+    /// Reads index of K by index of K, in which neighbouring vectors are contiguous, to panels of so many vectors, the last of its own
+    /// width.
     ///
     /// # Safety
     ///
-    /// The vectors are of the block that was set, within the input along this block of K, and no more than `width`. `to` has
-    /// `width` initialized elements for each index of it, which nothing else reads or writes.
-    unsafe fn read_by_k(&self, vectors: Range<usize>, k: &KBlock<'_, R>, to: *mut R, width: usize) {
+    /// The vectors are of the block that was set, and within the input along this block of K.
+    unsafe fn read_by_k(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R], [width, last_width]: [usize; 2]) {
         let input = self.side.input;
-        let stride = input.stride(&k.last);
-        let mut next = vectors.start;
-        while next < vectors.end {
-            let first = next;
-            if self.places.stride(first..vectors.end, input.tensor) == Some(1) {
-                next = vectors.end;
-            }
-            while next < vectors.end && self.place(next) - self.place(first) == (next - first) as isize {
-                next += 1;
-            }
-            for &(first_k, len, from) in &k.segments {
-                let from = input.offset(sum(self.places.at(first), from));
-                // SAFETY: the vectors are within the input, and a panel has `width` elements for each index of K, the caller
-                // says.
-                unsafe {
-                    let to = to.add(first_k * width + first - vectors.start);
-                    input.load(from, (len, stride), (next - first, 1), to, width);
-                }
+        let (stride, count) = (input.stride(&k.last), vectors.len());
+        let width_of = |panel: usize| if (panel + 1) * width < count { width } else { last_width };
+        let panels = count.div_ceil(width);
+        assert!(
+            last_width > (count - 1) % width && to.len() >= ((panels - 1) * width + last_width) * k.len,
+            "room for all panels"
+        );
+        self.runs.clear();
+        for (first, len, at) in self.places.segments(vectors, input.tensor) {
+            let mut done = 0;
+            while done < len {
+                let (panel, lane) = ((first + done) / width, (first + done) % width);
+                let len = (width - lane).min(len - done);
+                self.runs.push(Run { from: at + done as isize, len, to: panel * width * k.len + lane, width: width_of(panel) });
+                done += len;
             }
         }
-        if self.side.factors.is_some() {
-            for (index, &factor) in k.factors.iter().enumerate() {
-                for vector in 0..vectors.len() {
-                    // SAFETY: written just now.
+        // Some rows of memory for all panels, then the next ones: memory is read in its order.
+        for &(first_k, len, from) in &k.segments {
+            for rows in (0..len).step_by(ROWS) {
+                let count = ROWS.min(len - rows);
+                let from = from[input.tensor] + rows as isize * stride;
+                for run in &self.runs {
+                    let at = run.to + (first_k + rows) * run.width;
+                    // SAFETY: the vectors are within the input, the caller says; each index of K of a panel has room for those of it, as
+                    // was asserted.
                     unsafe {
-                        let to = to.add(index * width + vector);
-                        *to = *to * factor;
+                        let from = input.element(from + run.from);
+                        input.load(from, (count, stride), (run.len, 1), to.as_mut_ptr().add(at), run.width);
                     }
                 }
             }
         }
+        if self.side.factors.is_some() {
+            let full = width;
+            for panel in 0..panels {
+                let width = width_of(panel);
+                let rows = &mut to[panel * full * k.len..][..width * k.len];
+                // SAFETY: the task has no pointers.
+                unsafe { simd::dispatch(ScaleRows { rows, width, factors: &k.factors }) };
+            }
+        }
     }
 }
+
+/// Rows of memory that are read at once.
+const ROWS: usize = 32;
 
 /// Multiplies the elements of each vector by their factors.
 struct ScaleK<'a, R> {
@@ -277,6 +301,33 @@ impl<R: Compute> Task for ScaleK<'_, R> {
             for (to, &factor) in to.into_remainder().iter_mut().zip(factors.remainder()) {
                 *to = *to * factor;
             }
+        }
+    }
+}
+
+/// Multiplies each row, the elements of all vectors at an index of K, by its factor.
+struct ScaleRows<'a, R> {
+    rows: &'a mut [R],
+    width: usize,
+    factors: &'a [R],
+}
+
+impl<R: Compute> Task for ScaleRows<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self, isa: S) {
+        for (row, &factor) in self.rows.chunks_exact_mut(self.width).zip(self.factors) {
+            let factors = R::splat(isa, factor);
+            let mut row = row.chunks_exact_mut(R::lanes::<S>());
+            for x in &mut row {
+                // SAFETY: these are the elements of a register.
+                unsafe {
+                    let scaled = R::mul_vectors(isa, R::load_vector(isa, x.as_ptr()), factors);
+                    R::store_vector(isa, scaled, x.as_mut_ptr());
+                }
+            }
+            row.into_remainder().iter_mut().for_each(|x| *x = *x * factor);
         }
     }
 }

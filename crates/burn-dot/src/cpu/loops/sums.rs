@@ -36,6 +36,14 @@ pub(in super::super) fn dot<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64
     if sum.is_finite() || size_of::<T::Compute>() == size_of::<f64>() { sum } else { dot_in::<f64, S, T, T>(isa, x, y) }
 }
 
+/// `Σ x y`, of vectors of which one may be tiny.
+#[inline(always)]
+pub(in super::super) fn dot_of_any<S: Isa, R: Compute>(isa: S, x: &[R], y: &[R]) -> f64 {
+    let sum = dot_in::<R, S, R, R>(isa, x, y);
+    let is_exact = size_of::<R>() == size_of::<f64>() || (LEAST_PRODUCT..f64::INFINITY).contains(&sum.abs());
+    if is_exact { sum } else { dot_in::<f64, S, R, R>(isa, x, y) }
+}
+
 /// `Σ x y`, in a compute dtype.
 #[inline(always)]
 pub(in super::super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
