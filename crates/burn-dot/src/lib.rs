@@ -67,7 +67,7 @@ pub use remote::serve;
 #[cfg(feature = "remote")]
 pub use remote::{ServerError, use_server_kernels};
 
-/// Gives memory that is cached for results on flex back to the allocator: at most 96 MiB of results that were freed.
+/// Gives memory that is cached for results on flex back to the allocator: at most 192 MiB of results that were freed.
 ///
 /// They are cached because new memory costs more than many products: the next result of the same size takes a freed one. Without the
 /// features `flex` and `std` nothing is cached.
