@@ -198,6 +198,13 @@ impl Axes {
         })
     }
 
+    /// [`Axes::segments`], or a single one where this tensor has one stride along all axes.
+    pub fn segments_in(&self, tensor: usize, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {
+        let (is_one, len) = (self.stride_of(tensor).is_some(), indices.len());
+        let segments = self.segments(indices).take(if is_one { 1 } else { usize::MAX });
+        segments.map(move |(first, of_segment, from)| (first, if is_one { len } else { of_segment }, from))
+    }
+
     /// These axes, then others.
     pub fn followed_by(&self, others: &Axes) -> Axes {
         Axes(self.0.iter().chain(&others.0).copied().collect())

@@ -23,11 +23,6 @@ use crate::{
 };
 
 mod aligned;
-#[cfg_attr(
-    not(all(target_arch = "x86_64", feature = "x86-v4")),
-    allow(dead_code, reason = "no instruction for bf16 is used there")
-)]
-mod bfloat;
 mod compensated;
 mod element;
 mod gemm;

@@ -54,7 +54,6 @@ pub(in super::super) struct Output<R> {
     pub tensor: usize,
     store: Store<R>,
     pub is_compute: bool,
-    pub is_bf16: bool,
 }
 
 // SAFETY: plain data may be written on any thread. Dereferencing it needs a safety argument of its own.
@@ -71,15 +70,7 @@ type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize
 
 impl<R: Compute> Output<R> {
     pub fn new<C: Element<Compute = R>>(at: *mut C, tensor: usize) -> Self {
-        use core::any::TypeId;
-        Output {
-            at: at.cast(),
-            size: size_of::<C>(),
-            tensor,
-            store: store::<C>,
-            is_compute: C::IS_COMPUTE,
-            is_bf16: TypeId::of::<C>() == TypeId::of::<burn_core::tensor::bf16>(),
-        }
+        Output { at: at.cast(), size: size_of::<C>(), tensor, store: store::<C>, is_compute: C::IS_COMPUTE }
     }
 
     /// The element so far from the first.
@@ -93,8 +84,8 @@ impl<R: Compute> Output<R> {
     ///
     /// The block is initialized and within the output, which nothing else reads or writes there.
     pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &Places, finite: bool) {
-        let stride = lanes.0.inner().1.stride[self.tensor];
-        for (first, len, from) in lanes.0.segments(lanes.1) {
+        let stride = lanes.0.inner_stride()[self.tensor];
+        for (first, len, from) in lanes.0.segments_in(self.tensor, lanes.1) {
             for (column, at) in columns.iter().enumerate() {
                 let to = self.at(sum(at, from)[self.tensor]);
                 // SAFETY: the segment is a part of a column of the block, which is within the output, the caller says.

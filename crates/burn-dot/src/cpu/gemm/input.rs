@@ -21,8 +21,6 @@ pub(in super::super) struct Input<R> {
     load: Load<R>,
     /// Whether its elements are of the compute dtype.
     pub is_compute: bool,
-    /// Whether they are bf16.
-    pub is_bf16: bool,
 }
 
 // SAFETY: an input is only read, and its elements, plain data, may be read on any thread. Dereferencing it needs a safety
@@ -41,15 +39,7 @@ type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, 
 
 impl<R: Compute> Input<R> {
     pub fn new<T: Element<Compute = R>>(at: *const T, tensor: usize) -> Self {
-        use core::any::TypeId;
-        Input {
-            at: at.cast(),
-            size: size_of::<T>(),
-            tensor,
-            load: load::<T>,
-            is_compute: T::IS_COMPUTE,
-            is_bf16: TypeId::of::<T>() == TypeId::of::<burn_core::tensor::bf16>(),
-        }
+        Input { at: at.cast(), size: size_of::<T>(), tensor, load: load::<T>, is_compute: T::IS_COMPUTE }
     }
 
     pub fn offset(self, at: Offsets) -> *const u8 {

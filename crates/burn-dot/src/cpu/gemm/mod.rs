@@ -8,11 +8,8 @@
 //!
 //! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. An output takes so many, at most:
 //!
-//! - A register adds [`CHAIN`](tile) = 64 terms, a tile the 4 sums of its block of K, an output 16 such blocks: 84 roundings.
-//!   Longer sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of
-//!   threads.
-//! - A register of the instruction for bf16 adds a whole block of K, 256 terms: 272 roundings. Where bf16 is rounded from its
-//!   registers (`to_bf16`), it adds up to two blocks, and no more follows: 512 roundings of f32 are a 128th of the one to bf16.
+//! A register adds [`CHAIN`](tile) = 64 terms, a tile the 4 sums of its block of K, an output 16 such blocks: 84 roundings. Longer sums go on
+//! in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
 //!
 //! Rounding errors of both signs cancel: most often a few ε are left.
 
@@ -80,14 +77,7 @@ impl<R: Compute> Product<'_, R> {
         };
         let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
         let blocking = Blocking::new(sizes, whole, !in_output, threads::count(work));
-        let scale_later = blocking.compensated || (self.a.is_bf16 && self.b.is_bf16);
-        let to_bf16 = self.a.is_bf16
-            && self.b.is_bf16
-            && self.c.is_bf16
-            && matches!(self.epilogue, Epilogue::None)
-            && sizes.k <= 2 * blocking.k_block
-            && regular;
-        let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, scale_later, to_bf16, sizes, blocking };
+        let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
         // SAFETY: as this function's own.
         unsafe {
             match blocking.k_parts {
@@ -106,10 +96,6 @@ struct Tasks<'a, R> {
     /// Whether the lanes are the rows of `c`, not its columns.
     lanes_are_rows: bool,
     whole: Whole,
-    /// Whether complete sums are scaled in a pass of their own, not on their way from the registers.
-    scale_later: bool,
-    /// Whether bf16 can be rounded on its way from the registers.
-    to_bf16: bool,
     sizes: Sizes,
     blocking: Blocking,
 }

@@ -5,7 +5,6 @@ use core::ops::Range;
 
 use super::super::{
     aligned::AlignedBuffer,
-    bfloat,
     element::Compute,
     layout::{Offsets, sum},
     simd::{self, Isa, Task},
@@ -65,10 +64,6 @@ impl<'a, R: Compute> Vectors<'a, R> {
         self.places.offset(0, tensor) - self.unit_at[tensor]
     }
 
-    pub fn is_bf16(&self) -> bool {
-        self.side.input.is_bf16
-    }
-
     /// Where these vectors are, the stride from one to the next, and that along K. `None` where there are several.
     fn strides(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const u8, isize, isize)> {
         let from = k.single()?;
@@ -83,15 +78,6 @@ impl<'a, R: Compute> Vectors<'a, R> {
             return None;
         }
         self.strides(vectors, k).map(|(at, stride, k_stride)| (at.cast(), stride, k_stride))
-    }
-
-    /// The block as a matrix for the instruction for bf16.
-    pub fn bf16_side(&self, k: &KBlock<'_, R>) -> Option<bfloat::MatRef> {
-        if self.side.factors.is_some() {
-            return None;
-        }
-        let (at, stride, k_stride) = self.strides(0..self.places.len(), k)?;
-        Some(bfloat::MatRef { at: at.cast(), vectors: (self.places.len(), stride), k: (k.len, k_stride) })
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.

@@ -3,11 +3,9 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use burn_core::tensor::bf16;
-
 use super::super::{
     aligned::AlignedBuffer,
-    bfloat, compensated,
+    compensated,
     element::Compute,
     layout::{Offsets, X_INDEX, Y_INDEX},
     simd::{self, Isa, Task},
@@ -73,7 +71,6 @@ pub(super) struct Worker<'a, R> {
     pub sums: Sums<R>,
     /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
     factors: [Vec<R>; 2],
-    bf16: bfloat::Packed,
 }
 
 impl<'a, R: Compute> Worker<'a, R> {
@@ -87,7 +84,6 @@ impl<'a, R: Compute> Worker<'a, R> {
             panels: Panels { elements: AlignedBuffer::default(), first: None },
             sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
-            bf16: bfloat::Packed::default(),
         }
     }
 
@@ -112,9 +108,6 @@ impl<'a, R: Compute> Worker<'a, R> {
                     self.set(unit_at, lanes.clone(), broadcast.clone());
                     if !once || broadcast.start == first {
                         self.panels.first = None;
-                    }
-                    if self.tasks.to_bf16 && self.multiply_to_bf16(unit_at) {
-                        continue;
                     }
                     self.accumulate(unit_at, 0..k);
                     if !together {
@@ -175,7 +168,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Where the block belongs, in elements of the output, which has one stride for its lanes and one for its broadcast vectors.
-    fn block_in_output<C>(&self) -> Block<C> {
+    fn block_in_output(&self) -> Block<R> {
         let product = self.tasks.product;
         // Both places count the unit; their sum must count it once.
         let at = self.broadcast.places().offset(0, product.c.tensor) + self.lanes.offset_in_unit(product.c.tensor);
@@ -204,11 +197,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// As for [`Worker::accumulate`]; `block` has elements for the block that was set, initialized if they are added to.
     unsafe fn multiply(&mut self, block: Block<R>, add: bool, last: bool) {
-        // SAFETY: as this function's own.
-        if unsafe { self.multiply_bf16(block, add) } {
-            return;
-        }
-        let scale = last && !self.tasks.scale_later && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
+        let scale = last && !self.tasks.blocking.compensated && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
         let lanes = self.lanes.places().len();
         // SAFETY: both blocks were set within the product, `block` is as the caller says, and the factors were set with them.
@@ -229,45 +218,6 @@ impl<'a, R: Compute> Worker<'a, R> {
         };
     }
 
-    /// Multiplies one block of K by the instruction for bf16. False where it cannot.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Worker::multiply`].
-    unsafe fn multiply_bf16(&mut self, block: Block<R>, add: bool) -> bool {
-        if !(self.lanes.is_bf16() && self.broadcast.is_bf16()) {
-            return false;
-        }
-        let to = bfloat::MatMut { at: block.at.cast::<f32>(), row_stride: block.stride, column_stride: 1, add };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
-        match (rows, columns) {
-            // SAFETY: both sides are the block's, and `to` is where the caller says; both inputs are bf16, so the compute dtype
-            // is f32.
-            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
-            _ => false,
-        }
-    }
-
-    /// Multiplies the block, along all of K, by the instruction for bf16, and rounds it from its registers. False where it
-    /// cannot.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Worker::accumulate`] of all of K, in the output, which is of bf16 as the inputs are.
-    unsafe fn multiply_to_bf16(&mut self, unit_at: Offsets) -> bool {
-        let all = 0..self.tasks.sizes.k;
-        self.lane_k.set(&self.tasks.lanes, unit_at, all.clone());
-        self.broadcast_k.set(&self.tasks.broadcast, unit_at, all);
-        let block = self.block_in_output::<bf16>();
-        let to = bfloat::MatMut { at: block.at, row_stride: block.stride, column_stride: 1, add: false };
-        let (rows, columns) = (self.broadcast.bf16_side(&self.broadcast_k), self.lanes.bf16_side(&self.lane_k));
-        match (rows, columns) {
-            // SAFETY: both sides are the block's, and `to` is its part of the output, which is the caller's alone.
-            (Some(rows), Some(columns)) => unsafe { bfloat::multiply(to, rows, columns, &mut self.bf16) },
-            _ => false,
-        }
-    }
-
     /// Applies the epilogue to the block, whose lanes are these, and writes it to the output.
     ///
     /// # Safety
@@ -282,7 +232,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
         let block = self.block();
         match &product.epilogue {
-            Epilogue::Scale { .. } if self.tasks.scale_later => {
+            Epilogue::Scale { .. } if compensated => {
                 self.set_factors();
                 let [lanes, broadcast] = &self.factors;
                 // SAFETY: the block is complete, and has an element for each pair of factors.

@@ -84,7 +84,7 @@ fn projections_of_whole_rows_agree_with_plain_loops() {
 }
 
 /// Lanes that are packed once serve several blocks of broadcast vectors; the last block may be so short that lanes alone would be read in
-/// place, or the only one that the instruction for bf16 cannot take.
+/// place.
 #[test]
 fn packed_lanes_serve_every_block_of_broadcast_vectors() {
     let check = |m: usize, n: usize, dtype: DType, tiny: bool| {
@@ -143,7 +143,7 @@ fn work_over_threads() {
     }
 }
 
-/// The instruction for bf16 takes subnormal numbers, and products as small, for zero.
+/// The processor's instruction for bf16 would take subnormal numbers, and products as small, for zero.
 #[test]
 fn bf16_matrices_of_very_small_numbers_lose_nothing() {
     let (m, n, k) = (9, 33, 40);
