@@ -37,7 +37,8 @@ pub(super) struct Blocking {
     pub compensated: bool,
 }
 
-/// The length of K in a packed panel: with 16 lanes of f32, 16 KiB, half of a first-level cache.
+/// The length of K in a packed panel: with 64 lanes of f32, 64 KiB, which a tile reads once, from the second-level cache. The first-level cache
+/// holds the columns beside it, 6 of 1 KiB.
 const K_BLOCK: usize = 256;
 /// Bytes of the packed lanes of a block: half of a second-level cache.
 const PACKED: usize = 256 << 10;

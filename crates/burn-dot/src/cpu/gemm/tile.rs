@@ -116,6 +116,19 @@ struct Tile<S, R, const V: usize, const N: usize> {
     write: Write<R>,
 }
 
+/// A tile whose columns are in [`Order::ByK`], or in the other.
+struct InOrder<T, const BY_K: bool>(T);
+
+impl<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool> pulp::WithSimd for InOrder<Tile<S, R, V, N>, BY_K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<Same: pulp::Simd>(self, _: Same) {
+        // SAFETY: `Tile::multiply` alone makes one, whose caller says so.
+        unsafe { self.0.run::<BY_K>() };
+    }
+}
+
 impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
     /// A function of its own, so that the compiler has all registers for it.
     ///
@@ -126,79 +139,57 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
     unsafe fn multiply<const BY_K: bool>(self) {
         self.isa.vectorize(InOrder::<_, BY_K>(self));
     }
-}
 
-/// A tile whose columns are in [`Order::ByK`], or in the other.
-struct InOrder<T, const BY_K: bool>(T);
-
-impl<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool> pulp::WithSimd for InOrder<Tile<S, R, V, N>, BY_K> {
-    type Output = ();
-
+    /// # Safety
+    ///
+    /// As for [`Tile::multiply`].
     #[inline(always)]
-    fn with_simd<Same: pulp::Simd>(self, _: Same) {
-        let Tile { isa, k, a, b, to, rows, write } = self.0;
-        // SAFETY: `Tile::multiply` alone calls this, whose caller says so.
-        unsafe { tile::<S, R, V, N, BY_K>(isa, k, a, b, to, rows, write) };
-    }
-}
-
-/// [`multiply`], of `N` columns and of rows that fit in `V` vectors, and in no fewer.
-///
-/// # Safety
-///
-/// As for [`multiply`].
-#[inline(always)]
-unsafe fn tile<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool>(
-    isa: S,
-    k: usize,
-    a: Panel<R>,
-    b: BroadcastColumns<R>,
-    (to, stride): (*mut R, isize),
-    rows: usize,
-    write: Write<R>,
-) {
-    let before_last = (V - 1) * R::lanes::<S>();
-    let whole = rows == V * R::lanes::<S>();
-    // SAFETY: as this function's own; a last vector that is not whole is written by rows.
-    unsafe {
-        let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
-        match (write.add, write.scale) {
-            (false, None) => write_vectors(
-                isa,
-                &sums,
-                (to, stride),
-                whole,
-                #[inline(always)]
-                |x, _, _, _| x,
-            ),
-            (true, None) => write_vectors(
-                isa,
-                &sums,
-                (to, stride),
-                whole,
-                #[inline(always)]
-                |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
-            ),
-            (add, Some([rows, columns])) => write_vectors(
-                isa,
-                &sums,
-                (to, stride),
-                whole,
-                #[inline(always)]
-                |x, to, row, column| {
-                    let x = if add { R::add_vectors(isa, x, R::load_vector(isa, to)) } else { x };
-                    let factors = R::mul_vectors(isa, R::load_vector(isa, rows.add(row)), R::splat(isa, *columns.add(column)));
-                    R::clamp(isa, R::mul_vectors(isa, x, factors), R::from_f64(1.0))
-                },
-            ),
-        }
-        if !whole {
-            for (column, sums) in sums.iter().enumerate() {
-                let mut last = [R::default(); MOST_LANES];
-                R::store_vector(isa, sums[V - 1], last[..R::lanes::<S>()].as_mut_ptr());
-                let scale = write.scale.map(|[rows, columns]| (rows.add(before_last), *columns.add(column)));
-                let to = to.offset(column as isize * stride).add(before_last);
-                write_rows(&last[..rows - before_last], to, write.add, scale);
+    unsafe fn run<const BY_K: bool>(self) {
+        let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
+        let before_last = (V - 1) * R::lanes::<S>();
+        let whole = rows == V * R::lanes::<S>();
+        // SAFETY: as this function's own; a last vector that is not whole is written row by row.
+        unsafe {
+            let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
+            match (write.add, write.scale) {
+                (false, None) => write_vectors(
+                    isa,
+                    &sums,
+                    (to, stride),
+                    whole,
+                    #[inline(always)]
+                    |x, _, _, _| x,
+                ),
+                (true, None) => write_vectors(
+                    isa,
+                    &sums,
+                    (to, stride),
+                    whole,
+                    #[inline(always)]
+                    |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
+                ),
+                (add, Some([rows, columns])) => write_vectors(
+                    isa,
+                    &sums,
+                    (to, stride),
+                    whole,
+                    #[inline(always)]
+                    |x, to, row, column| {
+                        let x = if add { R::add_vectors(isa, x, R::load_vector(isa, to)) } else { x };
+                        let column = R::splat(isa, *columns.add(column));
+                        let factors = R::mul_vectors(isa, R::load_vector(isa, rows.add(row)), column);
+                        R::clamp(isa, R::mul_vectors(isa, x, factors), R::from_f64(1.0))
+                    },
+                ),
+            }
+            if !whole {
+                for (column, sums) in sums.iter().enumerate() {
+                    let mut last = [R::default(); MOST_LANES];
+                    R::store_vector(isa, sums[V - 1], last[..R::lanes::<S>()].as_mut_ptr());
+                    let scale = write.scale.map(|[rows, columns]| (rows.add(before_last), *columns.add(column)));
+                    let to = to.offset(column as isize * stride).add(before_last);
+                    write_rows(&last[..rows - before_last], to, write.add, scale);
+                }
             }
         }
     }
@@ -344,3 +335,90 @@ unsafe fn write_rows<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Optio
 
 /// Lanes of the widest register.
 const MOST_LANES: usize = LINE / size_of::<f32>();
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::{
+        super::super::simd::{self, Task},
+        *,
+    };
+
+    /// Tiles of all sizes, of whole numbers, which floats multiply and add exactly.
+    struct EveryTile<R>(core::marker::PhantomData<R>);
+
+    impl<R: Compute> Task for EveryTile<R> {
+        type Output = ();
+
+        unsafe fn run<S: Isa>(self, isa: S) {
+            let lanes = R::lanes::<S>();
+            // Each number of vectors, the last of them with one element, some, and all.
+            for rows in
+                (1..=S::VECTORS).flat_map(|vectors| [1, lanes.div_ceil(2), lanes].map(|last| (vectors - 1) * lanes + last))
+            {
+                for columns in [1, 2, 3, 5, 6, 7, 11, 16, 17] {
+                    for k in [1, 6, CHAIN, 2 * CHAIN + 3] {
+                        for order in [Order::ByVector, Order::ByK] {
+                            check::<S, R>(isa, k, (rows, columns), rows.next_multiple_of(lanes), order);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check<S: Isa, R: Compute>(isa: S, k: usize, (rows, columns): (usize, usize), width: usize, order: Order) {
+        let number = |i: usize| (i % 7) as f64 - 3.0;
+        let a = |row: usize, k: usize| number(row + 5 * k);
+        let b = |column: usize, k: usize| number(2 * column + 3 * k + 1);
+        let real = R::from_f64;
+        // What is beside the rows must not matter.
+        let panel: Vec<R> =
+            (0..k * width).map(|i| real(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
+        let (stride, elements): (usize, Vec<R>) = match order {
+            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| real(b(i / (k + 2), i % (k + 2)))).collect()),
+            Order::ByK => {
+                (columns + 2, (0..k * (columns + 2)).map(|i| real(b(i % (columns + 2), i / (columns + 2)))).collect())
+            }
+        };
+        // Powers of two, so that scaling is exact, too; some products stay above 1.
+        let row_factors: Vec<R> = (0..rows).map(|row| real(2f64.powi(-((row % 3) as i32)))).collect();
+        let column_factors: Vec<R> = (0..columns).map(|column| real(2f64.powi(-((column % 2) as i32 + 5)))).collect();
+        let sums: Vec<f64> = (0..rows * columns).map(|i| (0..k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
+        for (add, scaled) in [(false, false), (true, false), (false, true), (true, true)] {
+            let before = |i: usize| number(i + 4);
+            let column_stride = rows + 3;
+            let mut to: Vec<R> = (0..columns * column_stride).map(|i| real(before(i))).collect();
+            let panel = Panel { at: panel.as_ptr(), k_stride: width as isize };
+            let columns_of_b = BroadcastColumns { at: elements.as_ptr(), order, stride: stride as isize };
+            let scale = scaled.then_some([row_factors.as_ptr(), column_factors.as_ptr()]);
+            // SAFETY: all of them are as large as this tile asks for.
+            unsafe {
+                let to = (to.as_mut_ptr(), column_stride as isize);
+                multiply(isa, k, panel, columns_of_b, to, (rows, columns), Write { add, scale });
+            }
+            for (i, given) in to.iter().enumerate() {
+                let (column, row) = (i / column_stride, i % column_stride);
+                let expected = if row < rows {
+                    let sum = sums[column * rows + row] + if add { before(i) } else { 0.0 };
+                    let factors = row_factors[row].to_f64() * column_factors[column].to_f64();
+                    if scaled { (sum * factors).clamp(-1.0, 1.0) } else { sum }
+                } else {
+                    before(i)
+                };
+                let case = (rows, columns, k, order, add, scaled);
+                assert_eq!(given.to_f64(), expected, "row {row} of column {column} of {case:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_every_size_are_exact_by_every_instruction_set() {
+        // SAFETY: the tasks have no pointers.
+        unsafe {
+            simd::for_each_isa(|| EveryTile::<f32>(core::marker::PhantomData));
+            simd::for_each_isa(|| EveryTile::<f64>(core::marker::PhantomData));
+        }
+    }
+}
