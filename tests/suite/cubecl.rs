@@ -10,7 +10,7 @@ use burn_dot::DotConfig;
 
 use crate::{
     cases::{Case, table},
-    device::{backend, device, float_dtypes, int_dtypes, is_cubecl},
+    device::{backend, device, float_dtypes, int_dtypes, is_cubecl, variable},
     oracle::{self, Array, indices},
     run::{Layout, apply, array, assert_close, assert_exact, out_rank, product, rounded, tensor, tolerance, wave, with_ranks},
 };
@@ -197,6 +197,9 @@ fn burn_alone_sums_axes_that_lie_in_reverse_wrongly() {
 /// A cast of u32 takes the highest bit for a sign in WGSL. Hence the mask in `int_dot` in `reference.rs`.
 #[test]
 fn burn_alone_casts_a_large_u32_to_a_negative_i64() {
+    if variable("BURN_DEVICE") == "remote" {
+        return; // A cast of integers ends the session there (burn-router 0.22.1).
+    }
     if int_dtypes().contains(&DType::I64) && int_dtypes().contains(&DType::U32) {
         let x = Tensor::<1, Int>::from_data([u32::MAX], (&device(), DType::U32)).cast(DType::I64);
         let given = array(&x).data;
