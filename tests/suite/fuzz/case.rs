@@ -10,7 +10,7 @@ use rand::{
 
 use super::view::View;
 use crate::{
-    device::{float_dtypes, int_dtypes, integers_wrap, is_ieee, max_rank},
+    device::{float_dtypes, int_dtypes, integers_wrap, is_cubecl, is_ieee, max_rank},
     oracle::{self, Array},
     run::{product, rounded},
 };
@@ -150,8 +150,9 @@ impl Case {
             same,
         };
         for (holder, x) in case.holders.iter_mut().zip([&case.lhs, &case.rhs]) {
-            if x.memory.data.is_empty() {
-                // Burn 0.22.1 panics when it multiplies what is empty and flipped.
+            // Burn 0.22.1 panics when it multiplies what is empty and flipped. And on CubeCL it sums what is permuted wrongly, as it has to
+            // on the way back to a leaf that is repeated and then permuted: `burn_alone_sums_axes_that_lie_in_reverse_wrongly`.
+            if x.memory.data.is_empty() || is_cubecl() && x.view.permutes_what_repeats() {
                 *holder = Holder::Test;
             }
         }

@@ -84,6 +84,12 @@ impl View {
         self.steps.iter().any(|step| matches!(step, Step::Expand { .. }))
     }
 
+    /// Whether axes are permuted after one was repeated.
+    pub fn permutes_what_repeats(&self) -> bool {
+        let after = self.steps.iter().skip_while(|step| !matches!(step, Step::Expand { .. }));
+        after.into_iter().any(|step| matches!(step, Step::Permute(_)))
+    }
+
     /// Where in memory each element is, in row-major order.
     pub fn places(&self) -> Vec<usize> {
         let mut axes: Vec<(usize, isize)> = Vec::new();
