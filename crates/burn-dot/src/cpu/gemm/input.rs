@@ -194,12 +194,8 @@ impl Places {
 
     /// Where the vectors are in one tensor, segment by segment.
     pub fn indices(&self, tensor: usize) -> impl Iterator<Item = impl Iterator<Item = isize>> {
-        let ends = self.segments.iter().skip(1).map(|&(first, _)| first).chain([self.len]);
         let stride = self.stride[tensor];
-        self.segments
-            .iter()
-            .zip(ends)
-            .map(move |(&(first, at), end)| (0..(end - first) as isize).map(move |i| at[tensor] + i * stride))
+        self.segments(0..self.len, tensor).map(move |(_, len, at)| (0..len as isize).map(move |i| at + i * stride))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Offsets> {

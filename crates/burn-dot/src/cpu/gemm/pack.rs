@@ -249,10 +249,9 @@ impl<'a, R: Compute> Vectors<'a, R> {
             }
         }
         if self.side.factors.is_some() {
-            let full = width;
-            for panel in 0..panels {
+            for (panel, rows) in to.chunks_mut(width * k.len).take(panels).enumerate() {
                 let width = width_of(panel);
-                let rows = &mut to[panel * full * k.len..][..width * k.len];
+                let rows = &mut rows[..width * k.len];
                 // SAFETY: the task has no pointers.
                 unsafe { simd::dispatch(ScaleRows { rows, width, factors: &k.factors }) };
             }

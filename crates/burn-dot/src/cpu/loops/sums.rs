@@ -36,7 +36,7 @@ pub(in super::super) fn dot<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64
     if sum.is_finite() || size_of::<T::Compute>() == size_of::<f64>() { sum } else { dot_in::<f64, S, T, T>(isa, x, y) }
 }
 
-/// `Σ x y`, of vectors of which one may be tiny.
+/// `Σ x y`, where products may be too small for the compute dtype.
 #[inline(always)]
 pub(in super::super) fn dot_of_any<S: Isa, R: Compute>(isa: S, x: &[R], y: &[R]) -> f64 {
     let sum = dot_in::<R, S, R, R>(isa, x, y);

@@ -277,3 +277,34 @@ fn half_precision_rounds_to_even_saturates_where_asked_and_keeps_nan() {
     // SAFETY: the task has no pointers.
     unsafe { simd::for_each_isa(|| Edges) };
 }
+
+/// Products that f32 does not hold, of vectors that it does, as where a tiny gradient arrives at a cosine; and factors beyond f32.
+struct ProjectionsBeyondF32;
+
+impl Task for ProjectionsBeyondF32 {
+    type Output = ();
+
+    unsafe fn run<S: Isa>(self, isa: S) {
+        for len in EXTENTS.into_iter().filter(|&len| len > 0) {
+            let (x, y) = (vec![1e-8f32; len], vec![1e-37f32; len]);
+            let expected = len as f64 * x[0].to_f64() * y[0].to_f64();
+            assert_near(
+                "dot_of_any",
+                loops::dot_of_any(isa, &x, &y) * 1e45,
+                expected * 1e45,
+                expected * 1e45,
+                f32::EPSILON.into(),
+            );
+            let (x, mut to) = (vec![1e-9f32; len], vec![2e31f32; len]);
+            let expected = to[0].to_f64() - 1e40 * x[0].to_f64();
+            loops::project(isa, &mut to, 1.0, 1e40, &x);
+            to.iter().for_each(|to| assert_near("project", to.to_f64(), expected, 2e31, f32::EPSILON.into()));
+        }
+    }
+}
+
+#[test]
+fn projections_keep_their_digits_where_f32_would_lose_them() {
+    // SAFETY: the task has no pointers.
+    unsafe { simd::for_each_isa(|| ProjectionsBeyondF32) };
+}
