@@ -123,6 +123,15 @@ fn norms_neither_overflow_nor_underflow() {
 }
 
 #[test]
+fn the_cosine_of_a_tiny_vector_with_a_huge_one_keeps_its_digits() {
+    // By the floor the tiny one is divided, and the huge one by its norm: neither may push their product out of range first.
+    let (tiny, huge, epsilon) = (1.2345678 * 2f64.powi(-116), 2f64.powi(41), 30.0);
+    let out = forward(&cosine().with_epsilon(epsilon), DType::F32, &row(&[tiny; 7]), &row(&[huge; 7]))[0];
+    let expected = tiny * 7f64.sqrt() / epsilon;
+    assert!((out / expected - 1.0).abs() < 1e-6, "{out:e} is not {expected:e}");
+}
+
+#[test]
 fn gradients_of_very_long_and_very_short_vectors_are_exact() {
     for (dtype, scales) in [(DType::F64, [1e150, 1e-150]), (DType::F32, [1e15, 1e-15])] {
         if !float_dtypes().contains(&dtype) {

@@ -111,7 +111,7 @@ pub fn own_row() -> usize {
 }
 
 /// A power of two that brings a row into a range where its products can be added, by the larger of its largest element and epsilon; 1 for
-/// most rows.
+/// most rows. In f32 that is 2⁻⁶ or more once scaled: a sum is multiplied by its inverse in the end, and so is what underflow took from it.
 #[cube]
 pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
     if comptime!(wide) {
@@ -131,8 +131,8 @@ pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
         let small = select(largest < A::new(comptime!(2f32.powi(-46))), small, A::new(comptime!(2f32.powi(40))));
         let large = select(
             largest >= A::new(comptime!(2f32.powi(80))),
-            A::new(comptime!(2f32.powi(-100))),
-            A::new(comptime!(2f32.powi(-60))),
+            A::new(comptime!(2f32.powi(-80))),
+            A::new(comptime!(2f32.powi(-40))),
         );
         let scale = select(largest < A::new(comptime!(2f32.powi(-6))), small, A::new(1.0));
         select(largest >= A::new(comptime!(2f32.powi(40))), large, scale)
