@@ -50,9 +50,9 @@ use burn_core::backend::{
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
     },
-    tensor::FloatTensor,
+    tensor::{FloatTensor, IntTensor},
 };
-use burn_core::tensor::{FloatDType, Shape};
+use burn_core::tensor::{FloatDType, IntDType, Shape};
 
 use crate::{
     error::Operand,
@@ -88,7 +88,7 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
             }
         };
         let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
-        // A gradient is permuted only where its input's axes are contracted in another order than they have.
+        // A gradient may be a permuted view, unless its input has its axes in the order batch, free, contracted.
         let mut register = |node: NodeId, grad, order: &[usize]| {
             let grad = if order.is_sorted() { grad } else { B::float_in_memory_order(grad) };
             grads.register::<B>(node, grad);
@@ -163,6 +163,11 @@ impl<B: DotOps, C: CheckpointStrategy> DotOps for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(B::float_dot(lhs.into_primitive(), rhs.into_primitive(), plan, options)),
         }
+    }
+
+    /// Integers have no gradient: the backend's own product.
+    fn int_dot(lhs: IntTensor<Self>, rhs: IntTensor<Self>, plan: Arc<Plan>, output: Option<IntDType>) -> IntTensor<Self> {
+        B::int_dot(lhs, rhs, plan, output)
     }
 
     fn float_in_memory_order(tensor: FloatTensor<Self>) -> FloatTensor<Self> {

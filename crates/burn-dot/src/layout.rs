@@ -19,7 +19,7 @@ pub(crate) const X_INDEX: usize = 5;
 pub(crate) const Y_INDEX: usize = 6;
 /// One element for each of the output, wherever that is.
 pub(crate) const OUT_INDEX: usize = 7;
-const TENSORS: usize = 8;
+pub(crate) const TENSORS: usize = 8;
 
 /// How far, in each tensor.
 pub(crate) type Offsets = [isize; TENSORS];
@@ -290,7 +290,7 @@ fn offset(axes: &[Axis], mut index: usize) -> Offsets {
 /// The offsets after some strides along an axis.
 #[inline(always)]
 pub(crate) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
-    // Loops, for the same reason as above.
+    // A loop that is written out is inlined into kernels; `array::from_fn` with a closure is not.
     let mut t = 0;
     while t < TENSORS {
         at[t] += strides as isize * axis.stride[t];

@@ -114,7 +114,7 @@ pub trait DotOps: Backend {
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its epsilon of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding
-    /// them would give infinity. Only 16-bit floats come here; f32 and f64 have the room.
+    /// them would give infinity.
     fn float_cast_finite_grad(tensor: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
         Self::float_cast(tensor, dtype)
     }

@@ -19,22 +19,22 @@ pub(crate) enum Pass {
 }
 
 impl Path {
-    /// A reduction, where an operand has a single vector for each batch index and every vector of the other is contiguous, or at
-    /// least not perpendicular to memory: a matrix is read better by its rows there. Prefers the operand whose counterpart is not
-    /// broadcast along the batch. Where both counterparts are, a reduction in the forward pass only: the gradient would be summed
-    /// over batch and vectors at once.
+    /// A reduction, where an operand has a single vector for each batch index and the vectors of the other are not perpendicular to memory:
+    /// a matrix is read better by its rows there. First choice is an operand whose counterpart has the whole batch; second, if `allow_broadcast`
+    /// says so, one whose counterpart is broadcast along it. Its gradient would be a sum over batch and vectors at once, so that is for the
+    /// forward pass.
     ///
     /// Strides may turn a reduction into a matrix product, but never exchange lhs for rhs. So backward finds what forward saved under the same
     /// operand. Where strides are not known, no vector is taken to be perpendicular.
-    pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, pass: Pass) -> Path {
+    pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, allow_broadcast: bool) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
                 let other = Input::other(plan, strides.unwrap_or_default(), vector);
                 let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
-                single && (broadcast || !other.is_broadcast(plan)) && !other.is_perpendicular(plan)
+                single && other.is_broadcast(plan) == broadcast && !other.is_perpendicular(plan)
             })
         };
-        let vector = find(false).or_else(|| if pass == Pass::Forward { find(true) } else { None });
+        let vector = find(false).or_else(|| if allow_broadcast { find(true) } else { None });
         vector.map_or(Path::Gemm, |vector| Path::Reduction { vector })
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         for &(lhs, rhs, axes, exchanged, pass, expected) in cases {
             let plan = Plan::new(&Axes::from(axes), 1, true, lhs, rhs).unwrap();
             let (lhs_strides, rhs_strides) = (strides(lhs, None), strides(rhs, exchanged));
-            let given = Path::choose(&plan, Some([&lhs_strides, &rhs_strides]), pass);
+            let given = Path::choose(&plan, Some([&lhs_strides, &rhs_strides]), pass == Forward);
             assert_eq!(given, expected, "{lhs:?} · {rhs:?} along {axes:?}, {exchanged:?}, {pass:?}");
         }
     }

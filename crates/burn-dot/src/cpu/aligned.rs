@@ -12,6 +12,9 @@ pub(super) struct AlignedBuffer<T> {
 /// Bytes of a cache line, and of the longest register.
 pub(super) const LINE: usize = 64;
 
+/// Lanes of the longest register, of f32.
+pub(super) const MAX_LANES: usize = LINE / size_of::<f32>();
+
 impl<T: Copy + Default> AlignedBuffer<T> {
     /// For so many elements, whatever they hold.
     pub fn resize(&mut self, len: usize) -> &mut [T] {

@@ -31,6 +31,7 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
 pub(super) trait Compute:
     Element<Compute = Self> + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
 {
+    const IS_F64: bool = size_of::<Self>() == size_of::<f64>();
     /// Norms whose squares, inverses and products of two inverses f64 holds, with room for the gradient.
     const NORMS: RangeInclusive<f64>;
     /// Norms of vectors whose products, and the products of their inverses, stay well within this dtype.

@@ -41,11 +41,11 @@ pub(super) fn axpy<S: Isa, T: Element>(isa: S, sum: &mut [f64], a: f64, x: &[T])
 
 /// `sum += x y`, element by element.
 #[inline(always)]
-pub(super) fn add_elementwise_products<S: Isa, T: Element, U: Element>(isa: S, sum: &mut [f64], x: &[T], y: &[U]) {
+pub(super) fn add_elementwise_products<S: Isa, T: Element>(isa: S, sum: &mut [f64], x: &[T], y: &[T]) {
     let lanes = S::F64_LANES;
     let (mut sums, mut x_blocks, mut y_blocks) = (sum.chunks_exact_mut(lanes), x.chunks_exact(lanes), y.chunks_exact(lanes));
     for ((sum, x), y) in (&mut sums).zip(&mut x_blocks).zip(&mut y_blocks) {
-        let product = isa.mul_add_e_f64s(T::load::<f64, S>(isa, x), U::load::<f64, S>(isa, y), isa.load_f64(sum));
+        let product = isa.mul_add_e_f64s(T::load::<f64, S>(isa, x), T::load::<f64, S>(isa, y), isa.load_f64(sum));
         isa.store_f64(product, sum);
     }
     for ((sum, x), y) in sums.into_remainder().iter_mut().zip(x_blocks.remainder()).zip(y_blocks.remainder()) {

@@ -1,6 +1,6 @@
 //! Products where both inputs have several vectors for each batch index, and their gradients, as matrix products.
 //!
-//! Norms are applied to the output and to gradients, never to a copy of a whole input.
+//! Norms are applied to the output and to gradients, never to a copy of a whole input: as the factors that `norms` calls scales.
 
 use alloc::{vec, vec::Vec};
 
@@ -21,19 +21,19 @@ pub(super) struct Matrices<T, P> {
     pub out: P,
 }
 
-/// The product; normalized, where the norms of `x` and `y` are given.
+/// The product; normalized, where the scales of `x` and `y` are given.
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the tensors and the norms, nothing in it is empty, and nothing else reads or writes `out`,
+/// Every index of `space` is within the tensors and the scales, nothing in it is empty, and nothing else reads or writes `out`,
 /// which is initialized.
-pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, *mut O>, space: Space, norms: Option<[&[T::Compute]; 2]>)
+pub(super) unsafe fn forward<T, O>(tensors: Matrices<T, *mut O>, space: Space, scales: Option<[&[T::Compute]; 2]>)
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     // SAFETY: as this function's own.
-    unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, norms) };
+    unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, scales) };
 }
 
 /// [`forward`], to `c`.
@@ -46,7 +46,7 @@ unsafe fn product<T: Element>(
     y: *const T,
     c: Output<T::Compute>,
     space: &Space,
-    norms: Option<[&[T::Compute]; 2]>,
+    scales: Option<[&[T::Compute]; 2]>,
 ) {
     let product = Product {
         batch: &space.batch,
@@ -57,7 +57,7 @@ unsafe fn product<T: Element>(
         b: Input::new(y, Y),
         b_factors: None,
         c,
-        epilogue: norms.map_or(Epilogue::None, |[rows, columns]| Epilogue::Scale { rows, columns }),
+        epilogue: scales.map_or(Epilogue::None, |[rows, columns]| Epilogue::Scale { rows, columns }),
     };
     // SAFETY: the axes are those of the space.
     unsafe { product.run() };
@@ -67,29 +67,29 @@ unsafe fn product<T: Element>(
 ///
 /// # Safety
 ///
-/// As for [`forward`], of `dx` and `dy`. `dx` may be `x` itself where there are no norms: its gradient does not need it.
+/// As for [`forward`], of `dx` and `dy`. `dx` may be `x` itself where there are no scales: its gradient does not need it.
 pub(super) unsafe fn backward<T, O>(
     tensors: Matrices<T, *const O>,
     (dx, dy): (Option<*mut T>, Option<*mut T>),
     space: Space,
-    norms: Option<[&[T::Compute]; 2]>,
+    scales: Option<[&[T::Compute]; 2]>,
 ) where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    // SAFETY: the space is within the tensors and the norms.
-    let cosines = norms.filter(|_| recomputes_cosines(&space)).map(|norms| unsafe { cosines(tensors, &space, norms) });
+    // SAFETY: the space is within the tensors and the scales.
+    let cosines = scales.filter(|_| recomputes_cosines(&space)).map(|scales| unsafe { cosines(tensors, &space, scales) });
     let cosines = cosines.as_deref();
     if let Some(dy) = dy {
         let tensors = Matrices { x: tensors.y, y: tensors.x, ..tensors };
         let mut space = space.clone();
         space.swap();
         // SAFETY: the space is within `dy`, too, and both sides are exchanged alike.
-        unsafe { gradient(tensors, dy, &space, norms.map(|[x, y]| [y, x]), cosines) };
+        unsafe { gradient(tensors, dy, &space, scales.map(|[x, y]| [y, x]), cosines) };
     }
     if let Some(dx) = dx {
         // SAFETY: the space is within `dx`, too.
-        unsafe { gradient(tensors, dx, &space, norms, cosines) };
+        unsafe { gradient(tensors, dx, &space, scales, cosines) };
     }
 }
 
@@ -109,15 +109,15 @@ fn recomputes_cosines(space: &Space) -> bool {
 ///
 /// # Safety
 ///
-/// Every index of `space` is within the inputs and the norms, and nothing in it is empty.
-unsafe fn cosines<T, O>(tensors: Matrices<T, *const O>, space: &Space, norms: [&[T::Compute]; 2]) -> Vec<T::Compute>
+/// Every index of `space` is within the inputs and the scales, and nothing in it is empty.
+unsafe fn cosines<T, O>(tensors: Matrices<T, *const O>, space: &Space, scales: [&[T::Compute]; 2]) -> Vec<T::Compute>
 where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
     let mut cosines = vec![T::Compute::default(); space.batch.len() * space.i.len() * space.j.len()];
     // SAFETY: the space is within the inputs, the caller says, and there is a cosine for each element of the output.
-    unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), OUT_INDEX), space, Some(norms)) };
+    unsafe { product(tensors.x, tensors.y, Output::new(cosines.as_mut_ptr(), OUT_INDEX), space, Some(scales)) };
     cosines
 }
 
@@ -152,7 +152,7 @@ unsafe fn gradient<T, O>(
     tensors: Matrices<T, *const O>,
     dx: *mut T,
     space: &Space,
-    norms: Option<[&[T::Compute]; 2]>,
+    scales: Option<[&[T::Compute]; 2]>,
     cosines: Option<&[T::Compute]>,
 ) where
     T: Element,
@@ -171,9 +171,9 @@ unsafe fn gradient<T, O>(
         sum: &sum,
         a: Input::new(tensors.out, OUT),
         b: Input::new(tensors.y, Y),
-        b_factors: norms.map(|[_, y]| y),
+        b_factors: scales.map(|[_, y]| y),
         c: Output::new(dx, DX),
-        epilogue: norms.map_or(Epilogue::None, |[norms, _]| Epilogue::Project { x: Input::new(tensors.x, X), norms, dots }),
+        epilogue: scales.map_or(Epilogue::None, |[scales, _]| Epilogue::Project { x: Input::new(tensors.x, X), scales, dots }),
     };
     // SAFETY: the axes are those of the space, and the rows of x are where those of its gradient are.
     unsafe { product.run() };

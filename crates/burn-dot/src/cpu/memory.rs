@@ -14,7 +14,7 @@ use super::{Stored, pool::Loan};
 ///
 /// # Panics
 ///
-/// Where they do not, as flex itself would when it came to read them; or where the dtype is another.
+/// If an element is outside of the memory, as flex itself would when it came to read it; or if the dtype is another.
 pub(super) fn base_ptr<T: Stored>(x: &FlexTensor) -> *const T {
     let (layout, storage) = (x.layout(), x.storage::<T>());
     let (mut least, mut most) = (layout.start_offset() as isize, layout.start_offset() as isize);
@@ -160,11 +160,11 @@ impl<T: Stored> Differentiated<T> {
         }
     }
 
-    /// The input, where the kernels have refused. Those that may refuse do not work in place.
+    /// The input, where the kernels have refused.
     pub fn into_input(self) -> FlexTensor {
         match self {
             Differentiated::Unwanted(x) | Differentiated::Apart(x, _) => x,
-            Differentiated::InPlace(x) => x.tensor,
+            Differentiated::InPlace(_) => unreachable!("kernels that may refuse do not overwrite their inputs"),
         }
     }
 }

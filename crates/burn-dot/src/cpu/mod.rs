@@ -1,16 +1,16 @@
 //! Kernels for flex: the entry point from tensors to elements in memory.
 //!
 //! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) →
-//! `reduction` or `matrices` and `gemm` → `loops` → `simd` (instruction sets). `layout` has its axes and strides, `norms` the
-//! factors of normalized vectors, `pool` the memory of results, `threads` the sharing of work. CONTRIBUTING.md follows one tensor
-//! all the way.
+//! `reduction`, or `matrices` and `gemm` → `simd` (chooses the instruction set for a task) → `loops`, or `gemm`'s micro-kernel. `layout` has
+//! its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `threads` the sharing of work.
+//! CONTRIBUTING.md follows one tensor all the way.
 //!
-//! Sizes were checked by the [`Plan`], also that they can be counted; strides are checked where a tensor becomes a pointer
-//! ([`base_ptr`]). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all
+//! Sizes were checked by the [`Plan`], also that they can be counted, and [`assert_planned`] checks that the tensors have them; strides are
+//! checked where a tensor becomes a pointer ([`base_ptr`], or `InPlace` of `memory`, which takes whole tensors only). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all
 //! `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
 //!
-//! What the kernels leave to the composition, by returning `None`: products without terms or without results, dtypes without a kernel
-//! ([`has_kernel`]; `ops` casts them first), and vectors whose norms are so far from 1 that their plain product would overflow or lose digits.
+//! What the kernels hand back, for the composition: products without terms or without results, dtypes without a kernel ([`has_kernel`];
+//! `ops` casts them first), and, in matrices and in f64, vectors whose norms are so far from 1 that plain products overflow or lose digits.
 
 use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{DType, Element as BurnElement, FloatDType, Shape, TensorData, bf16, f16};
@@ -158,20 +158,20 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let (x, y) = (base_ptr::<T>(lhs), base_ptr::<T>(rhs));
     let inputs = lhs.layout().num_elements().saturating_add(rhs.layout().num_elements()).saturating_mul(size_of::<T>());
     let worth = |count: usize, size: usize| save && epsilon.is_some() && count.saturating_mul(size) <= inputs / SAVED_PART;
-    let path = |pass: Pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass);
+    let path = |pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass == Pass::Forward);
     let Path::Reduction { vector } = path(Pass::Forward) else {
         let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
-        let norms = match epsilon {
-            // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty.
-            Some(epsilon) => Some(unsafe { norms::of_both(x, y, &space, counts, epsilon) }?),
+        let scales = match epsilon {
+            // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty.
+            Some(epsilon) => Some(unsafe { norms::scales_of_both(x, y, &space, counts, epsilon) }?),
             None => None,
         };
-        let both = norms.as_ref().map(|norms| norms.split_at(counts[0]).into());
-        // SAFETY: as above, also for the norms: there is one for each vector. Nobody else has the output.
+        let both = scales.as_ref().map(|scales| scales.split_at(counts[0]).into());
+        // SAFETY: as above, also for the scales: there is one for each vector. Nobody else has the output.
         unsafe { matrices::forward(Matrices { x, y, out: out.as_mut_ptr() }, space, both) };
-        let saved = norms.filter(|norms| worth(norms.len(), size_of::<T::Compute>())).map(|norms| {
-            let shape = [norms.len()];
-            Saved { norms: FlexTensor::from_data(TensorData::new(norms, shape)), by: Path::Gemm }
+        let saved = scales.filter(|scales| worth(scales.len(), size_of::<T::Compute>())).map(|scales| {
+            let shape = [scales.len()];
+            Saved { norms: FlexTensor::from_data(TensorData::new(scales, shape)), by: Path::Gemm }
         });
         return Some(Forward { out: out.into_tensor(), saved });
     };
@@ -184,7 +184,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let mut saved = (read_again && worth(shape.iter().product(), size_of::<f64>()))
         .then(|| Fresh::<f64>::new(Layout::contiguous(Shape::from(shape))));
     let to_save = saved.as_mut().map(|saved| saved.as_mut_ptr().cast());
-    // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty. Nobody
+    // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty. Nobody
     // else has the output and what is saved, which has a row for each of the output's elements.
     let complete = unsafe {
         let pass = ForwardTensors { out: out.as_mut_ptr(), saved: to_save };
@@ -208,13 +208,11 @@ fn backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     epsilon: Option<f64>,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    let path = Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), Pass::Backward);
-    // Rows are overwritten by their gradients one by one, unless the kernel might stop half-way. The gradient of a plain matrix product
-    // needs only the other input: the second gradient overwrites its input.
+    let path = Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), false);
     let (over_lhs, over_rhs) = match path {
-        Path::Reduction { .. } => {
-            (epsilon.is_none() || reduction::is_infallible::<T>(), epsilon.is_none() || reduction::is_infallible::<T>())
-        }
+        // Rows are overwritten by their gradients one by one, unless the kernel might stop half-way.
+        Path::Reduction { .. } => [epsilon.is_none() || reduction::is_infallible::<T>(); 2].into(),
+        // The gradient of rhs, which reads lhs, is made first; that of lhs, of a plain product, reads nothing but rhs.
         Path::Gemm => (epsilon.is_none(), false),
     };
     let mut lhs = Differentiated::<T>::new(lhs, wanted.lhs, over_lhs);
@@ -253,7 +251,7 @@ fn rows_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let saved = saved.map(|saved| saved.cast());
     let pass = BackwardTensors { grad: base_ptr::<O>(grad), saved, dx: x.gradient(), dy: y.gradient() };
     let rows = Rows { x: x.input(), y: y.input(), pass };
-    // SAFETY: every index of `space` is within the tensors, as their strides say and `base_ptr` checked, and nothing is empty; what was
+    // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty; what was
     // saved has a row for each of the output's elements. Nobody else has the gradients, which are the inputs' own where `in_place` says so.
     unsafe { reduction::backward(rows, &space, epsilon, in_place) }
 }
@@ -271,21 +269,21 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
     let saved = saved.and_then(|saved| saved.read_by::<T::Compute>(Path::Gemm, counts[0] + counts[1]));
     let made;
-    let norms = match (epsilon, saved) {
+    let scales = match (epsilon, saved) {
         (None, _) => None,
         // SAFETY: there are so many, contiguous, and nobody writes to what was saved.
         (Some(_), Some(saved)) => Some(unsafe { core::slice::from_raw_parts(saved, counts[0] + counts[1]) }),
         (Some(epsilon), None) => {
-            // SAFETY: every index of `space` is within the inputs, as their strides say and `base_ptr` checked, and nothing is empty.
-            let Some(norms) = (unsafe { norms::of_both(x, y, &space, counts, epsilon) }) else { return false };
-            made = norms;
+            // SAFETY: every index of `space` is within the inputs, as was checked where they became pointers, and nothing is empty.
+            let Some(scales) = (unsafe { norms::scales_of_both(x, y, &space, counts, epsilon) }) else { return false };
+            made = scales;
             Some(&made[..])
         }
     };
     let out = base_ptr::<O>(grad);
-    let norms = norms.map(|norms| norms.split_at(counts[0]).into());
-    // SAFETY: as above, also for the gradients and the norms, of which there is one for each vector. Nobody else has the gradients; that
-    // of lhs is in its place only where there are no norms.
-    unsafe { matrices::backward(Matrices { x, y, out }, (lhs.gradient(), rhs.gradient()), space, norms) };
+    let scales = scales.map(|scales| scales.split_at(counts[0]).into());
+    // SAFETY: as above, also for the gradients and the scales, of which there is one for each vector. Nobody else has the gradients; that
+    // of lhs is in its place only where there are no scales.
+    unsafe { matrices::backward(Matrices { x, y, out }, (lhs.gradient(), rhs.gradient()), space, scales) };
     true
 }

@@ -7,7 +7,7 @@ use core::{
 };
 
 use super::{
-    aligned::LINE,
+    aligned::MAX_LANES,
     compensated::{self, Compensated},
     element::{self, Compute, Element},
     layout::{Axes, Space, X, X_INDEX, Y, Y_INDEX, advance},
@@ -27,6 +27,7 @@ impl Scale {
     pub fn new<R: Compute>(square: f64, epsilon: f64) -> Self {
         let (norm, epsilon) = (element::sqrt(square), epsilon.max(R::MIN_POSITIVE));
         let sign = if norm >= epsilon { 1.0 } else { -1.0 };
+        // A norm that is not a number gives epsilon: what is multiplied by it is not a number itself.
         Scale(sign / norm.max(epsilon))
     }
 
@@ -60,29 +61,29 @@ impl Scale {
 /// # Safety
 ///
 /// Every index of `space` is within the tensors, which nobody writes to, and nothing in it is empty.
-pub(super) unsafe fn of_both<T: Element>(
+pub(super) unsafe fn scales_of_both<T: Element>(
     x: *const T,
     y: *const T,
     space: &Space,
     [x_count, y_count]: [usize; 2],
     epsilon: f64,
 ) -> Option<Vec<T::Compute>> {
-    let mut norms = vec![T::Compute::default(); x_count + y_count];
-    let (of_x, of_y) = norms.split_at_mut(x_count);
+    let mut scales = vec![T::Compute::default(); x_count + y_count];
+    let (of_x, of_y) = scales.split_at_mut(x_count);
     // SAFETY: the space is within both inputs, the caller says; its batch and free axes have their vectors.
     let in_range = unsafe {
-        of_one(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && of_one(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
+        scales_of(of_x, x, space, &space.i, [X, X_INDEX], epsilon) && scales_of(of_y, y, space, &space.j, [Y, Y_INDEX], epsilon)
     };
-    in_range.then_some(norms)
+    in_range.then_some(scales)
 }
 
-/// Those of one input, `free` being its own axes. False as [`of_both`].
+/// Those of one input, `free` being its own axes. False as [`scales_of_both`].
 ///
 /// # Safety
 ///
 /// Every index of `space` is within `x`, which nobody writes to, and nothing in it is empty.
-unsafe fn of_one<T: Element>(
-    norms: &mut [T::Compute],
+unsafe fn scales_of<T: Element>(
+    scales: &mut [T::Compute],
     x: *const T,
     space: &Space,
     free: &Axes,
@@ -93,17 +94,17 @@ unsafe fn of_one<T: Element>(
     let blocks = inner.size.div_ceil(CHUNK);
     let (count, k) = (outer.len() * blocks, space.k.len());
     // The vectors are numbered in the order of the axes, so those of a block are contiguous, and all of them fit.
-    assert!(norms.len() == outer.len() * inner.size, "{} norms of {} vectors", norms.len(), outer.len() * inner.size);
+    assert!(scales.len() == outer.len() * inner.size, "{} scales of {} vectors", scales.len(), outer.len() * inner.size);
     // Few and long vectors are cut along K.
-    let work = norms.len().saturating_mul(k);
+    let work = scales.len().saturating_mul(k);
     let parts = threads::count(work).div_ceil(count).min(k.div_ceil(PART_K));
-    let mut squares = vec![0.0; if parts > 1 { parts * norms.len() } else { 0 }];
+    let mut squares = vec![0.0; if parts > 1 { parts * scales.len() } else { 0 }];
     let in_range = AtomicBool::new(true);
-    let all = norms.len();
-    let (x, norms_at, squares_at) =
-        (SharedPtr::new(x), SharedPtr::new(norms.as_mut_ptr()), SharedPtr::new(squares.as_mut_ptr()));
+    let all = scales.len();
+    let (x, scales_at, squares_at) =
+        (SharedPtr::new(x), SharedPtr::new(scales.as_mut_ptr()), SharedPtr::new(squares.as_mut_ptr()));
     threads::for_each_range(count * parts, work / (count * parts), |range| {
-        let (x, norms, squares) = (x.get(), norms_at.get(), squares_at.get());
+        let (x, scales, squares) = (x.get(), scales_at.get(), squares_at.get());
         for task in range {
             let (block, part) = (task / parts, task % parts);
             let first = block % blocks * CHUNK;
@@ -112,7 +113,7 @@ unsafe fn of_one<T: Element>(
             let index = block / blocks * inner.size + first;
             let k_range = threads::part(k, parts, part);
             let mut local = [0.0; CHUNK];
-            // SAFETY: the vectors of a block are within the input, as the space is; each block has norms, and each of its parts
+            // SAFETY: the vectors of a block are within the input, as the space is; each block has scales, and each of its parts
             // squares, of its own.
             unsafe {
                 let to = match parts {
@@ -121,7 +122,7 @@ unsafe fn of_one<T: Element>(
                 };
                 let x = x.offset(at[tensor]);
                 simd::dispatch(Squares { x, stride: inner.stride[tensor], k: &space.k, k_range, tensor, to });
-                if parts == 1 && !scales(to, core::slice::from_raw_parts_mut(norms.add(index), vectors), epsilon) {
+                if parts == 1 && !from_squares(to, core::slice::from_raw_parts_mut(scales.add(index), vectors), epsilon) {
                     in_range.store(false, Ordering::Relaxed);
                 }
             }
@@ -130,7 +131,7 @@ unsafe fn of_one<T: Element>(
     if parts > 1 {
         let (first, rest) = squares.split_at_mut(all);
         rest.chunks(all).for_each(|more| first.iter_mut().zip(more).for_each(|(square, more)| *square += more));
-        return scales(first, norms, epsilon);
+        return from_squares(first, scales, epsilon);
     }
     in_range.into_inner()
 }
@@ -138,8 +139,8 @@ unsafe fn of_one<T: Element>(
 /// The length of a part of K, at least.
 const PART_K: usize = 4096;
 
-/// From sums of squares. False as [`of_both`].
-fn scales<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
+/// From sums of squares. False as [`scales_of_both`].
+fn from_squares<R: Compute>(squares: &[f64], to: &mut [R], epsilon: f64) -> bool {
     let mut in_range = true;
     for (to, &square) in to.iter_mut().zip(squares) {
         let scale = Scale::new::<R>(square, epsilon);
@@ -167,9 +168,6 @@ struct Squares<'a, T: Element> {
 
 /// Rows of memory whose squares are added before their sum goes to one that is compensated.
 const PARTIAL: usize = 16 * SQUARED_ROWS;
-
-/// Elements of f32 in the widest register.
-const REGISTER: usize = LINE / size_of::<f32>();
 
 /// Up to this length setting up a sum by blocks costs more than adding in f64.
 const SHORT: usize = 64;
@@ -215,7 +213,7 @@ impl<T: Element> Squares<'_, T> {
     unsafe fn perpendicular<S: Isa>(&mut self, isa: S) {
         let Squares { x, k, ref k_range, tensor, ref mut to, .. } = *self;
         let (vectors, k_stride) = (to.len(), k.inner().1.stride[tensor]);
-        let of_whole_registers = REGISTER >> vectors.trailing_zeros().min(REGISTER.trailing_zeros());
+        let of_whole_registers = MAX_LANES >> vectors.trailing_zeros().min(MAX_LANES.trailing_zeros());
         let group = if k_stride == vectors as isize { of_whole_registers.min(CHUNK / vectors) } else { 1 };
         let (mut partial, mut squares, mut lost) = ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
         for (_, len, from) in k.segments(k_range.clone()) {
@@ -305,7 +303,7 @@ fn square_of<S: Isa, T: Element, const EXACT: bool>(isa: S, x: &[T]) -> f64 {
     if !EXACT {
         return loops::dot(isa, x, x);
     }
-    let square = loops::dot_in::<f64, S, T, T>(isa, x, x);
+    let square = loops::dot_in::<f64, S, T>(isa, x, x);
     // Squares that f64 does not hold either: not those of a zero vector.
     if square == 0.0 && x.iter().any(|x| x.to_f64() != 0.0) { f64::MIN_POSITIVE } else { square }
 }

@@ -20,8 +20,7 @@ mod sync {
 const PARALLEL_FROM: usize = 1 << 17;
 
 /// Tasks for each thread: enough that one that is late is helped.
-#[cfg(feature = "rayon")]
-const TASKS_PER_THREAD: usize = 4;
+pub(super) const TASKS_PER_THREAD: usize = 4;
 
 /// A raw pointer that tasks share: `*const T` to elements that are only read, or `*mut T`.
 #[derive(Clone, Copy)]
@@ -50,7 +49,7 @@ impl<P: Copy> SharedPtr<P> {
     }
 }
 
-/// How many threads work of this size is worth.
+/// How many threads this much work is worth.
 pub(super) fn count(multiplications: usize) -> usize {
     #[cfg(feature = "rayon")]
     if multiplications >= PARALLEL_FROM {
@@ -60,7 +59,7 @@ pub(super) fn count(multiplications: usize) -> usize {
     1
 }
 
-/// How many tasks work of this size is to be cut into.
+/// How many tasks this much work is to be cut into.
 pub(super) fn tasks(multiplications: usize) -> usize {
     match count(multiplications) {
         #[cfg(feature = "rayon")]

@@ -209,8 +209,9 @@ pub(super) struct Grid {
     pub block: usize,
 }
 
-/// Vectors that a unit adds before another one shares its row, and units of a cube whose rows share its memory: fewer cubes wait for each other.
+/// Vectors of a row that a unit adds, before another unit shares the row.
 const VECTORS_PER_UNIT: usize = 8;
+/// Units of a cube without planes: the fewer, the fewer wait for each other at a barrier.
 const UNITS_PER_CUBE: usize = 64;
 
 impl Grid {

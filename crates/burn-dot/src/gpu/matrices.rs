@@ -16,7 +16,7 @@ use super::{
     },
 };
 use crate::{
-    layout::{Axes, Axis, DX, DY, Space, Strides, X, X_INDEX, Y, Y_INDEX},
+    layout::{Axes, Axis, DX, DY, Space, Strides, TENSORS, X, X_INDEX, Y, Y_INDEX},
     plan::{FloatOptions, Plan, Wanted},
     reference,
 };
@@ -252,7 +252,7 @@ fn launch_units(
 
 /// Axes of contiguous rows, whatever the tensor.
 fn contiguous_rows(rows: usize, len: usize) -> [Axis; 2] {
-    [Axis { size: rows, stride: [len as isize; 8] }, Axis { size: len, stride: [1; 8] }]
+    [Axis { size: rows, stride: [len as isize; TENSORS] }, Axis { size: len, stride: [1; TENSORS] }]
 }
 
 fn launch_project(

@@ -16,12 +16,12 @@
 //!
 //! # The choice
 //!
-//! It depends on the plan, the dtypes and the device alone: under fusion an operation is registered before strides are known. Where the
-//! strides matter, which is how units share a row, launches decide.
+//! It depends on the plan, the options, the dtypes and the device: under fusion an operation is registered before strides are known. Where
+//! the strides matter, which is how units share a row, launches decide. Tests may force a reduction ([`force_reduction`]), and kernels with it.
 //!
-//! What stays composed: sums over a batch along which the vectors of a matrix are broadcast; matrices whose reduction dimension is longer
+//! What stays composed, beside the last line of the table: sums over a batch along which the vectors of a matrix are broadcast; matrices whose reduction dimension is longer
 //! than Burn's matmul adds exactly; and, on devices without plane operations, plain rows so short that a fused multiply-and-sum of Burn's
-//! is as fast.
+//! is as fast; and dtypes whose arithmetic the device chooses (flex32).
 //!
 //! # Fusion
 //!
@@ -73,8 +73,8 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
     let normalized = options.normalize.is_some();
     // Vectors that meet a matrix that is broadcast along the batch are the rows of a matrix themselves. Only where both inputs have a single
     // vector for each batch index is it a product of rows.
-    let of_rows = if plan.m == 1 && plan.n == 1 { pass } else { Pass::Backward };
-    let path = Path::choose(plan, None, of_rows);
+    let allow_broadcast = pass == Pass::Forward && plan.m == 1 && plan.n == 1;
+    let path = Path::choose(plan, None, allow_broadcast);
     let has_kernels = match path {
         Path::Reduction { .. } => normalized || device.planes || plan.k > reference::LONGEST_ROW_SUM || forced,
         Path::Gemm => {

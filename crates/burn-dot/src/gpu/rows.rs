@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Operand,
-    layout::{Axes, Axis, DX, DY, OUT, OUT_INDEX, Space, Strides, X, Y},
+    layout::{Axes, Axis, DX, DY, OUT, OUT_INDEX, Space, Strides, TENSORS, X, Y},
     plan::{FloatOptions, Plan, Wanted},
 };
 
@@ -147,7 +147,7 @@ impl Gradients<'_> {
         [own, Axes::new(shared.as_slice().iter().chain(self.space.j.as_slice()).copied())]
     }
 
-    /// How many of so many vectors y a unit goes along, where there are so many units for each of them.
+    /// How many of the `sums` vectors y a unit goes along: all of them, unless `units` alone do not keep the device busy.
     fn chunk(&self, sums: usize, units: usize) -> usize {
         let chunks = if self.wanted[0] { (BUSY / units).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
         sums.div_ceil(chunks)
@@ -172,6 +172,7 @@ impl Gradients<'_> {
         let output_of = |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { stand_in(like, input) };
         let grad_y = output_of(self.wanted[1], self.shapes[1]);
 
+        // A unit has a vector of 4 elements, at most.
         let chunk = self.chunk(sums.len(), own.len() * count(&terms).div_ceil(4));
         let chunks = sums.len().div_ceil(chunk);
         let in_chunks = self.wanted[0] && chunks > 1;
@@ -257,7 +258,7 @@ fn sum_chunks(chunks: &CubeTensor, shape: &[usize], dtypes: DTypes, saturate: bo
     let out = empty(chunks, shape, dtypes.input);
     let client = &out.client;
     let (count, len) = (chunks.shape()[0], chunks.shape()[1]);
-    let line = Axis { size: len, stride: [1; 8] };
+    let line = Axis { size: len, stride: [1; TENSORS] };
     let width = width([(View::new(chunks, X), &[line][..]), (View::new(&out, X), &[line])]);
     let vectors = len / width;
     let (cubes, dim) = elementwise(client, vectors);

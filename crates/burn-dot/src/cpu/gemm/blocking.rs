@@ -1,5 +1,7 @@
 //! How a product is cut: into tasks for threads, and into blocks for caches. Pure values; nothing here knows of memory.
 
+use super::threads;
+
 /// Sizes of a product. Its lanes are the free axis along which a vector register is filled; elements of the other, the broadcast one, are
 /// repeated in all lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +37,8 @@ pub(super) struct Blocking {
     pub workspace: bool,
     /// Whether partial sums are added with their rounding errors.
     pub compensated: bool,
+    /// Whether lanes are packed even where they could be read in place.
+    pub packs_lanes: bool,
 }
 
 /// The length of K in a packed panel: with 64 lanes of f32, 64 KiB, which a tile reads once, from the second-level cache. The first-level cache
@@ -54,17 +58,18 @@ const TASK: usize = 1 << 26;
 const PART_LANES: usize = 32;
 /// Broadcast vectors of a part, at least.
 const PART_BROADCAST: usize = 16;
-/// Tasks for each thread, at most: enough that one that is late is helped.
-const TASKS_PER_THREAD: usize = 4;
+/// Broadcast vectors for which lanes are better read in place than packed.
+const FEW: usize = 8;
 
 impl Blocking {
-    /// Accumulates in the output, or, where that is `indirect`, in a workspace.
-    pub fn new(sizes: Sizes, whole: Whole, indirect: bool, threads: usize) -> Self {
+    /// `needs_workspace`: the output is not of the compute dtype, or has no stride for its lanes or none for its broadcast vectors, so that
+    /// sums cannot be accumulated there.
+    pub fn new(sizes: Sizes, whole: Whole, needs_workspace: bool, threads: usize) -> Self {
         let Sizes { lanes, broadcast, k, element, .. } = sizes;
         let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
         let k_block = K_BLOCK.min(k);
         let compensated = k > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
-        let workspace = indirect || compensated;
+        let workspace = needs_workspace || compensated;
         let most_lanes = (PACKED / (element * K_BLOCK)).min(lanes);
         let (lane_block, broadcast_block) = match (workspace, whole) {
             // Partial sums of a whole unit are added when all are there.
@@ -87,12 +92,8 @@ impl Blocking {
             k_block,
             workspace,
             compensated,
+            packs_lanes: broadcast > FEW,
         }
-    }
-
-    /// Tasks of a unit.
-    pub fn tasks(&self) -> usize {
-        self.lane_parts * self.broadcast_parts * self.k_parts
     }
 }
 
@@ -103,8 +104,9 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
         return [1, 1, 1];
     }
     let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(k);
-    let wanted = (work / TASK).clamp(threads, TASKS_PER_THREAD * threads).div_ceil(units);
-    // Few outputs and a long K: each part reads elements of its own, and its partial sums fit a workspace.
+    let wanted = (work / TASK).clamp(threads, threads::TASKS_PER_THREAD * threads).div_ceil(units);
+    // Few outputs and a long K: each part reads elements of its own, four times as many as the partial sums that it adds to the others', and
+    // these fit a workspace.
     let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
     if few && k >= PLAIN_BLOCKS * K_BLOCK && k / (4 * threads) >= lanes.max(broadcast) {
         return [1, 1, threads.div_ceil(units).min(k.div_ceil(K_BLOCK))];

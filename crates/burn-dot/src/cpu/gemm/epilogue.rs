@@ -26,7 +26,7 @@ pub(in super::super) enum Epilogue<'a, R> {
     /// Multiplies each row by its factor, and subtracts its projection on the vector whose gradient it is.
     Project {
         x: Input<R>,
-        norms: &'a [R],
+        scales: &'a [R],
         /// `x·p / ‖x‖` of each row `p`, where that is known: else rows are completed as a whole.
         dots: Option<&'a [f64]>,
     },
@@ -65,7 +65,7 @@ unsafe impl<R> Sync for Output<R> {}
 ///
 /// # Safety
 ///
-/// `len` elements can be read, and there is room for as many, `stride` elements apart, which nothing else reads or writes.
+/// `len` elements can be read, and there are as many to write, `stride` elements apart, initialized, which nothing else reads or writes.
 type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize, finite: bool);
 
 impl<R: Compute> Output<R> {
@@ -82,7 +82,7 @@ impl<R: Compute> Output<R> {
     ///
     /// # Safety
     ///
-    /// The block is initialized and within the output, which nothing else reads or writes there.
+    /// The block is initialized and within the output, which is initialized, too, and which nothing else reads or writes there.
     pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &Places, finite: bool) {
         let stride = lanes.0.inner_stride()[self.tensor];
         for (first, len, from) in lanes.0.segments_in(self.tensor, lanes.1) {
@@ -97,7 +97,7 @@ impl<R: Compute> Output<R> {
 
 /// # Safety
 ///
-/// As for [`Store`]; there is room for elements of this dtype.
+/// As for [`Store`]; the output has this dtype.
 unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, stride: isize, finite: bool) {
     // SAFETY: as this function's own.
     unsafe {
@@ -110,7 +110,7 @@ unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, st
 ///
 /// # Safety
 ///
-/// From `to` on there is room for as many elements as in `from`, `stride` apart, which nothing else reads or writes.
+/// From `to` on there are as many elements as in `from`, `stride` apart, initialized, which nothing else reads or writes.
 struct StoreRun<'a, C: Element> {
     from: &'a [C::Compute],
     to: *mut C,
@@ -123,19 +123,18 @@ impl<C: Element> Task for StoreRun<'_, C> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
+        if self.stride == 1 {
+            // SAFETY: the task says that there are so many.
+            let to = unsafe { core::slice::from_raw_parts_mut(self.to, self.from.len()) };
+            return loops::from_compute(isa, self.from, to, self.finite);
+        }
         let mut buffer = [C::default(); CHUNK];
         let mut at = self.to;
         for from in self.from.chunks(CHUNK) {
             let rounded = &mut buffer[..from.len()];
             loops::from_compute(isa, from, rounded, self.finite);
-            // SAFETY: the task says that there is room. From a buffer, since it may not be initialized yet.
-            unsafe {
-                if self.stride == 1 {
-                    core::ptr::copy_nonoverlapping(rounded.as_ptr(), at, rounded.len());
-                } else {
-                    StridedMut { at, stride: self.stride }.scatter(rounded);
-                }
-            }
+            // SAFETY: the task says that there are so many.
+            unsafe { StridedMut { at, stride: self.stride }.scatter(rounded) };
             at = at.wrapping_offset(from.len() as isize * self.stride);
         }
     }
@@ -192,7 +191,7 @@ pub(super) struct Project<'a, R> {
     pub lanes: (&'a Axes, Range<usize>),
     pub columns: &'a Places,
     pub x: Input<R>,
-    pub norms: &'a [R],
+    pub scales: &'a [R],
     /// `s (x·p)` of each row, where it is known; else the block holds whole rows.
     pub dots: Option<&'a [f64]>,
 }
@@ -221,7 +220,7 @@ impl<R: Compute> Project<'_, R> {
     /// What `x` and `p` of a row are multiplied by, given its [`X_INDEX`]; `dot` is `x·p`, for a row whose dot product is not known.
     #[inline(always)]
     fn coefficients(&self, index: isize, dot: f64) -> (f64, f64) {
-        let norm = norms::Scale(self.norms[index as usize].to_f64());
+        let norm = norms::Scale(self.scales[index as usize].to_f64());
         let dot = self.dots.map_or(norm.inverse() * dot, |dots| dots[index as usize]);
         (dot * norm.projected(), norm.inverse())
     }

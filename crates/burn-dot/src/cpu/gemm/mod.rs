@@ -1,15 +1,14 @@
 //! Batches of matrix products: `c[b, i, j] = Σₖ a[b, i, k] b[b, j, k]`, blocked for caches and threads, with an epilogue.
 //!
 //! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
-//! [`Worker`] packs the lanes of a block ([`pack`]), multiplies them by the vectors of the other side, which it reads in place where it can
-//! ([`tile`]), and ends what is complete ([`epilogue`]).
+//! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]), and
+//! ends what is complete ([`epilogue`]).
 //!
 //! # Accuracy
 //!
-//! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. An output takes so many, at most:
-//!
-//! A register adds [`CHAIN`](tile) = 64 terms, a tile the 4 sums of its block of K, an output 16 such blocks: 84 roundings. Longer sums go on
-//! in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
+//! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. On the way to an output there are at most 84: 64 in a
+//! register ([`CHAIN`](tile)), 4 as a tile adds the sums of its block of K, 16 as an output adds such blocks. Longer sums go on in a workspace,
+//! as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
 //!
 //! Rounding errors of both signs cancel: most often a few ε are left.
 
@@ -51,9 +50,10 @@ impl<R: Compute> Product<'_, R> {
     ///
     /// # Safety
     ///
-    /// Every index of the axes is within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`.
+    /// Every index of the axes is within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`, which is
+    /// initialized.
     pub unsafe fn run(&self) {
-        let unit = |axes: &Axes| axes.stride_of(self.c.tensor);
+        let stride = |axes: &Axes| axes.stride_of(self.c.tensor);
         let inner = |axes: &Axes| axes.inner_stride()[self.c.tensor];
         // The lanes are those that are contiguous in the output, if any are.
         let lanes_are_rows = inner(self.rows) == 1 && inner(self.columns) != 1;
@@ -66,8 +66,8 @@ impl<R: Compute> Product<'_, R> {
             (Epilogue::Project { dots: None, .. }, false) => Whole::Lanes,
             _ => Whole::Nothing,
         };
-        let regular = unit(lanes.free) == Some(1) && unit(broadcast.free).is_some();
-        let in_output = self.c.is_compute && regular;
+        let regular = stride(lanes.free) == Some(1) && stride(broadcast.free).is_some();
+        let needs_workspace = !(self.c.is_compute && regular);
         let sizes = Sizes {
             units: self.batch.len(),
             lanes: lanes.free.len(),
@@ -76,7 +76,7 @@ impl<R: Compute> Product<'_, R> {
             element: size_of::<R>(),
         };
         let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
-        let blocking = Blocking::new(sizes, whole, !in_output, threads::count(work));
+        let blocking = Blocking::new(sizes, whole, needs_workspace, threads::count(work));
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
         // SAFETY: as this function's own.
         unsafe {
@@ -107,8 +107,9 @@ impl<R: Compute> Tasks<'_, R> {
     ///
     /// As for [`Product::run`].
     unsafe fn run(&self, work: usize) {
-        let (of_unit, tasks) = (self.blocking.tasks(), self.blocking.tasks() * self.sizes.units);
         let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
+        let of_unit = lane_parts * broadcast_parts;
+        let tasks = of_unit * self.sizes.units;
         threads::for_each_range(tasks, work / tasks, |range| {
             let mut worker = Worker::new(self);
             for task in range {

@@ -1,7 +1,7 @@
 //! The micro-kernel: a tile of the product that stays in registers while it is summed along K.
 
 use super::super::{
-    aligned::LINE,
+    aligned::MAX_LANES,
     element::{Compute, clamp_to_one},
     simd::Isa,
 };
@@ -95,6 +95,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
                 }
             )*}};
         }
+        const { assert!(S::VECTORS <= 4, "as many arms as a panel may have vectors") };
         // The fewer vectors, the more columns: the latency of an addition is hidden by as many sums.
         match rows.div_ceil(R::lanes::<S>()) {
             4 => columns!(4; 6 4 2 1),
@@ -124,13 +125,14 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool> pulp:
 
     #[inline(always)]
     fn with_simd<Same: pulp::Simd>(self, _: Same) {
-        // SAFETY: `Tile::multiply` alone makes one, whose caller says so.
+        // SAFETY: `Tile::multiply` alone makes one, and calls this at once: what its caller says holds here.
         unsafe { self.0.run::<BY_K>() };
     }
 }
 
 impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
-    /// A function of its own, so that the compiler has all registers for it.
+    /// A function of its own, so that the compiler has all registers for it. Compiled for pulp's instruction set, not by
+    /// [`dispatch`](super::super::simd::dispatch): what that adds, conversions of f16, no tile has.
     ///
     /// # Safety
     ///
@@ -184,7 +186,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
             }
             if !whole {
                 for (column, sums) in sums.iter().enumerate() {
-                    let mut last = [R::default(); MOST_LANES];
+                    let mut last = [R::default(); MAX_LANES];
                     R::store_vector(isa, sums[V - 1], last[..R::lanes::<S>()].as_mut_ptr());
                     let scale = write.scale.map(|[rows, columns]| (rows.add(before_last), *columns.add(column)));
                     let to = to.offset(column as isize * stride).add(before_last);
@@ -332,9 +334,6 @@ unsafe fn write_rows<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Optio
         }
     }
 }
-
-/// Lanes of the widest register.
-const MOST_LANES: usize = LINE / size_of::<f32>();
 
 #[cfg(test)]
 mod tests {

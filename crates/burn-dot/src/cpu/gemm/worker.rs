@@ -146,7 +146,8 @@ impl<'a, R: Compute> Worker<'a, R> {
             if count > 1 {
                 self.panels.first = None;
             }
-            let add = if compensated { i % blocking::PLAIN_BLOCKS > 0 } else { i > 0 };
+            // Sums that are not compensated are of so many blocks at most.
+            let add = i % blocking::PLAIN_BLOCKS > 0;
             let last = i + 1 == count;
             self.lane_k.set(&self.tasks.lanes, unit_at, k_range.clone());
             self.broadcast_k.set(&self.tasks.broadcast, unit_at, k_range);
@@ -210,6 +211,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     lane_k: &self.lane_k,
                     broadcast_k: &self.broadcast_k,
                     panels: &mut self.panels,
+                    packs_lanes: self.tasks.blocking.packs_lanes,
                     factors: scale.then_some([lane_factors, broadcast_factors]),
                     block,
                     add,
@@ -238,7 +240,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                 // SAFETY: the block is complete, and has an element for each pair of factors.
                 unsafe { simd::dispatch(Scale { block, lanes, broadcast }) };
             }
-            Epilogue::Project { x, norms, dots } => {
+            Epilogue::Project { x, scales, dots } => {
                 // SAFETY: the block is complete, and `x` has a vector for each of its rows, where the row belongs.
                 unsafe {
                     simd::dispatch(Project {
@@ -247,15 +249,19 @@ impl<'a, R: Compute> Worker<'a, R> {
                         lanes: (self.tasks.lanes.free, lanes.clone()),
                         columns: self.broadcast.places(),
                         x: *x,
-                        norms,
+                        scales,
                         dots: *dots,
                     });
                 }
             }
-            _ => {}
+            // Scaled as the last block of K was multiplied.
+            Epilogue::Scale { .. } | Epilogue::None => {}
         }
         if workspace {
-            let finite = !matches!(product.epilogue, Epilogue::None);
+            let finite = match product.epilogue {
+                Epilogue::None => false,
+                Epilogue::Scale { .. } | Epilogue::Project { .. } => true,
+            };
             // SAFETY: the block is complete, and its part of the output is the caller's alone.
             unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
         }
@@ -267,7 +273,8 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
 }
 
-/// Packed lanes of a block. Those before the first are read in place.
+/// Packed lanes of a block. Those before the first are read in place. They may be met again by other broadcast vectors, by the same instruction
+/// set: [`simd::dispatch_narrow`] chooses it by the number of lanes.
 struct Panels<R> {
     elements: AlignedBuffer<R>,
     /// `None` until the block's lanes are packed.
@@ -287,21 +294,19 @@ struct MultiplyBlock<'w, 'a, R> {
     lane_k: &'w KBlock<'a, R>,
     broadcast_k: &'w KBlock<'a, R>,
     panels: &'w mut Panels<R>,
+    packs_lanes: bool,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
     block: Block<R>,
     add: bool,
 }
 
-/// Broadcast vectors for which lanes are better read in place than packed.
-const FEW: usize = 8;
-
 impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, factors, block, add } = self;
+        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, packs_lanes, factors, block, add } = self;
         let width = S::VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
@@ -310,7 +315,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
             rows.is_multiple_of(R::lanes::<S>()).then(|| lanes.panel_in_place(lane..lane + rows, lane_k)).flatten()
         };
         let first_packed = panels.first.unwrap_or_else(|| {
-            let first = (0..lane_count).step_by(width).find(|&lane| broadcast_count > FEW || in_place(lanes, lane).is_none());
+            let first = (0..lane_count).step_by(width).find(|&lane| packs_lanes || in_place(lanes, lane).is_none());
             let first = first.unwrap_or(lane_count);
             // SAFETY: the task says that the lanes are within their input.
             unsafe { lanes.pack(first..lane_count, lane_k, R::lanes::<S>(), width, &mut panels.elements) };

@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use super::{
     super::{
-        aligned::LINE,
+        aligned::MAX_LANES,
         compensated::Compensated,
         element::{Compute, Element},
         simd::Isa,
@@ -32,30 +32,30 @@ pub(in super::super) const SQUARED_ROWS: usize = 16;
 /// `Σ x y`.
 #[inline(always)]
 pub(in super::super) fn dot<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64 {
-    let sum = dot_in::<T::Compute, S, T, T>(isa, x, y);
-    if sum.is_finite() || size_of::<T::Compute>() == size_of::<f64>() { sum } else { dot_in::<f64, S, T, T>(isa, x, y) }
+    let sum = dot_in::<T::Compute, S, T>(isa, x, y);
+    if sum.is_finite() || <T::Compute>::IS_F64 { sum } else { dot_in::<f64, S, T>(isa, x, y) }
 }
 
 /// `Σ x y`, where products may be too small for the compute dtype.
 #[inline(always)]
 pub(in super::super) fn dot_of_any<S: Isa, R: Compute>(isa: S, x: &[R], y: &[R]) -> f64 {
-    let sum = dot_in::<R, S, R, R>(isa, x, y);
-    let is_exact = size_of::<R>() == size_of::<f64>() || (LEAST_PRODUCT..f64::INFINITY).contains(&sum.abs());
-    if is_exact { sum } else { dot_in::<f64, S, R, R>(isa, x, y) }
+    let sum = dot_in::<R, S, R>(isa, x, y);
+    let is_exact = R::IS_F64 || (LEAST_PRODUCT..f64::INFINITY).contains(&sum.abs());
+    if is_exact { sum } else { dot_in::<f64, S, R>(isa, x, y) }
 }
 
 /// `Σ x y`, in a compute dtype.
 #[inline(always)]
-pub(in super::super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
+pub(in super::super) fn dot_in<A: Compute, S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64 {
     let block = chain::<A, T>() * ACCUMULATORS * A::lanes::<S>();
     if x.len() <= block {
-        return dot_of_block::<A, S, T, U>(isa, x, y);
+        return dot_of_block::<A, S, T>(isa, x, y);
     }
     let mut total = Compensated::default();
     for (x, y) in x.chunks(block).zip(y.chunks(block)) {
         prefetch(isa, x.as_ptr());
         prefetch(isa, y.as_ptr());
-        total.add(dot_of_block::<A, S, T, U>(isa, x, y));
+        total.add(dot_of_block::<A, S, T>(isa, x, y));
     }
     total.total()
 }
@@ -63,23 +63,23 @@ pub(in super::super) fn dot_in<A: Compute, S: Isa, T: Element, U: Element>(isa: 
 /// Products that each lane adds in the compute dtype `A` before the sum goes on in f64.
 #[inline(always)]
 fn chain<A: Compute, T: Element>() -> usize {
-    if size_of::<A>() == size_of::<f64>() { f64::CHAIN } else { T::CHAIN }
+    if A::IS_F64 { f64::CHAIN } else { T::CHAIN }
 }
 
 /// `Σ x y` of so few elements that no accumulator adds more than its chain.
 #[inline(always)]
-fn dot_of_block<A: Compute, S: Isa, T: Element, U: Element>(isa: S, x: &[T], y: &[U]) -> f64 {
+fn dot_of_block<A: Compute, S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> f64 {
     let lanes = A::lanes::<S>();
     let mut sums = [A::splat(isa, A::default()); ACCUMULATORS];
     let (mut x, mut y) = (x.chunks_exact(ACCUMULATORS * lanes), y.chunks_exact(ACCUMULATORS * lanes));
     for (x, y) in (&mut x).zip(&mut y) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = A::mul_add(isa, T::load::<A, S>(isa, &x[i * lanes..]), U::load::<A, S>(isa, &y[i * lanes..]), *sum);
+            *sum = A::mul_add(isa, T::load::<A, S>(isa, &x[i * lanes..]), T::load::<A, S>(isa, &y[i * lanes..]), *sum);
         }
     }
     let (mut x, mut y) = (x.remainder().chunks_exact(lanes), y.remainder().chunks_exact(lanes));
     for (x, y) in (&mut x).zip(&mut y) {
-        sums[0] = A::mul_add(isa, T::load::<A, S>(isa, x), U::load::<A, S>(isa, y), sums[0]);
+        sums[0] = A::mul_add(isa, T::load::<A, S>(isa, x), T::load::<A, S>(isa, y), sums[0]);
     }
     let [s0, s1, s2, s3] = sums;
     let sum = A::add_vectors(isa, A::add_vectors(isa, s0, s1), A::add_vectors(isa, s2, s3));
@@ -127,7 +127,7 @@ fn factors<V: Copy, const N: usize>(n: usize, x: V, y: V) -> (V, V) {
 /// `Σ x x`, `Σ x y` and `Σ y y` in one pass.
 #[inline(always)]
 pub(in super::super) fn dot_and_squares<S: Isa, T: Element>(isa: S, x: &[T], y: &[T]) -> [f64; 3] {
-    if size_of::<T::Compute>() == size_of::<f32>() && x.len() >= S::F32_LANES {
+    if !<T::Compute>::IS_F64 && x.len() >= S::F32_LANES {
         let sums @ [xx, xy, yy] = dot_and_squares_in::<T::Compute, S, T>(isa, x, y);
         if SQUARES.contains(&xx) && SQUARES.contains(&yy) && xy.abs() >= LEAST_PRODUCT {
             return sums;
@@ -217,6 +217,3 @@ pub(in super::super) fn add_squares<S: Isa, T: Element>(isa: S, sums: &mut [f64]
         }
     }
 }
-
-/// Lanes of the longest register, of f32.
-const MAX_LANES: usize = LINE / size_of::<f32>();

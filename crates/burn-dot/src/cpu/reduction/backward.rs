@@ -6,7 +6,7 @@ use core::ops::Range;
 use super::{
     super::{
         compensated,
-        element::Element,
+        element::{Compute, Element},
         layout::{self, Axes, DX, OUT, OUT_INDEX, Offsets, Space},
         norms::Scale,
         threads,
@@ -178,7 +178,8 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     unsafe fn rows_of_vector(&self, start: Offsets, others: &Axes, range: Range<usize>, sum: &mut BroadcastSum) -> bool {
         let scratch = &mut Scratch::new(self.chunks, self.writer);
         let mut normalized = [Normalized::default(); GROUP];
-        let compensated = size_of::<T::Compute>() == size_of::<f64>() && range.len() > GROUP;
+        // Sums of the other dtypes are in f64 already: it has digits to spare for them, and none for its own.
+        let is_compensated = T::Compute::IS_F64 && range.len() > GROUP;
         for mut group in self.chunks.groups(others, range, self.writer) {
             group.start = layout::sum(group.start, start);
             // SAFETY: the group is of rows of the space, from the vector's place on.
@@ -196,11 +197,11 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
             }
             // SAFETY: the group is of rows of the space, whose gradients are ours alone.
             unsafe { self.write(&group, [None, self.rows.pass.dy], &grads, &normalized, &mut sum.elements, scratch) };
-            if compensated {
+            if is_compensated {
                 sum.fold();
             }
         }
-        if compensated {
+        if is_compensated {
             sum.complete();
         }
         true

@@ -37,7 +37,8 @@ impl GradWriter {
     /// For so many bytes of gradients.
     pub fn new(k: &Axes, bytes: usize, in_place: bool) -> Self {
         let stride = k.inner().1.stride;
-        match [DX, DY].iter().all(|&t| matches!(stride[t], 0 | 1)) {
+        // Contiguous, or not wanted, or of one element: 0.
+        match [DX, DY].iter().all(|&tensor| matches!(stride[tensor], 0 | 1)) {
             false => GradWriter::Scatter,
             true if bytes >= STREAM_FROM && !in_place => GradWriter::Stream,
             true => GradWriter::Direct,

@@ -3,8 +3,8 @@
 //! `out[b, j] = Σₖ x[b, k] y[b, j, k]`. Every contiguous row is read once: its dot product and its norm come from one pass, and in the
 //! backward pass its gradient is written while it is still in the cache. Memory bandwidth sets the pace.
 //!
-//! What both passes have; [`mod@forward`] and [`mod@backward`] are one each. [`Chunks`] decides how rows are read, [`GradWriter`] how gradients are written. Rows at equal strides go to the loops of [`tasks`] as one
-//! group; only those are compiled for each instruction set.
+//! Here is what both passes share; [`mod@forward`] and [`mod@backward`] have one each. [`Chunks`] decides how rows are read, [`GradWriter`] how
+//! gradients are written. Rows at equal strides go to the loops of [`tasks`] as one group; only those are compiled for each instruction set.
 
 use core::{
     ops::Range,

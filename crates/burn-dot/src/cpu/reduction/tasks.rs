@@ -16,6 +16,7 @@ const SHORT: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) struct StridedRows<T> {
     pub at: *const T,
+    /// 0 for a row that is met again, or is alone: nothing is prefetched then.
     pub stride: isize,
 }
 
@@ -130,7 +131,8 @@ impl<T: Element> Task for Gradients<'_, T> {
     unsafe fn run<S: Isa>(self, isa: S) {
         let both = self.grads.iter().all(Option::is_some) && self.stream.is_none() && self.sum.is_empty();
         // A loop for each: one for all would carry along what all of them need, on the stack.
-        // SAFETY: as the task's own.
+        // SAFETY: as the task's own. Gradients in place are not streamed, and where there is a sum only that of the counterpart is written: two
+        // of them go to `both`.
         unsafe {
             match (both, self.normalized) {
                 (true, None) => self.both::<S, true>(isa),
@@ -176,7 +178,7 @@ impl<T: Element> Gradients<'_, T> {
     ///
     /// # Safety
     ///
-    /// As the task's.
+    /// As the task's; not both gradients in the place of their vectors, as the first would overwrite what the second reads.
     #[inline(always)]
     unsafe fn each<S: Isa, const PLAIN: bool>(mut self, isa: S) {
         let ([x, y], len) = (self.vectors, self.len);

@@ -1,6 +1,6 @@
 //! SIMD: the instruction sets for which the kernels are compiled, and [`dispatch`], which runs a task by the best that the machine has.
 //!
-//! Each file is the instruction sets of one architecture, [`scalar`] the fallback of all. A new architecture is a file and a line below.
+//! Each file is the instruction sets of one architecture, [`scalar`] the fallback of all. A new architecture is a file, and its `cfg` below.
 
 use burn_core::tensor::{bf16, f16};
 
@@ -107,7 +107,8 @@ pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
 /// Work that is compiled once for each instruction set.
 ///
 /// A type, not a closure: everything down to the loops must be inlined for the instruction set to be used in them, and only functions that
-/// say `inline(always)` surely are. For the same reason closures on the way say it too.
+/// say `inline(always)` surely are. For the same reason closures on the way say it too. Tiles of matrix products alone are functions, each
+/// compiled for the instruction set by itself.
 ///
 /// What must hold of the pointers in a task is said where its type is documented. One without pointers has nothing to say.
 pub(super) trait Task {
@@ -128,7 +129,7 @@ pub(super) unsafe fn dispatch<T: Task>(task: T) -> T::Output {
     unsafe { native::dispatch(usize::MAX, task) }
 }
 
-/// [`dispatch`], but by AVX2 in place of AVX-512 where no more than the bytes of its registers come together.
+/// [`dispatch`], for a task whose contiguous stretches have so many bytes: where they fit a register of AVX2, by AVX2 in place of AVX-512.
 ///
 /// # Safety
 ///

@@ -36,7 +36,7 @@ impl<T: Element> Task for EveryLoop<T> {
         let near_sum = |name: &str, given: f64, a: &[f64], b: &[f64]| {
             assert_near(&alloc::format!("{name} of {len}"), given, sum(a, b), size(a, b), f64::EPSILON * len as f64);
         };
-        near_sum("dot", loops::dot_in::<f64, S, _, _>(isa, &x, &y), &fx, &fy);
+        near_sum("dot", loops::dot_in::<f64, S, _>(isa, &x, &y), &fx, &fy);
         assert_near(
             &alloc::format!("dot of {len} alike"),
             loops::dot(isa, &x, &y),
