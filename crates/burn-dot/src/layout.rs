@@ -54,67 +54,81 @@ pub(crate) struct Strides<'a> {
     pub out: &'a [isize],
 }
 
+/// An input of a product: its axes in the order batch, free, contracted, and the tensors that have them.
+struct Side<'a> {
+    shape: &'a [usize],
+    order: &'a [usize],
+    /// Batch and free axes: those that number its vectors.
+    vector_axes: usize,
+    strides: &'a [isize],
+    grad_strides: &'a [isize],
+    /// The input, its gradient, and the index of its vectors.
+    tensors: [usize; 3],
+}
+
+impl<'a> Side<'a> {
+    fn lhs(plan: &'a Plan, strides: &Strides<'a>) -> Self {
+        let (shape, order) = (&plan.lhs_shape, &plan.lhs_order);
+        let vector_axes = order.len() - plan.contracted;
+        Side { shape, order, vector_axes, strides: strides.lhs, grad_strides: strides.grad_lhs, tensors: [X, DX, X_INDEX] }
+    }
+
+    fn rhs(plan: &'a Plan, strides: &Strides<'a>) -> Self {
+        let (shape, order) = (&plan.rhs_shape, &plan.rhs_order);
+        let vector_axes = order.len() - plan.contracted;
+        Side { shape, order, vector_axes, strides: strides.rhs, grad_strides: strides.grad_rhs, tensors: [Y, DY, Y_INDEX] }
+    }
+
+    fn size(&self, place: usize) -> usize {
+        self.shape[self.order[place]]
+    }
+
+    /// Sets the strides along the axis at a place, which is iterated over `size` indices: none, where the input is broadcast along it.
+    fn set_strides(&self, place: usize, size: usize, stride: &mut Offsets) {
+        let (axis, [input, grad, index]) = (self.order[place], self.tensors);
+        if self.shape[axis] != size {
+            return;
+        }
+        stride[input] = stride_along(self.strides, axis);
+        stride[grad] = stride_along(self.grad_strides, axis);
+        if place < self.vector_axes {
+            let inner = &self.order[place + 1..self.vector_axes];
+            stride[index] = inner.iter().map(|&axis| self.shape[axis]).product::<usize>() as isize;
+        }
+    }
+}
+
+/// 0 in a tensor that does not take part.
+fn stride_along(strides: &[isize], axis: usize) -> isize {
+    strides.get(axis).copied().unwrap_or(0)
+}
+
 impl Space {
     /// Counts that kernels make of a space are products of sizes of one input or of the output: by the plan, none of them wraps.
     pub fn new(plan: &Plan, strides: Strides<'_>) -> Self {
+        let (lhs, rhs) = (Side::lhs(plan, &strides), Side::rhs(plan, &strides));
         let batch_dims = plan.batch_shape.len();
-        let (i_dims, j_dims) =
-            (plan.lhs_order.len() - batch_dims - plan.contracted, plan.rhs_order.len() - batch_dims - plan.contracted);
-        let at = |strides: &[isize], axis: usize| strides.get(axis).copied().unwrap_or(0);
-        // The vectors of an input, numbered in the order batch, free; and the elements of the output.
-        let vectors = |shape: &[usize], order: &[usize]| order.iter().map(|&axis| shape[axis] as isize).product::<isize>();
-        let x_index = |place: usize| vectors(&plan.lhs_shape, &plan.lhs_order[place + 1..batch_dims + i_dims]);
-        let y_index = |place: usize| vectors(&plan.rhs_shape, &plan.rhs_order[place + 1..batch_dims + j_dims]);
-        let out_index = |place: usize| plan.output[place + 1..].iter().product::<usize>() as isize;
-
-        let batch = (0..batch_dims).map(|axis| {
-            let size = plan.batch_shape[axis];
-            // An axis of size 1 that is broadcast is not iterated along.
-            let own = |stride: isize, shape: &[usize]| if shape[axis] == size { stride } else { 0 };
-            let lhs = |stride| own(stride, &plan.lhs_shape);
-            let rhs = |stride| own(stride, &plan.rhs_shape);
+        let i_dims = lhs.vector_axes - batch_dims;
+        // Of the output by axis, of an input by the place in its order.
+        let axis = |size: usize, of_lhs: Option<usize>, of_rhs: Option<usize>, of_out: Option<usize>| {
             let mut stride = [0; TENSORS];
-            stride[X] = lhs(at(strides.lhs, axis));
-            stride[Y] = rhs(at(strides.rhs, axis));
-            stride[OUT] = at(strides.out, axis);
-            stride[DX] = lhs(at(strides.grad_lhs, axis));
-            stride[DY] = rhs(at(strides.grad_rhs, axis));
-            stride[X_INDEX] = lhs(x_index(axis));
-            stride[Y_INDEX] = rhs(y_index(axis));
-            stride[OUT_INDEX] = out_index(axis);
+            for (side, place) in [(&lhs, of_lhs), (&rhs, of_rhs)] {
+                if let Some(place) = place {
+                    side.set_strides(place, size, &mut stride);
+                }
+            }
+            if let Some(axis) = of_out {
+                stride[OUT] = stride_along(strides.out, axis);
+                stride[OUT_INDEX] = plan.output[axis + 1..].iter().product::<usize>() as isize;
+            }
             Axis { size, stride }
-        });
-        let i = (0..i_dims).map(|place| {
-            let axis = plan.lhs_order[batch_dims + place];
-            let mut stride = [0; TENSORS];
-            stride[X] = at(strides.lhs, axis);
-            stride[OUT] = at(strides.out, batch_dims + place);
-            stride[DX] = at(strides.grad_lhs, axis);
-            stride[X_INDEX] = x_index(batch_dims + place);
-            stride[OUT_INDEX] = out_index(batch_dims + place);
-            Axis { size: plan.lhs_shape[axis], stride }
-        });
-        let j = (0..j_dims).map(|place| {
-            let axis = plan.rhs_order[batch_dims + place];
-            let mut stride = [0; TENSORS];
-            stride[Y] = at(strides.rhs, axis);
-            stride[OUT] = at(strides.out, batch_dims + i_dims + place);
-            stride[DY] = at(strides.grad_rhs, axis);
-            stride[Y_INDEX] = y_index(batch_dims + place);
-            stride[OUT_INDEX] = out_index(batch_dims + i_dims + place);
-            Axis { size: plan.rhs_shape[axis], stride }
-        });
+        };
+        let batch = (0..batch_dims).map(|place| axis(plan.batch_shape[place], Some(place), Some(place), Some(place)));
+        let i = (batch_dims..lhs.vector_axes).map(|place| axis(lhs.size(place), Some(place), None, Some(place)));
+        let j = (batch_dims..rhs.vector_axes).map(|place| axis(rhs.size(place), None, Some(place), Some(place + i_dims)));
         let mut k: SmallVec<[Axis; 2]> = (0..plan.contracted)
-            .map(|place| {
-                let lhs = plan.lhs_order[batch_dims + i_dims + place];
-                let rhs = plan.rhs_order[batch_dims + j_dims + place];
-                let mut stride = [0; TENSORS];
-                stride[X] = at(strides.lhs, lhs);
-                stride[Y] = at(strides.rhs, rhs);
-                stride[DX] = at(strides.grad_lhs, lhs);
-                stride[DY] = at(strides.grad_rhs, rhs);
-                Axis { size: plan.lhs_shape[lhs], stride }
-            })
+            .map(|place| (lhs.vector_axes + place, rhs.vector_axes + place))
+            .map(|(of_lhs, of_rhs)| axis(lhs.size(of_lhs), Some(of_lhs), Some(of_rhs), None))
             .collect();
         // A sum may run in any order; this one lets contiguous axes be collapsed.
         k.sort_by_key(|axis| core::cmp::Reverse(axis.stride[X].abs()));
