@@ -53,6 +53,8 @@ pub(crate) struct Pairing<'a, S> {
 struct Roles<'a, S> {
     sizes: &'a [S],
     batch_dims: usize,
+    /// The axes that are neither batch nor contracted.
+    free: AxisList,
     contracted: SmallVec<[Axis; 4]>,
 }
 
@@ -106,28 +108,36 @@ impl<'a, S: Size> Pairing<'a, S> {
                 (None, _) => r,
             });
         }
-        let roles = |sizes, contracted| Roles { sizes, batch_dims, contracted };
-        Ok(Pairing { batch, lhs: roles(lhs, lhs_axes), rhs: roles(rhs, rhs_axes) })
+        Ok(Pairing { batch, lhs: Roles::new(lhs, batch_dims, lhs_axes), rhs: Roles::new(rhs, batch_dims, rhs_axes) })
     }
 
     /// Batch, then the free axes of lhs, then those of rhs; `None` where a size is unknown.
     pub(crate) fn output_shape(&self) -> impl Iterator<Item = Option<usize>> {
         // Nothing free: Keras keeps (batch, 1). Without a batch the result is a number, which Burn holds as [1].
-        let alone = self.lhs.free().chain(self.rhs.free()).next().is_none() && self.batch.len() <= 1;
-        let free = [&self.lhs, &self.rhs].into_iter().flat_map(|roles| roles.free().map(|axis| roles.sizes[axis]));
-        self.batch.iter().copied().chain(free).map(Size::known).chain(alone.then_some(Some(1)))
+        let alone = self.lhs.free.is_empty() && self.rhs.free.is_empty() && self.batch.len() <= 1;
+        let sizes = self.batch.iter().copied().chain(self.lhs.free_sizes()).chain(self.rhs.free_sizes());
+        sizes.map(Size::known).chain(alone.then_some(Some(1)))
     }
 }
 
-impl<S> Roles<'_, S> {
-    /// The axes that are neither batch nor contracted.
-    fn free(&self) -> impl Iterator<Item = usize> {
-        (self.batch_dims..self.sizes.len()).filter(|&index| self.contracted.iter().all(|axis| axis.index != index))
+impl<'a, S: Copy> Roles<'a, S> {
+    fn new(sizes: &'a [S], batch_dims: usize, contracted: SmallVec<[Axis; 4]>) -> Self {
+        let is_free = |index: &usize| contracted.iter().all(|axis| axis.index != *index);
+        let free = (batch_dims..sizes.len()).filter(is_free).collect();
+        Roles { sizes, batch_dims, free, contracted }
+    }
+
+    fn free_sizes(&self) -> impl Iterator<Item = S> {
+        self.free.iter().map(|&axis| self.sizes[axis])
+    }
+
+    fn contracted_sizes(&self) -> impl Iterator<Item = S> {
+        self.contracted.iter().map(|axis| self.sizes[axis.index])
     }
 
     /// Batch, free, contracted.
     fn order(&self) -> AxisList {
-        (0..self.batch_dims).chain(self.free()).chain(self.contracted.iter().map(|axis| axis.index)).collect()
+        (0..self.batch_dims).chain(self.free.iter().copied()).chain(self.contracted.iter().map(|axis| axis.index)).collect()
     }
 }
 
@@ -276,9 +286,9 @@ impl Plan {
 
         Ok(Plan(Sizes {
             batch: batch_shape.iter().product(),
-            m: lhs_roles.free().map(|axis| lhs[axis]).product(),
-            k: lhs_roles.contracted.iter().map(|axis| lhs[axis.index]).product(),
-            n: rhs_roles.free().map(|axis| rhs[axis]).product(),
+            m: lhs_roles.free_sizes().product(),
+            k: lhs_roles.contracted_sizes().product(),
+            n: rhs_roles.free_sizes().product(),
             contracted: lhs_roles.contracted.len(),
             lhs_order: lhs_roles.order(),
             rhs_order: rhs_roles.order(),
