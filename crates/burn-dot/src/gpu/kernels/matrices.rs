@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::{
     Rows, add_units, max_units, norm_of, offset, offsets, own_row,
-    rows::{Terms, pass},
+    rows::{Summed, Terms, pass},
     safe_scale, split, store, within,
 };
 
@@ -29,12 +29,12 @@ fn square<E: Float, N: Size, A: Float>(
 ) -> Vector<A, Const<2>> {
     let mut found = Vector::<A, Const<2>>::new(A::new(0.0));
     if row < x_count {
-        let sums = pass::<E, N, A>(x, x, row, scale, scale, terms, x_rows, true, scaled);
-        found.insert(0usize, sums.dot);
+        let sums = pass::<E, N, A>(x, x, row, scale, scale, terms, x_rows, Summed::Square, scaled);
+        found.insert(0usize, sums.xx);
         found.insert(1usize, sums.largest_x);
     } else {
-        let sums = pass::<E, N, A>(y, y, row - x_count, scale, scale, terms, y_rows, true, scaled);
-        found.insert(0usize, sums.dot);
+        let sums = pass::<E, N, A>(y, y, row - x_count, scale, scale, terms, y_rows, Summed::Square, scaled);
+        found.insert(0usize, sums.xx);
         found.insert(1usize, sums.largest_x);
     }
     found
@@ -203,9 +203,9 @@ pub fn project<E: Float, N: Size, A: Float>(
     let terms = Terms { vectors, block };
     let one = A::new(1.0);
     let partial = if row < x_count {
-        pass::<A, N, A>(unit_x, product_x, row, one, one, terms, rows, false, false).dot
+        pass::<A, N, A>(unit_x, product_x, row, one, one, terms, rows, Summed::Product, false).dot
     } else {
-        pass::<A, N, A>(unit_y, product_y, row - x_count, one, one, terms, rows, false, false).dot
+        pass::<A, N, A>(unit_y, product_y, row - x_count, one, one, terms, rows, Summed::Product, false).dot
     };
     let along = add_units::<A, Const<1>>(Vector::new(partial), rows).extract(0usize);
     let norm = (norms_before + row) * SAVED;

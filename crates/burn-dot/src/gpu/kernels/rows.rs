@@ -17,7 +17,16 @@ pub struct Terms {
     pub block: usize,
 }
 
-/// One pass of a unit over its part of a row. Scaled: elements are multiplied first, and the largest is not looked for.
+/// What a pass sums: `x y`, `x x`, or both and `y y`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Summed {
+    Product,
+    Square,
+    All,
+}
+
+/// One pass of a unit over its part of a row; the largest elements come with the squares. Scaled: elements are multiplied first, and the
+/// largest is not looked for.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub fn pass<E: Float, N: Size, A: Float>(
@@ -28,7 +37,7 @@ pub fn pass<E: Float, N: Size, A: Float>(
     scale_y: A,
     terms: Terms,
     #[comptime] rows: Rows,
-    #[comptime] norms: bool,
+    #[comptime] summed: Summed,
     #[comptime] scaled: bool,
 ) -> Sums<A> {
     let units = comptime!(rows.units);
@@ -46,31 +55,37 @@ pub fn pass<E: Float, N: Size, A: Float>(
         let mut yy = Vector::<A, N>::new(A::new(0.0));
         for term in range_stepped(start, end, units) {
             let x_at = (x_row + offset(x, term * N::value(), rows.row_axes, rows.term_axes)) / N::value();
-            let y_at = (y_row + offset(y, term * N::value(), rows.row_axes, rows.term_axes)) / N::value();
             let mut a = Vector::<A, N>::cast_from(x[x_at]);
-            let mut b = Vector::<A, N>::cast_from(y[y_at]);
             if comptime!(scaled) {
                 a *= Vector::new(scale_x);
-                b *= Vector::new(scale_y);
             }
-            dot += a * b;
-            if comptime!(norms) {
+            if comptime!(summed != Summed::Product) {
                 xx += a * a;
-                yy += b * b;
                 if comptime!(!scaled) {
                     largest_x = max(largest_x, a.abs());
-                    largest_y = max(largest_y, b.abs());
+                }
+            }
+            if comptime!(summed != Summed::Square) {
+                let y_at = (y_row + offset(y, term * N::value(), rows.row_axes, rows.term_axes)) / N::value();
+                let mut b = Vector::<A, N>::cast_from(y[y_at]);
+                if comptime!(scaled) {
+                    b *= Vector::new(scale_y);
+                }
+                dot += a * b;
+                if comptime!(summed == Summed::All) {
+                    yy += b * b;
+                    if comptime!(!scaled) {
+                        largest_y = max(largest_y, b.abs());
+                    }
                 }
             }
         }
         sums.dot += dot.vector_sum();
-        if comptime!(norms) {
-            sums.xx += xx.vector_sum();
-            sums.yy += yy.vector_sum();
-        }
+        sums.xx += xx.vector_sum();
+        sums.yy += yy.vector_sum();
         start += terms.block * units;
     }
-    if comptime!(norms && !scaled) {
+    if comptime!(summed != Summed::Product && !scaled) {
         #[unroll]
         for place in 0..N::value() {
             sums.largest_x = max(sums.largest_x, largest_x.extract(place));
@@ -101,7 +116,8 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
     let writes = own < row_count && UNIT_POS_X == 0;
     let terms = Terms { vectors, block };
     let one = A::new(1.0);
-    let first = pass::<E, N, A>(x, y, row, one, one, terms, rows, normalize, false);
+    let summed = comptime!(if normalize { Summed::All } else { Summed::Product });
+    let first = pass::<E, N, A>(x, y, row, one, one, terms, rows, summed, false);
     if comptime!(normalize) {
         let mut largest = Vector::<A, Const<2>>::empty();
         largest.insert(0usize, first.largest_x);
@@ -113,7 +129,7 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
         let scale_y = safe_scale::<A>(max(largest_y, epsilon), rows.wide);
         let mut sums = first.joined();
         if scale_x != one || scale_y != one {
-            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, true, true).joined();
+            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, Summed::All, true).joined();
         }
         let total = add_units::<A, Const<4>>(sums, rows);
         let x_norm = norm_of::<A>(total.extract(1usize), largest_x, scale_x, epsilon);
