@@ -185,9 +185,13 @@ fn check_kept() {
 /// The search of the best items makes scores in chunks, never queries × items of them.
 fn check_search() {
     let device = Device::flex();
-    let (queries, items, k) = (512, 20_000, 10);
+    let (queries, items, k) = (512, 40_000, 10);
     for similarity in [Similarity::Dot, Similarity::Cosine] {
+        let before = HELD.load(SeqCst);
         let catalogue = Catalogue::new(Tensor::<2>::ones([items, 32], &device), similarity);
+        // Copied to huge pages, and not held twice.
+        let (held, of_items) = (HELD.load(SeqCst) - before, F32 * items * 32);
+        assert!(held < of_items + of_items / 4, "{similarity:?}: a catalogue holds {held} bytes for items of {of_items}");
         let asked = Tensor::<2>::ones([queries, 32], &device);
         drop(catalogue.top_k(asked.clone(), k));
         let (_, held) = most_held(|| catalogue.top_k(asked, k));

@@ -67,6 +67,16 @@ pub use remote::serve;
 #[cfg(feature = "remote")]
 pub use remote::{ServerError, use_server_kernels};
 
+/// For burn-retrieval: a tensor that will be read many times, where that is sooner. On flex under Linux what is large is copied to huge pages.
+#[doc(hidden)]
+pub fn in_huge_pages<const D: usize>(x: burn_core::tensor::Tensor<D>) -> burn_core::tensor::Tensor<D> {
+    use ops::DotOps;
+    if ops::missing_feature(&x.device()).is_some() {
+        return x;
+    }
+    burn_core::tensor::Tensor::from_dispatch(burn_core::backend::Dispatch::float_in_huge_pages(x.into_dispatch()))
+}
+
 /// Gives memory that is cached for results on flex back to the allocator: at most 192 MiB of results that were freed.
 ///
 /// They are cached because new memory costs more than many products: the next result of the same size takes a freed one. Without the

@@ -111,6 +111,11 @@ pub trait DotOps: Backend {
         tensor
     }
 
+    /// The same tensor where it is read sooner, if it is large and will be read many times.
+    fn float_in_huge_pages(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        tensor
+    }
+
     /// Casts to `dtype`; the gradient is cast back without leaving the finite range of the input's dtype.
     ///
     /// A norm at its epsilon of 1e-6 makes gradients a million times larger, which f16 (up to 65504) cannot hold: rounding

@@ -25,6 +25,9 @@ const NAME: &str = "Catalogue";
 /// beside the inputs is a chunk and `2k` numbers for each query, not queries × items. On flex and ndarray the chunk is scanned in memory;
 /// on other devices Burn's own top-k picks its best, and only those are read.
 ///
+/// On flex under Linux [`new`](Self::new) copies items of 4 MiB and more to huge pages, which are read sooner; what it was given is freed,
+/// unless somebody else holds it.
+///
 /// # Shapes
 ///
 /// Items are `(N, n)`, queries `(B, n)`, hits `(B, min(k, N))`. No items, no queries or `k = 0` give hits without elements; vectors without
@@ -97,7 +100,8 @@ impl Catalogue {
         if count > i32::MAX as usize {
             return Err(RetrievalError::TooManyItems { items: count });
         }
-        Ok(Catalogue { items: Vectors::new(items.inner(), similarity, scores)?, similarity, dtypes: (dtype, scores) })
+        let items = Vectors::new(burn_dot::in_huge_pages(items.inner()), similarity, scores)?;
+        Ok(Catalogue { items, similarity, dtypes: (dtype, scores) })
     }
 
     /// How many items there are.

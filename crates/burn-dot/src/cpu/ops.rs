@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use burn_core::backend::{Flex, tensor::FloatTensor};
 use burn_core::tensor::FloatDType;
 
-use super::{Grads, float_dot, float_dot_grads, has_kernel};
+use super::{Grads, float_dot, float_dot_grads, has_kernel, in_huge_pages};
 use crate::{
     error::Operand,
     ops::{DotOps, Saved},
@@ -130,5 +130,9 @@ impl DotOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let Grads { lhs, rhs } = Kernel::backward([lhs, rhs], grad, saved, &plan, options, Wanted::BOTH);
         (lhs.expect("asked for"), rhs.expect("asked for"))
+    }
+
+    fn float_in_huge_pages(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
+        in_huge_pages(tensor)
     }
 }

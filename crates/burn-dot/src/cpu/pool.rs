@@ -40,8 +40,12 @@ const CACHED_BLOCKS: usize = 64;
 const CACHED_FROM: usize = 4 << 10;
 
 /// Bytes from which huge pages are asked for: those of two.
-#[cfg(target_os = "linux")]
 const HUGE_FROM: usize = 4 << 20;
+
+/// Whether a block of so many bytes is in huge pages, if the system takes the advice.
+pub(super) fn has_huge_pages(bytes: usize) -> bool {
+    cfg!(target_os = "linux") && bytes >= HUGE_FROM
+}
 
 /// The pool of the process.
 #[cfg(feature = "std")]
@@ -80,7 +84,7 @@ impl Block {
         // SAFETY: the layout is not empty.
         let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE_FROM {
+        if has_huge_pages(layout.size()) {
             advise_huge_pages(at, layout.size());
         }
         Block { at, layout }

@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType};
 
-use super::super::{Wanted, float_dot, float_dot_grads, strided::CHUNK};
+use super::super::{Wanted, float_dot, float_dot_grads, in_huge_pages, strided::CHUNK};
 use super::case::*;
 use crate::{
     axes::Axes,
@@ -26,6 +26,22 @@ fn only_the_wanted_gradient_is_made() {
     };
     for wanted in [Wanted::only(Operand::Lhs), Wanted::only(Operand::Rhs), Wanted::BOTH] {
         assert_eq!(made(wanted), wanted);
+    }
+}
+
+#[test]
+fn what_is_large_and_contiguous_is_copied_to_huge_pages_and_all_else_is_left() {
+    let rows = (4 << 20) / (2 * 128);
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let large = waves([rows + 3, 1, 128], 0.3, dtype);
+        let part = large.narrow(0, 3, rows);
+        let small = waves([100, 1, 128], 0.3, dtype);
+        for (x, moves) in [(large.clone(), true), (part, true), (large.transpose(0, 2), false), (small, false)] {
+            let (at, data) = (x.bytes().as_ptr(), x.clone().into_data());
+            let moved = in_huge_pages(x);
+            assert_eq!(moved.bytes().as_ptr() != at, moves && cfg!(target_os = "linux"), "{dtype:?}, {:?}", moved.layout());
+            assert_eq!(moved.into_data(), data);
+        }
     }
 }
 
