@@ -293,26 +293,25 @@ impl Sources {
             sides,
             [elem(input), elem(accumulator)],
         );
-        if width == 1 {
-            write!(
-                self,
-                format!("cosines_{name}"),
-                CubeDim::new_1d(256),
-                matrices::cosines,
-                tensor(3),
-                tensor(4),
-                tensor(4),
-                tensor(3),
-                tensor(3),
-                tensor(3),
-                64,
-                64,
-                64,
-                8,
-                matrices::Epilogue { out_axes: 3, term_axes: 1 },
-                [elem(input), elem(output), elem(accumulator)],
-            );
-        }
+        write!(
+            self,
+            format!("cosines_{name}"),
+            CubeDim::new_1d(256),
+            matrices::cosines,
+            width,
+            tensor(3),
+            tensor(4),
+            tensor(4),
+            tensor(3),
+            tensor(3),
+            tensor(3),
+            64,
+            64,
+            64,
+            8,
+            matrices::Epilogue { out_axes: 3, term_axes: 1 },
+            [elem(input), elem(output), elem(accumulator)],
+        );
     }
 }
 

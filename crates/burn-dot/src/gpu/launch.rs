@@ -129,11 +129,12 @@ impl<'a> View<'a> {
         TensorBinding { handle, strides: self.strides(axes), shape, tiling: Tiling::UNTILED }.into_tensor_arg()
     }
 
-    /// The widest vectors along the last axis.
+    /// The widest vectors along the last axis, if there is one.
     fn width(&self, axes: &[Axis]) -> usize {
+        let Some(last) = axes.len().checked_sub(1) else { return 1 };
         let shape = axes.iter().map(|axis| axis.size).collect::<Shape>();
         let widths = self.tensor.client.io_optimized_vector_sizes(self.tensor.dtype.size());
-        cubecl::tensor_vector_size_parallel(widths, &shape, &self.strides(axes), axes.len() - 1)
+        cubecl::tensor_vector_size_parallel(widths, &shape, &self.strides(axes), last)
     }
 }
 

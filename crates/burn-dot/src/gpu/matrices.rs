@@ -16,7 +16,7 @@ use super::{
     },
 };
 use crate::{
-    layout::{Axes, Axis, DX, DY, Space, Strides, TENSORS, X, X_INDEX, Y, Y_INDEX},
+    layout::{Axes, Axis, DX, DY, OUT_INDEX, Space, Strides, TENSORS, X, X_INDEX, Y, Y_INDEX},
     plan::{FloatOptions, Plan, Wanted},
     reference,
 };
@@ -149,22 +149,27 @@ fn launch_cosines(
     let of_out = Axes::new([&space.batch, &space.i, &space.j].into_iter().flat_map(|axes| axes.as_slice().iter().copied()));
     let terms = terms(&space.k);
     let axes: AxisGroup = of_out.as_slice().iter().chain(&terms).copied().collect();
-    let (cubes, dim) = elementwise(client, of_out.len());
-    // SAFETY: product and output are contiguous and hold an element for each unit before `of_out.len()`, which alone reads and writes. The
-    // other views' axes are those of `Space`; those of norms count the vectors of an input, and those of rhs are behind those of lhs.
+    // Both are contiguous, in this order.
+    let width = width([product, out].map(|tensor| (View::new(tensor, OUT_INDEX), of_out.as_slice())));
+    let vectors = of_out.len() / width;
+    let (cubes, dim) = elementwise(client, vectors);
+    // SAFETY: product and output are contiguous and hold a vector for each unit before `vectors`, which alone reads and writes it. The other
+    // views' axes are those of `Space`; those of norms count the vectors of an input, and those of rhs are behind those of lhs. A vector's
+    // elements are neighbours along the last axis, whose size `width` divides.
     unsafe {
         kernels::cosines::launch_unchecked(
             client,
             cubes,
             dim,
-            address([product, lhs, rhs, norms, out], count(&terms)),
+            address([product, lhs, rhs, norms, out], of_out.len().max(count(&terms))),
+            width,
             whole(product),
             View::new(lhs, X).arg(&axes),
             View::new(rhs, Y).arg(&axes),
             View::of_groups(norms, X_INDEX, SAVED).arg(of_out.as_slice()),
             View::of_groups(norms, Y_INDEX, SAVED).arg(of_out.as_slice()),
             whole(out),
-            of_out.len(),
+            vectors,
             x_count,
             count(&terms),
             block(count(&terms)),

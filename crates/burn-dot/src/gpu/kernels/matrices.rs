@@ -89,17 +89,17 @@ pub struct Epilogue {
     pub term_axes: usize,
 }
 
-/// Cosines from the product of the inputs as they are: scaled by both norms, clamped, converted. An element whose vectors are not in the
-/// range where that product is safe is multiplied again.
+/// Cosines from the product of the inputs as they are: scaled by both norms, clamped, converted. A unit has `N` neighbours along the last
+/// axis of the output. An element whose vectors are not in the range where that product is safe is multiplied again.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-pub fn cosines<E: Float, O: Float, A: Float>(
-    product: &Tensor<A>,
+pub fn cosines<E: Float, N: Size, O: Float, A: Float>(
+    product: &Tensor<Vector<A, N>>,
     x: &Tensor<E>,
     y: &Tensor<E>,
     x_norms: &Tensor<A>,
     y_norms: &Tensor<A>,
-    out: &mut Tensor<O>,
-    count: usize,
+    out: &mut Tensor<Vector<O, N>>,
+    vectors: usize,
     x_count: usize,
     terms: usize,
     block: usize,
@@ -107,32 +107,64 @@ pub fn cosines<E: Float, O: Float, A: Float>(
     #[define(E, O, A)] _dtypes: [ElemType; 3],
 ) {
     let at = ABSOLUTE_POS;
-    if at >= count {
+    if at >= vectors {
         terminate!();
     }
-    let (x_norm, y_norm) = offsets(x_norms, y_norms, at, axes.out_axes);
-    let y_norm = y_norm + x_count * SAVED;
-    let x_inverse = x_norms[x_norm];
-    let x_scale = x_norms[x_norm + 1];
-    let y_inverse = y_norms[y_norm];
-    let y_scale = y_norms[y_norm + 1];
-    let mut dot = product[at];
-    if x_scale != A::new(1.0) || y_scale != A::new(1.0) {
-        let (x_row, y_row) = offsets(x, y, at, axes.out_axes);
-        dot = A::new(0.0);
-        let mut start = comptime!(0usize).runtime();
-        while start < terms {
-            let mut part = A::new(0.0);
-            for term in start..min(start + block, terms) {
-                let x_at = x_row + offset(x, term, axes.out_axes, axes.term_axes);
-                let y_at = y_row + offset(y, term, axes.out_axes, axes.term_axes);
-                part += A::cast_from(x[x_at]) * x_scale * (A::cast_from(y[y_at]) * y_scale);
-            }
-            dot += part;
-            start += block;
+    let first = at * N::value();
+    let (x_norm, y_norm) = offsets(x_norms, y_norms, first, axes.out_axes);
+    let dots = product[at];
+    let mut cosines = Vector::<A, N>::new(A::new(0.0));
+    #[unroll]
+    for place in 0..N::value() {
+        let x_norm = x_norm + along_last(x_norms, place, axes.out_axes);
+        let y_norm = y_norm + along_last(y_norms, place, axes.out_axes) + x_count * SAVED;
+        let x_scale = x_norms[x_norm + 1];
+        let y_scale = y_norms[y_norm + 1];
+        let mut dot = dots.extract(place);
+        if x_scale != A::new(1.0) || y_scale != A::new(1.0) {
+            let (x_row, y_row) = offsets(x, y, first, axes.out_axes);
+            let x_row = x_row + along_last(x, place, axes.out_axes);
+            let y_row = y_row + along_last(y, place, axes.out_axes);
+            dot = scaled_dot::<E, A>(x, y, x_row, y_row, x_scale, y_scale, terms, block, axes);
         }
+        cosines.insert(place, within::<A>(dot * x_norms[x_norm] * y_norms[y_norm], A::new(1.0)));
     }
-    out[at] = O::cast_from(within::<A>(dot * x_inverse * y_inverse, A::new(1.0)));
+    out[at] = Vector::cast_from(cosines);
+}
+
+/// The offset of so many strides along the last of a view's output axes, if it has any.
+#[cube]
+fn along_last<T: CubePrimitive>(tensor: &Tensor<T>, strides: usize, #[comptime] out_axes: usize) -> usize {
+    if comptime!(out_axes == 0) { comptime!(0usize).runtime() } else { strides * tensor.stride(comptime!(out_axes - 1)) }
+}
+
+/// The product of two vectors, each scaled first.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn scaled_dot<E: Float, A: Float>(
+    x: &Tensor<E>,
+    y: &Tensor<E>,
+    x_row: usize,
+    y_row: usize,
+    x_scale: A,
+    y_scale: A,
+    terms: usize,
+    block: usize,
+    #[comptime] axes: Epilogue,
+) -> A {
+    let mut dot = A::new(0.0);
+    let mut start = comptime!(0usize).runtime();
+    while start < terms {
+        let mut part = A::new(0.0);
+        for term in start..min(start + block, terms) {
+            let x_at = x_row + offset(x, term, axes.out_axes, axes.term_axes);
+            let y_at = y_row + offset(y, term, axes.out_axes, axes.term_axes);
+            part += A::cast_from(x[x_at]) * x_scale * (A::cast_from(y[y_at]) * y_scale);
+        }
+        dot += part;
+        start += block;
+    }
+    dot
 }
 
 /// Row axes of both inputs' views, and the contracted axes behind them.
