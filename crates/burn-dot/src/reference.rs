@@ -42,17 +42,19 @@ pub(crate) fn float_dot<B: Backend>(
     if plan.is_trivial() {
         return zeros::<B>(&plan.output, output, &lhs.device());
     }
+    let of_rows = plan.m == 1 && plan.n == 1;
     let matrices = |x: FloatTensor<B>, side: Side| {
-        let x = side.rows::<B>(cast::<B>(x, compute));
+        let x = cast::<B>(x, compute);
         let x = match options.normalize {
-            Some(epsilon) => Normalized::<B>::new(x, epsilon, compute).unit,
-            None => x,
+            Some(epsilon) => Normalized::<B>::new(side.rows::<B>(x), epsilon, compute).unit,
+            None if of_rows => side.rows::<B>(x),
+            None => side.matrices::<B>(x),
         };
         side.broadcast_batch::<B>(x)
     };
     let lhs = matrices(lhs, Side::lhs(plan));
     let rhs = matrices(rhs, Side::rhs(plan));
-    let out = if plan.m == 1 && plan.n == 1 {
+    let out = if of_rows {
         let row = |x: FloatTensor<B>| {
             let rows = x.shape()[0];
             B::float_reshape(x, Shape::new([rows, plan.k]))
@@ -88,7 +90,7 @@ pub(crate) fn float_dot_grad<B: Backend>(
         Operand::Lhs => grad,
         Operand::Rhs => B::float_swap_dims(grad, 1, 2),
     };
-    let other = other_side.rows::<B>(cast::<B>(other, compute));
+    let other = cast::<B>(other, compute);
     let product = |other: FloatTensor<B>| {
         let other = other_side.broadcast_batch::<B>(other);
         // A matrix product over one term is slow.
@@ -96,9 +98,9 @@ pub(crate) fn float_dot_grad<B: Backend>(
         side.reduce_batch::<B>(product)
     };
     let Some(epsilon) = options.normalize else {
-        return cast::<B>(side.back_in_place::<B>(product(other)), dtype);
+        return cast::<B>(side.back_in_place::<B>(product(other_side.matrices::<B>(other))), dtype);
     };
-    let grad = product(Normalized::<B>::new(other, epsilon, compute).unit);
+    let grad = product(Normalized::<B>::new(other_side.rows::<B>(other), epsilon, compute).unit);
     let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), epsilon, compute);
     cast_finite::<B>(side.back_in_place::<B>(own.grad(grad)), dtype)
 }
@@ -142,28 +144,34 @@ impl<'a> Side<'a> {
         (0..self.plan.batch_shape.len()).filter(|&axis| self.shape[axis] != self.plan.batch_shape[axis])
     }
 
-    /// The vectors to contract as the rows of a matrix.
+    /// The vectors to contract as the rows of a matrix, for reductions along them.
     fn rows<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let rows = self.shape.iter().product::<usize>() / self.plan.k;
         in_memory_order::<B>(B::float_permute(x, self.order), Shape::new([rows, self.plan.k]))
     }
 
-    /// Rows as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
+    /// The same as `(batch, free, k)`, for products only: a view, where the strides allow it.
+    fn matrices<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        let batch = self.batch_shape().iter().product::<usize>();
+        B::float_reshape(B::float_permute(x, self.order), Shape::new([batch, self.free, self.plan.k]))
+    }
+
+    /// Rows or matrices as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
     /// broadcast.
-    fn broadcast_batch<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+    fn broadcast_batch<B: Backend>(&self, vectors: FloatTensor<B>) -> FloatTensor<B> {
         let Sizes { batch_shape, batch, k, .. } = &**self.plan;
         let own = self.batch_shape().iter().product::<usize>();
         if own == 1 || own == *batch {
-            return B::float_reshape(rows, Shape::new([own, self.free, *k]));
+            return B::float_reshape(vectors, Shape::new([own, self.free, *k]));
         }
-        let mut rows = rows;
+        let mut vectors = vectors;
         for axis in self.broadcast_axes() {
             let outer = batch_shape[..axis].iter().product::<usize>();
             let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
-            let one = B::float_reshape(rows, Shape::new([outer, 1, inner]));
-            rows = B::float_expand(one, Shape::new([outer, batch_shape[axis], inner]));
+            let one = B::float_reshape(vectors, Shape::new([outer, 1, inner]));
+            vectors = B::float_expand(one, Shape::new([outer, batch_shape[axis], inner]));
         }
-        in_memory_order::<B>(rows, Shape::new([*batch, self.free, *k]))
+        in_memory_order::<B>(vectors, Shape::new([*batch, self.free, *k]))
     }
 
     /// The opposite of [`broadcast_batch`](Self::broadcast_batch): sums `(batch, free, k)` over broadcast axes, into rows.
