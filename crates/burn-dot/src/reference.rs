@@ -57,14 +57,14 @@ pub(crate) fn float_dot<B: Backend>(
     let out = if of_rows {
         let row = |x: FloatTensor<B>| {
             let rows = x.shape()[0];
-            B::float_reshape(x, Shape::new([rows, plan.k]))
+            reshape::<B>(x, Shape::new([rows, plan.k]))
         };
         row_dot::<B>(row(lhs), row(rhs), plan.k)
     } else {
         matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2))
     };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
-    B::float_reshape(cast::<B>(out, output), plan.output.clone())
+    reshape::<B>(cast::<B>(out, output), plan.output.clone())
 }
 
 /// The gradient of the product with respect to one input; the derivation is on the page of `backward.rs`.
@@ -85,7 +85,7 @@ pub(crate) fn float_dot_grad<B: Backend>(
     if plan.is_trivial() {
         return zeros::<B>(side.shape, dtype, &own.device());
     }
-    let grad = B::float_reshape(cast::<B>(grad, compute), Shape::new([plan.batch, plan.m, plan.n]));
+    let grad = reshape::<B>(cast::<B>(grad, compute), Shape::new([plan.batch, plan.m, plan.n]));
     let grad = match of {
         Operand::Lhs => grad,
         Operand::Rhs => B::float_swap_dims(grad, 1, 2),
@@ -93,8 +93,16 @@ pub(crate) fn float_dot_grad<B: Backend>(
     let other = cast::<B>(other, compute);
     let product = |other: FloatTensor<B>| {
         let other = other_side.broadcast_batch::<B>(other);
-        // A matrix product over one term is slow.
-        let product = if other_side.free == 1 { B::float_mul(grad, other) } else { matmul::<B>(grad, other) };
+        let product = match (side.free, other_side.free) {
+            (1, 1) => {
+                let rows = other.shape()[0];
+                let other = reshape::<B>(other, Shape::new([rows, plan.k]));
+                B::float_mul(reshape::<B>(grad, Shape::new([plan.batch, 1])), other)
+            }
+            // A matrix product over one term is slow.
+            (_, 1) => B::float_mul(grad, other),
+            _ => matmul::<B>(grad, other),
+        };
         side.reduce_batch::<B>(product)
     };
     let Some(epsilon) = options.normalize else {
@@ -147,13 +155,13 @@ impl<'a> Side<'a> {
     /// The vectors to contract as the rows of a matrix, for reductions along them.
     fn rows<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let rows = self.shape.iter().product::<usize>() / self.plan.k;
-        in_memory_order::<B>(B::float_permute(x, self.order), Shape::new([rows, self.plan.k]))
+        in_memory_order::<B>(permute::<B>(x, self.order), Shape::new([rows, self.plan.k]))
     }
 
     /// The same as `(batch, free, k)`, for products only: a view, where the strides allow it.
     fn matrices<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let batch = self.batch_shape().iter().product::<usize>();
-        B::float_reshape(B::float_permute(x, self.order), Shape::new([batch, self.free, self.plan.k]))
+        reshape::<B>(permute::<B>(x, self.order), Shape::new([batch, self.free, self.plan.k]))
     }
 
     /// Rows or matrices as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
@@ -162,13 +170,13 @@ impl<'a> Side<'a> {
         let Sizes { batch_shape, batch, k, .. } = &**self.plan;
         let own = self.batch_shape().iter().product::<usize>();
         if own == 1 || own == *batch {
-            return B::float_reshape(vectors, Shape::new([own, self.free, *k]));
+            return reshape::<B>(vectors, Shape::new([own, self.free, *k]));
         }
         let mut vectors = vectors;
         for axis in self.broadcast_axes() {
             let outer = batch_shape[..axis].iter().product::<usize>();
             let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
-            let one = B::float_reshape(vectors, Shape::new([outer, 1, inner]));
+            let one = reshape::<B>(vectors, Shape::new([outer, 1, inner]));
             vectors = B::float_expand(one, Shape::new([outer, batch_shape[axis], inner]));
         }
         in_memory_order::<B>(vectors, Shape::new([*batch, self.free, *k]))
@@ -184,7 +192,7 @@ impl<'a> Side<'a> {
             grad = B::float_sum_dim(in_memory_order::<B>(grad, Shape::new([outer, batch_shape[axis], inner])), 1);
         }
         let rows = self.batch_shape().iter().product::<usize>() * self.free;
-        B::float_reshape(grad, Shape::new([rows, *k]))
+        reshape::<B>(grad, Shape::new([rows, *k]))
     }
 
     /// The opposite of [`rows`](Self::rows).
@@ -194,8 +202,18 @@ impl<'a> Side<'a> {
         for (place, &axis) in self.order.iter().enumerate() {
             inverse[axis] = place;
         }
-        B::float_permute(B::float_reshape(rows, ordered.into()), &inverse)
+        permute::<B>(reshape::<B>(rows, ordered.into()), &inverse)
     }
+}
+
+/// Reshaped, where the shape is another one: under fusion a view, too, is an operation, and may cost a pass.
+fn reshape<B: Backend>(x: FloatTensor<B>, shape: Shape) -> FloatTensor<B> {
+    if x.shape() == shape { x } else { B::float_reshape(x, shape) }
+}
+
+/// Permuted, where the order is another one.
+fn permute<B: Backend>(x: FloatTensor<B>, order: &[usize]) -> FloatTensor<B> {
+    if order.is_sorted() { x } else { B::float_permute(x, order) }
 }
 
 /// Reshaped, with the elements in memory in the order of the axes, by way of one axis: in Burn 0.22.1 the reductions of CubeCL backends
