@@ -189,7 +189,7 @@ fn check_search() {
     for similarity in [Similarity::Dot, Similarity::Cosine] {
         let before = HELD.load(SeqCst);
         let catalogue = Catalogue::new(Tensor::<2>::ones([items, 32], &device), similarity);
-        // Copied to huge pages, and not held twice.
+        // What was given is freed, where it was copied to huge pages.
         let (held, of_items) = (HELD.load(SeqCst) - before, F32 * items * 32);
         assert!(held < of_items + of_items / 4, "{similarity:?}: a catalogue holds {held} bytes for items of {of_items}");
         let asked = Tensor::<2>::ones([queries, 32], &device);

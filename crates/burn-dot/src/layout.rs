@@ -304,7 +304,7 @@ fn offset(axes: &[Axis], mut index: usize) -> Offsets {
 /// The offsets after some strides along an axis.
 #[inline(always)]
 pub(crate) fn advance(mut at: Offsets, axis: &Axis, strides: usize) -> Offsets {
-    // A loop that is written out is inlined into kernels; `array::from_fn` with a closure is not.
+    // A loop that is written out: adaptors are not surely inlined into kernels.
     let mut t = 0;
     while t < TENSORS {
         at[t] += strides as isize * axis.stride[t];

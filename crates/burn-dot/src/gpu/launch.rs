@@ -212,7 +212,7 @@ pub(super) struct Grid {
 
 /// Vectors of a row that a unit adds, before another unit shares the row.
 const VECTORS_PER_UNIT: usize = 8;
-/// Units of a cube without planes: the fewer, the fewer wait for each other at a barrier.
+/// Units of a cube, where they do not add by planes: the fewer, the fewer wait for each other at a barrier.
 const UNITS_PER_CUBE: usize = 64;
 
 impl Grid {

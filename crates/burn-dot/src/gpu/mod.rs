@@ -19,9 +19,9 @@
 //! It depends on the plan, the options, the dtypes and the device: under fusion an operation is registered before strides are known. Where
 //! the strides matter, which is how units share a row, launches decide. Tests may force a reduction ([`force_reduction`]), and kernels with it.
 //!
-//! What stays composed, beside the last line of the table: sums over a batch along which the vectors of a matrix are broadcast; matrices whose reduction dimension is longer
-//! than Burn's matmul adds exactly; and, on devices without plane operations, plain rows so short that a fused multiply-and-sum of Burn's
-//! is as fast; and dtypes whose arithmetic the device chooses (flex32).
+//! What stays composed, beside the last line of the table: sums over a batch along which the vectors of a matrix are broadcast; matrices
+//! whose reduction dimension is longer than Burn's matmul adds exactly; dtypes whose arithmetic the device chooses (flex32); and, on devices
+//! without plane operations, plain rows so short that a fused multiply-and-sum of Burn's is as fast.
 //!
 //! # Fusion
 //!

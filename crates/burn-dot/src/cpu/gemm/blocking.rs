@@ -156,6 +156,13 @@ mod tests {
     }
 
     #[test]
+    fn lanes_are_packed_for_more_than_a_few_broadcast_vectors() {
+        for (broadcast, packs) in [(1, false), (FEW, false), (FEW + 1, true)] {
+            assert_eq!(Blocking::new(sizes(1, 64, broadcast, 64), Whole::Nothing, false, 1).packs_lanes, packs, "{broadcast}");
+        }
+    }
+
+    #[test]
     fn a_workspace_holds_what_must_stay_whole_and_little_more() {
         for (lanes, broadcast) in [(1, 1), (16, 17), (1000, 3), (3, 1000), (70_000, 40), (40, 70_000)] {
             for whole in [Whole::Nothing, Whole::Lanes, Whole::Broadcast] {
