@@ -202,6 +202,16 @@ fn a_function_that_rounds_to_f32_inside_is_imprecise_on_each_device() {
 }
 
 #[test]
+fn a_reference_that_finite_differences_do_not_tell_about_is_not_taken_for_right() {
+    // Too small a slope to be seen beside the output, and none at all.
+    for slope in [1e-14, 0.0] {
+        let report = GradCheck::compare(&[Device::flex()]).check(|x: Tensor<1>| x * slope + 1e6, x([5], 0.1));
+        assert_eq!(report.rows[0].agreement, Agreement::Unknown, "{report}");
+        assert!(!report.is_ok(), "{report}");
+    }
+}
+
+#[test]
 fn a_nan_of_the_reference_is_said_of_each_device_that_gives_it() {
     // WGSL promises no NaN, and the root's gradient at zero has none on llvmpipe.
     if is_cubecl() {

@@ -30,6 +30,11 @@ use crate::{
     plan::{FloatOptions, Plan, Sizes},
 };
 
+/// Whether both inputs have a single vector for each batch index.
+fn is_of_rows(plan: &Plan) -> bool {
+    plan.m == 1 && plan.n == 1
+}
+
 /// The product of float tensors.
 pub(crate) fn float_dot<B: Backend>(
     lhs: FloatTensor<B>,
@@ -42,27 +47,20 @@ pub(crate) fn float_dot<B: Backend>(
     if plan.is_trivial() {
         return zeros::<B>(&plan.output, output, &lhs.device());
     }
-    let of_rows = plan.m == 1 && plan.n == 1;
+    let of_rows = is_of_rows(plan);
     let matrices = |x: FloatTensor<B>, side: Side| {
         let x = cast::<B>(x, compute);
         let x = match options.normalize {
             Some(epsilon) => Normalized::<B>::new(side.rows::<B>(x), epsilon, compute).unit,
             None if of_rows => side.rows::<B>(x),
-            None => side.matrices::<B>(x),
+            None => side.views::<B>(x),
         };
-        side.broadcast_batch::<B>(x)
+        if of_rows { side.broadcast_rows::<B>(x) } else { side.broadcast_batch::<B>(x) }
     };
     let lhs = matrices(lhs, Side::lhs(plan));
     let rhs = matrices(rhs, Side::rhs(plan));
-    let out = if of_rows {
-        let row = |x: FloatTensor<B>| {
-            let rows = x.shape()[0];
-            reshape::<B>(x, Shape::new([rows, plan.k]))
-        };
-        row_dot::<B>(row(lhs), row(rhs), plan.k)
-    } else {
-        matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2))
-    };
+    let out =
+        if of_rows { row_dot::<B>(lhs, rhs, plan.k) } else { matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2)) };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
     reshape::<B>(cast::<B>(out, output), plan.output.clone())
 }
@@ -85,28 +83,25 @@ pub(crate) fn float_dot_grad<B: Backend>(
     if plan.is_trivial() {
         return zeros::<B>(side.shape, dtype, &own.device());
     }
-    let grad = reshape::<B>(cast::<B>(grad, compute), Shape::new([plan.batch, plan.m, plan.n]));
-    let grad = match of {
-        Operand::Lhs => grad,
-        Operand::Rhs => B::float_swap_dims(grad, 1, 2),
-    };
+    let grad = cast::<B>(grad, compute);
     let other = cast::<B>(other, compute);
     let product = |other: FloatTensor<B>| {
-        let other = other_side.broadcast_batch::<B>(other);
-        let product = match (side.free, other_side.free) {
-            (1, 1) => {
-                let rows = other.shape()[0];
-                let other = reshape::<B>(other, Shape::new([rows, plan.k]));
-                B::float_mul(reshape::<B>(grad, Shape::new([plan.batch, 1])), other)
-            }
-            // A matrix product over one term is slow.
-            (_, 1) => B::float_mul(grad, other),
-            _ => matmul::<B>(grad, other),
+        if is_of_rows(plan) {
+            let grad = reshape::<B>(grad, Shape::new([plan.batch, 1]));
+            return side.reduce_batch::<B>(B::float_mul(grad, other_side.broadcast_rows::<B>(other)));
+        }
+        let grad = reshape::<B>(grad, Shape::new([plan.batch, plan.m, plan.n]));
+        let grad = match of {
+            Operand::Lhs => grad,
+            Operand::Rhs => B::float_swap_dims(grad, 1, 2),
         };
+        let other = other_side.broadcast_batch::<B>(other);
+        // A matrix product over one term is slow.
+        let product = if other_side.free == 1 { B::float_mul(grad, other) } else { matmul::<B>(grad, other) };
         side.reduce_batch::<B>(product)
     };
     let Some(epsilon) = options.normalize else {
-        return cast::<B>(side.back_in_place::<B>(product(other_side.matrices::<B>(other))), dtype);
+        return cast::<B>(side.back_in_place::<B>(product(other_side.views::<B>(other))), dtype);
     };
     let grad = product(Normalized::<B>::new(other_side.rows::<B>(other), epsilon, compute).unit);
     let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), epsilon, compute);
@@ -158,13 +153,27 @@ impl<'a> Side<'a> {
         in_memory_order::<B>(permute::<B>(x, self.order), Shape::new([rows, self.plan.k]))
     }
 
-    /// The same as `(batch, free, k)`, for products only: a view, where the strides allow it.
-    fn matrices<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+    /// The same as `(batch, free, k)`, or `(batch, k)` where the product is of rows, for products only: a view, where the strides allow it.
+    fn views<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let batch = self.batch_shape().iter().product::<usize>();
-        reshape::<B>(permute::<B>(x, self.order), Shape::new([batch, self.free, self.plan.k]))
+        let shape = match is_of_rows(self.plan) {
+            true => Shape::new([batch, self.plan.k]),
+            false => Shape::new([batch, self.free, self.plan.k]),
+        };
+        reshape::<B>(permute::<B>(x, self.order), shape)
     }
 
-    /// Rows or matrices as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
+    /// [`broadcast_batch`](Self::broadcast_batch) of an input with one vector for each batch index, as `(batch, k)`.
+    fn broadcast_rows<B: Backend>(&self, vectors: FloatTensor<B>) -> FloatTensor<B> {
+        let Sizes { batch, k, .. } = **self.plan;
+        let own = vectors.shape()[0];
+        if own == 1 || own == batch {
+            return vectors;
+        }
+        reshape::<B>(self.broadcast_batch::<B>(vectors), Shape::new([batch, k]))
+    }
+
+    /// Rows as `(batch, free, k)`, broadcast where the other input's batch is larger; a batch of one row stays one, for the product to
     /// broadcast.
     fn broadcast_batch<B: Backend>(&self, vectors: FloatTensor<B>) -> FloatTensor<B> {
         let Sizes { batch_shape, batch, k, .. } = &**self.plan;

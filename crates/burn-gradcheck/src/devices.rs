@@ -89,10 +89,12 @@ pub struct DeviceRow {
 /// How a device agrees with the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Agreement {
-    /// But for rounding.
+    /// Equal within rounding.
     Ok,
     /// Not compared: the device lacks the dtype or the operation, or draws other random numbers. A note tells which.
     NotCompared,
+    /// Nothing is known of the reference: its differences are too rough, or no gradient reaches what is checked.
+    Unknown,
     /// Digits are lost.
     Precision,
     /// Numbers are wrong.
@@ -108,6 +110,7 @@ impl fmt::Display for Agreement {
         f.pad(match self {
             Self::Ok => "ok",
             Self::NotCompared => "–",
+            Self::Unknown => "?",
             Self::Precision => "precision",
             Self::Wrong => "wrong",
             Self::NotFinite => "NaN",
@@ -345,7 +348,7 @@ fn agreement(failures: &[Failure], is_wrong: bool) -> Agreement {
         Failure::Precision { .. } | Failure::RoundsToF32 | Failure::RoundsThere { .. } => Agreement::Precision,
         Failure::Differs { .. } if !is_wrong => Agreement::Precision,
         Failure::Panics { .. } => Agreement::Panic,
-        Failure::Uncertain { .. } | Failure::Vacuous => Agreement::NotCompared,
+        Failure::Uncertain { .. } | Failure::Vacuous => Agreement::Unknown,
         _ => Agreement::Wrong,
     };
     failures.iter().map(one).max().unwrap_or(Agreement::Ok)

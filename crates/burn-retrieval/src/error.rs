@@ -22,7 +22,7 @@ pub enum RetrievalError {
     /// Queries and items are vectors of different lengths.
     #[error("{name}: queries have {} columns but {items} have {}; queries {queries:?}, {items} {shape:?}", .queries[1], .shape[1])]
     Columns {
-        /// What was asked for it.
+        /// The type that reports the error.
         name: &'static str,
         /// Shape of the queries.
         queries: [usize; 2],
@@ -34,7 +34,7 @@ pub enum RetrievalError {
     /// Queries and items have different dtypes.
     #[error("{name}: queries are {queries:?} but {items} are {dtype:?}; cast one of them")]
     DTypes {
-        /// What was asked for it.
+        /// The type that reports the error.
         name: &'static str,
         /// The dtype of the queries.
         queries: DType,
@@ -46,7 +46,7 @@ pub enum RetrievalError {
     /// Scores of this dtype cannot be ranked.
     #[error("{name}: {dtype:?} is not f64, f32, f16 or bf16; cast it to one of them")]
     DType {
-        /// What was asked for it.
+        /// The type that reports the error.
         name: &'static str,
         /// The dtype.
         dtype: DType,
@@ -54,7 +54,7 @@ pub enum RetrievalError {
     /// Two tensors are on different devices.
     #[error("{name}: {first} and {second} are on different devices; move one of them with to_device")]
     Devices {
-        /// What was asked for it.
+        /// The type that reports the error.
         name: &'static str,
         /// A tensor and its device.
         first: String,
@@ -86,12 +86,12 @@ pub enum RetrievalError {
     /// A chunk must hold something.
     #[error("{name}: a chunk of 0 rows holds nothing; give 1 or more")]
     EmptyChunk {
-        /// What was asked for it.
+        /// The type that reports the error.
         name: &'static str,
     },
     /// Queries and candidates do not come in pairs.
     #[error(
-        "InBatchSoftmax: queries {queries:?} and candidates {candidates:?} must have the same shape; others are hard negatives"
+        "InBatchSoftmax: queries {queries:?} and candidates {candidates:?} must have the same shape; further candidates go to with_hard_negatives"
     )]
     Pairs {
         /// Shape of the queries.
@@ -109,7 +109,7 @@ pub enum RetrievalError {
         /// How many there must be.
         expected: usize,
     },
-    /// A temperature must be a positive finite number, and a learned one begin where it may stay.
+    /// A temperature is out of range.
     #[error("InBatchSoftmax: a temperature of {temperature} is not {range}")]
     Temperature {
         /// The temperature.

@@ -13,15 +13,26 @@ use crate::{
     run::{has_kernels, is_composed, product},
 };
 
-/// How exact a sum of so many terms must be, in ε of the dtype it is added in. Burn's own products and sums may add all of
-/// their terms one by one; our own backward pass has them add 8192 at once.
-fn allowed_epsilons(terms: usize, in_kernels: bool) -> f64 {
-    match terms {
-        0..=32 => 16.0,
-        _ if is_composed() => 16.0 + 0.5 * terms as f64,
-        _ if !in_kernels => (16.0 + 0.5 * terms as f64).min(4096.0),
-        33..=512 => 16.0,
-        _ => (4.0 * (terms as f64).sqrt()).min(64.0),
+/// Who adds.
+#[derive(Clone, Copy, PartialEq)]
+enum Adds {
+    /// Our kernels.
+    Kernels,
+    /// Burn's products and sums, of 8192 terms at most, one by one.
+    Composition,
+    /// Burn's autodiff, all terms one by one.
+    Autodiff,
+}
+
+/// How exact a sum of so many terms must be, in ε of the dtype it is added in.
+fn allowed_epsilons(terms: usize, adds: Adds) -> f64 {
+    let one_by_one = 16.0 + 0.5 * terms as f64;
+    match (terms, adds) {
+        (0..=32, _) => 16.0,
+        (_, Adds::Autodiff) => one_by_one,
+        (_, Adds::Composition) => one_by_one.min(4112.0),
+        (33..=512, Adds::Kernels) => 16.0,
+        (_, Adds::Kernels) => (4.0 * (terms as f64).sqrt()).min(64.0),
     }
 }
 
@@ -48,9 +59,11 @@ impl Exact {
         let answer = oracle::answer(&meaning, &lhs, &rhs, |_| case.cotangent.array());
         let axes = |side: usize| meaning.pairs.iter().map(|pair| if side == 0 { pair.0 } else { pair.1 }).collect::<Vec<_>>();
         let in_kernels = has_kernels() && (!case.config.normalize || are_in_range(case, [(&lhs, axes(0)), (&rhs, axes(1))]));
+        let outputs = if in_kernels { Adds::Kernels } else { Adds::Composition };
+        let gradients = if is_composed() { Adds::Autodiff } else { outputs };
         let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
         let out =
-            bounds(case, in_kernels, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
+            bounds(case, outputs, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
 
         // How many elements of the output each element of an input meets.
         let terms = |own: &Array| {
@@ -58,9 +71,9 @@ impl Exact {
             if case.config.normalize { met.max(contracted) } else { met }
         };
         let grad_lhs =
-            bounds(case, in_kernels, terms(&lhs), case.dtype, [&answer.grad_lhs, &answer.grad_lhs_scale, &answer.lhs_reach]);
+            bounds(case, gradients, terms(&lhs), case.dtype, [&answer.grad_lhs, &answer.grad_lhs_scale, &answer.lhs_reach]);
         let grad_rhs =
-            bounds(case, in_kernels, terms(&rhs), case.dtype, [&answer.grad_rhs, &answer.grad_rhs_scale, &answer.rhs_reach]);
+            bounds(case, gradients, terms(&rhs), case.dtype, [&answer.grad_rhs, &answer.grad_rhs_scale, &answer.rhs_reach]);
         let of_leaf = |side: usize, x: &Numbers, bounds: &[Bounds]| match case.holders[side] {
             Holder::Test => bounds.to_vec(),
             Holder::Graph => in_memory(x, bounds, case.dtype),
@@ -164,9 +177,9 @@ fn are_in_range(case: &Case, inputs: [(&Array, Vec<usize>); 2]) -> bool {
 }
 
 /// Bounds of sums of so many terms. Where inputs are normalized, what of a gradient is below ε² of its reach may be lost to underflow.
-fn bounds(case: &Case, in_kernels: bool, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
+fn bounds(case: &Case, adds: Adds, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
     let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
-    let epsilons = allowed_epsilons(terms, in_kernels) * accumulator.epsilon;
+    let epsilons = allowed_epsilons(terms, adds) * accumulator.epsilon;
     let negligible = if case.config.normalize { accumulator.epsilon * accumulator.epsilon } else { 0.0 };
     // Products too small for the accumulator are lost before they are divided by the norms.
     let divisor =

@@ -189,6 +189,26 @@ fn no_temperature_and_no_norm_overflows() {
 }
 
 #[test]
+fn the_loss_of_dot_products_near_the_end_of_the_range_is_finite() {
+    if !is_ieee() {
+        return;
+    }
+    let device = device().autodiff();
+    let loss = InBatchSoftmaxConfig::new().with_similarity(Similarity::Dot).with_reduction(Reduction::Sum);
+    // The first query scores 2e19 with the wrong candidate, and 0 with its own.
+    let rows = |rows: [[f64; 2]; 2]| (Tensor::<2>::from_data(rows, (&device, DType::F32)) * 1e10).require_grad();
+    let (queries, candidates) = (rows([[1.0, 0.0], [0.0, 1.0]]), rows([[0.0, 0.0], [0.2, 0.2]]));
+    let loss = loss.with_temperature(Temperature::Fixed(1e-19)).init(&device);
+    let value = loss.forward(queries.clone(), candidates.clone());
+    let grads = value.backward();
+    let value = value.into_scalar::<f64>();
+    assert!((value / 2e38 - 1.0).abs() < 1e-6, "{value}");
+    for x in [queries, candidates] {
+        assert!(x.grad(&grads).unwrap().into_data().iter::<f32>().all(f32::is_finite));
+    }
+}
+
+#[test]
 fn a_small_loss_and_its_gradient_keep_their_digits() {
     // One negative at a right angle: the loss is ln(1 + e^-30) = 9.36e-14, far below the ε of f32 beside 1.
     let device = device().autodiff();
@@ -264,16 +284,16 @@ fn cached_gradients_are_those_of_the_whole_batch() {
     let x = Tensor::<2>::random([7, 6], Distribution::Normal(0.0, 1.0), &device);
     let queries = |rows: core::ops::Range<usize>| towers.queries.forward(x.clone().slice(rows));
     let candidates = |rows: core::ops::Range<usize>| towers.candidates.forward(x.clone().slice(rows) * 2.0 + 0.3);
+    let hard = |rows: core::ops::Range<usize>| towers.candidates.forward(x.clone().slice(rows) - 0.2);
+    let loss = |[q, c, h]: [Tensor<2>; 3]| towers.loss.forward_pairs(Pairs::new(q, c).with_hard_negatives(h));
 
-    let whole = towers.loss.forward(queries(0..7), candidates(0..7));
+    let whole = loss([queries(0..7), candidates(0..7), hard(0..5)]);
     let expected = GradientsParams::from_grads(whole.backward(), &towers);
     let mut accumulator = GradientsAccumulator::new();
     let cached = gradient_cache(
-        7,
+        [(7, &queries), (7, &candidates), (5, &hard)],
         3,
-        queries,
-        candidates,
-        |q, c| towers.loss.forward(q, c),
+        loss,
         |grads| {
             accumulator.accumulate(&towers, GradientsParams::from_grads(grads, &towers));
         },
@@ -311,11 +331,9 @@ fn a_frozen_tower_gets_no_cached_gradients() {
         };
         let (mut accumulator, mut calls) = (GradientsAccumulator::new(), 0);
         gradient_cache(
-            BATCH,
+            [(BATCH, &train), (BATCH, &other)],
             2,
-            train,
-            other,
-            |q, c| loss.forward(q, c),
+            |[q, c]| loss.forward(q, c),
             |grads| {
                 calls += 1;
                 accumulator.accumulate(&trained, GradientsParams::from_grads(grads, &trained));
@@ -325,14 +343,11 @@ fn a_frozen_tower_gets_no_cached_gradients() {
         assert_eq!(calls, 4);
         of(&accumulator.grads()).assert_approx_eq(&of(&expected), tolerance);
     }
-    let value = gradient_cache(
-        BATCH,
-        2,
-        |rows| plain.forward(x.clone().inner().slice(rows)),
-        |rows| frozen.forward(x.clone().slice(rows)),
-        |q, c| loss.forward(q, c),
-        |_| panic!("no tower is trained"),
-    );
+    let towers: [(usize, &dyn Fn(core::ops::Range<usize>) -> Tensor<2>); 2] = [
+        (BATCH, &|rows| plain.forward(x.clone().inner().slice(rows))),
+        (BATCH, &|rows| frozen.forward(x.clone().slice(rows))),
+    ];
+    let value = gradient_cache(towers, 2, |[q, c]| loss.forward(q, c), |_| panic!("no tower is trained"));
     assert!(value.into_scalar::<f32>() > 0.0);
 }
 
@@ -345,7 +360,11 @@ fn every_error_of_a_loss_names_what_it_is_about() {
     let cases = [
         (
             init(config().with_temperature(Temperature::Fixed(0.0))),
-            "InBatchSoftmax: a temperature of 0 is not a positive finite number",
+            "InBatchSoftmax: a temperature of 0 is not from 1e-30 to 1e30",
+        ),
+        (
+            init(config().with_temperature(Temperature::Fixed(1e-39))), // whose inverse f32 cannot hold
+            "InBatchSoftmax: a temperature of 0.000000000000000000000000000000000000001 is not from 1e-30 to 1e30",
         ),
         (
             init(config().with_temperature(Temperature::Learned(2.0))),
@@ -354,7 +373,7 @@ fn every_error_of_a_loss_names_what_it_is_about() {
         (init(config().with_chunk(Some(0))), "InBatchSoftmax: a chunk of 0 rows holds nothing; give 1 or more"),
         (
             forward(Pairs::new(two(), rows(3, 0.1, DType::F32))),
-            "InBatchSoftmax: queries [2, 4] and candidates [3, 4] must have the same shape; others are hard negatives",
+            "InBatchSoftmax: queries [2, 4] and candidates [3, 4] must have the same shape; further candidates go to with_hard_negatives",
         ),
         (
             forward(Pairs::new(two(), two()).with_candidate_ids(Tensor::from_data([1], &device()))),

@@ -14,9 +14,9 @@ use crate::scan::ranges;
 /// 3. embed each chunk again, and carry its part of the gradient back into the towers
 /// ```
 ///
-/// `queries` and `candidates` embed the rows of a range. `loss` gets all embeddings. `grads` is called with the gradients of the loss's own
-/// parameters, then with those of each chunk of queries and of candidates: add them up, with Burn's `GradientsAccumulator` say. Returns the
-/// loss.
+/// Each of `towers` is how many rows there are, and what embeds a range of them: queries, candidates, and hard negatives if there are any.
+/// `loss` gets all embeddings. `grads` is called with the gradients of the loss's own parameters, then with those of each chunk of each
+/// tower: add them up, with Burn's `GradientsAccumulator` say. Returns the loss.
 ///
 /// # Shapes
 ///
@@ -24,7 +24,8 @@ use crate::scan::ranges;
 ///
 /// # Numerics
 ///
-/// A tower that is not tracked, frozen or without autodiff, gets no gradients. The sum of the gradients is that of the whole batch, but for rounding. Towers run twice, and must give the same both times: no dropout.
+/// A tower that is not tracked, frozen or without autodiff, gets no gradients. The sum of the gradients is that of the whole batch, but for
+/// rounding. Towers run twice, and must give the same both times: no dropout.
 ///
 /// # Panics
 ///
@@ -46,7 +47,7 @@ use crate::scan::ranges;
 ///
 /// let embed = |rows: core::ops::Range<usize>| tower.forward(x.clone().slice(rows));
 /// let mut accumulator = GradientsAccumulator::new();
-/// let value = gradient_cache(5, 2, embed, embed, |q, c| loss.forward(q, c), |grads| {
+/// let value = gradient_cache([(5, &embed), (5, &embed)], 2, |[q, c]| loss.forward(q, c), |grads| {
 ///     accumulator.accumulate(&tower, GradientsParams::from_grads(grads, &tower));
 /// });
 /// assert!(value.into_scalar::<f32>() > 0.0);
@@ -54,32 +55,28 @@ use crate::scan::ranges;
 /// assert_eq!(grads.len(), 2);
 /// ```
 #[track_caller]
-pub fn gradient_cache(
-    rows: usize,
+pub fn gradient_cache<const N: usize>(
+    towers: [(usize, &dyn Fn(Range<usize>) -> Tensor<2>); N],
     chunk: usize,
-    queries: impl Fn(Range<usize>) -> Tensor<2>,
-    candidates: impl Fn(Range<usize>) -> Tensor<2>,
-    loss: impl FnOnce(Tensor<2>, Tensor<2>) -> Tensor<1>,
+    loss: impl FnOnce([Tensor<2>; N]) -> Tensor<1>,
     mut grads: impl FnMut(Gradients),
 ) -> Tensor<1> {
     assert!(chunk > 0, "gradient_cache: a chunk of 0 rows holds nothing; give 1 or more");
     // A tower that is frozen is tracked by nothing, and gets no gradients.
-    let whole = |embed: &dyn Fn(Range<usize>) -> Tensor<2>| {
+    let embeddings = towers.map(|(rows, embed)| {
         let chunks: Vec<_> = if rows == 0 { vec![embed(0..0)] } else { ranges(rows, chunk).map(embed).collect() };
         let is_tracked = chunks.iter().any(Tensor::is_tracked);
         let all = Tensor::cat(chunks.into_iter().map(Tensor::detach).collect(), 0);
         if is_tracked { all.require_grad() } else { all }
-    };
-    let towers: [&dyn Fn(Range<usize>) -> Tensor<2>; 2] = [&queries, &candidates];
-    let [whole_queries, whole_candidates] = towers.map(whole);
-    let value = loss(whole_queries.clone(), whole_candidates.clone());
+    });
+    let value = loss(embeddings.clone());
     if !value.is_tracked() {
         return value.inner();
     }
     let of_embeddings = value.backward();
-    let parts = [whole_queries.grad(&of_embeddings), whole_candidates.grad(&of_embeddings)];
+    let parts = embeddings.map(|all| all.grad(&of_embeddings));
     grads(of_embeddings);
-    for (embed, part) in towers.into_iter().zip(parts) {
+    for ((rows, embed), part) in towers.into_iter().zip(parts) {
         let Some(part) = part else { continue };
         for rows in ranges(rows, chunk) {
             grads((embed(rows.clone()) * part.clone().slice(rows)).sum().backward());

@@ -1,5 +1,7 @@
 //! [`InBatchSoftmax`] and its configuration.
 
+use core::ops::RangeInclusive;
+
 use burn_core as burn; // The derive macros write paths that begin with `burn`.
 use burn_core::config::Config;
 use burn_core::module::{Module, Param};
@@ -32,11 +34,14 @@ use softmax::{Part, Terms, cross_entropy};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Temperature {
-    /// A constant, positive and finite.
+    /// A constant, from 1e-30 to 1e30.
     Fixed(f64),
-    /// A parameter that begins here. It is the logarithm of the factor of the scores, and kept where the temperature is from 0.01 to 1.
+    /// A parameter that begins here, stored as `ln(1 / temperature)`. The temperature is clamped to 0.01 to 1.
     Learned(f64),
 }
+
+/// The bounds of a temperature that is fixed: f32 holds it and its inverse, with room for the gradients of unit vectors.
+const FIXED: RangeInclusive<f64> = 1e-30..=1e30;
 
 /// The bounds of `ln(1 / temperature)` where it is learned: factors from 1 to 100, as in CLIP.
 const LOGIT_SCALE: [f64; 2] = [0.0, 4.605_170_185_988_092];
@@ -97,10 +102,10 @@ impl InBatchSoftmaxConfig {
     ///
     /// # Errors
     ///
-    /// A temperature that is not positive and finite, or, where it is learned, not from 0.01 to 1; a chunk of no rows.
+    /// A fixed temperature outside of 1e-30 to 1e30, a learned one outside of 0.01 to 1; a chunk of no rows.
     pub fn try_init(&self, device: &Device) -> Result<InBatchSoftmax, RetrievalError> {
         let (temperature, valid, range) = match self.temperature {
-            Temperature::Fixed(t) => (t, t > 0.0 && t.is_finite(), "a positive finite number"),
+            Temperature::Fixed(t) => (t, FIXED.contains(&t), "from 1e-30 to 1e30"),
             Temperature::Learned(t) => (t, (0.01..=1.0).contains(&t), "from 0.01 to 1, where a learned one is kept"),
         };
         if !valid {
@@ -131,8 +136,8 @@ impl InBatchSoftmaxConfig {
 /// # Numerics
 ///
 /// f16 and bf16 are computed in f32, in which the loss then is. Scores are taken relative to the largest of their row, and the positive is
-/// kept apart from the sum, so that no temperature overflows and small losses keep their digits. Cosines are as those of
-/// [`Similarity::Cosine`]. The scores are `B × (B + H)`, their mask and their exponentials too; nothing else is of that size, and with
+/// kept apart from the sum, so that small losses keep their digits, and no temperature overflows with cosines, which are those of
+/// [`Similarity::Cosine`]. Dot products, divided by the temperature, must be within the dtype's range. The scores are `B × (B + H)`, their mask and their exponentials too; nothing else is of that size, and with
 /// [`chunk`](InBatchSoftmaxConfig::with_chunk) they exist for that many rows at a time.
 ///
 /// # Gradient
@@ -224,21 +229,14 @@ impl InBatchSoftmax {
 
         let terms = terms(&pairs, dtype);
         let value = self.value(queries.clone().inner(), candidates.clone().inner(), log_scale.clone(), &terms, tracked)?;
-        // The gradients are plain tensors, constants under any checkpointing strategy.
-        Ok(match value.grads {
-            Some([grad_queries, grad_candidates]) => {
-                let scale = log_scale.map(|scale| {
-                    let grad = (queries.clone().inner() * grad_queries.clone()).sum();
-                    let grad = inward(scale.clone().inner(), grad);
-                    (scale * grad).sum()
-                });
-                let linear = (queries * grad_queries).sum() + (candidates * grad_candidates).sum();
-                let linear = scale.map_or(linear.clone(), |scale| linear + scale);
-                // A zero with the gradients of the loss.
-                value.loss + (linear.clone() - linear.detach())
-            }
-            None => value.loss,
-        })
+        let Some([grad_queries, grad_candidates]) = value.grads else { return Ok(value.loss) };
+        let of_scale = log_scale.map(|scale| {
+            let grad = (queries.clone().inner() * grad_queries.clone()).sum();
+            let grad = inward(scale.clone().inner(), grad);
+            zero_with_gradient(scale, grad)
+        });
+        let of_rows = zero_with_gradient(queries, grad_queries) + zero_with_gradient(candidates, grad_candidates);
+        Ok(value.loss + of_scale.map_or(of_rows.clone(), |of_scale| of_rows + of_scale))
     }
 
     /// The loss of vectors that are ready to be multiplied, and its gradients if they are asked for.
@@ -283,6 +281,11 @@ impl InBatchSoftmax {
         let grads = grads.map(|(queries, candidates)| [queries * each.clone(), candidates * each]);
         Ok(Value { loss: loss * weight, grads })
     }
+}
+
+/// Zero, whose gradient with respect to `x` is `grad`. That is a plain tensor, a constant under any checkpointing strategy.
+fn zero_with_gradient<const D: usize>(x: Tensor<D>, grad: Tensor<D>) -> Tensor<1> {
+    ((x.clone() - x.detach()) * grad).sum()
 }
 
 /// A loss, and its gradients with respect to queries and candidates.
