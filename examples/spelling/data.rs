@@ -33,7 +33,7 @@ const HELD_OUT: usize = 10;
 impl Spellings {
     /// Reads a CSV file of misspelling and correct word, with a header; `.gz` is unpacked.
     pub fn read(file: &Path, seed: u64) -> Result<Self> {
-        let pairs = read_pairs(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let pairs = read_pairs(file)?;
         let words: Vec<String> = pairs.iter().map(|(_, word)| word.clone()).collect::<BTreeSet<_>>().into_iter().collect();
         ensure!(
             words.len() >= 2 * HELD_OUT,
@@ -54,7 +54,14 @@ impl Spellings {
     }
 }
 
-fn read_pairs(file: &Path) -> Result<Vec<(String, String)>> {
+/// The misspellings and correct words of such a file.
+pub fn read_pairs(file: &Path) -> Result<Vec<(String, String)>> {
+    let pairs = parse(file).with_context(|| format!("cannot read {}", file.display()))?;
+    ensure!(!pairs.is_empty(), "{} has no pairs after its header", file.display());
+    Ok(pairs)
+}
+
+fn parse(file: &Path) -> Result<Vec<(String, String)>> {
     let opened = File::open(file)?;
     let unpacked: Box<dyn Read> = match file.extension() {
         Some(extension) if extension == "gz" => Box::new(GzDecoder::new(opened)),

@@ -12,11 +12,13 @@
 //! ```sh
 //! cargo run --example spelling
 //! cargo run --example spelling -- correct recieve definately
+//! cargo run --example spelling -- evaluate more_pairs.csv
 //! cargo run --example spelling -- --data pairs.csv --out out/pairs --seed 1
 //! cargo run --example spelling -- --resume
 //! ```
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -72,6 +74,17 @@ enum Command {
         #[arg(long, default_value = "out/spelling")]
         out: PathBuf,
     },
+    /// Ask a trained model for the words of other misspellings, and count those it finds
+    Evaluate {
+        /// CSV file of misspelling and correct word, with a header; .gz is unpacked. Words that the model does not know are added to its own
+        data: PathBuf,
+        /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
+        #[arg(long, default_value = "flex")]
+        device: Place,
+        /// Folder of the model
+        #[arg(long, default_value = "out/spelling")]
+        out: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -79,9 +92,9 @@ struct TrainArgs {
     /// Where to compute: flex, ndarray, wgpu, cuda, or a numbered GPU (cuda:1). All but flex need the cargo feature of that name
     #[arg(long, default_value = "flex")]
     device: Place,
-    /// Passes over the training pairs
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
-    epochs: u32,
+    /// Passes over the training pairs [default: 2, and more where there are few pairs]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
     /// Length of a word's vector
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1024))]
     dim: u32,
@@ -105,6 +118,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     report(|| match &args.command {
         Some(Command::Correct { words, device, out }) => correct(words, *device, out),
+        Some(Command::Evaluate { data, device, out }) => evaluate(data, *device, out),
         None => train(&args.train),
     })
 }
@@ -129,7 +143,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     let settings = Settings {
         seed: args.seed,
         dim: args.dim as usize,
-        epochs: args.epochs as usize,
+        epochs: args.epochs.map_or_else(|| train::enough_epochs(spellings.training.len()), |epochs| epochs as usize),
         objective: args.objective,
         features: features.len(),
         training: spellings.training.len(),
@@ -256,5 +270,30 @@ fn correct(words: &[String], place: Place, out: &Path) -> Result<()> {
         hits.iter().for_each(|&(score, index)| println!("  {score:.3}  {}", saved.words[index as usize]));
     }
     println!("{} of {} words in {:.1} ms", words.len(), saved.words.len(), took.as_secs_f64() * 1e3);
+    Ok(())
+}
+
+fn evaluate(data: &Path, place: Place, out: &Path) -> Result<()> {
+    let pairs = data::read_pairs(data)?;
+    let device = open(place)?;
+    let (model, mut saved) = saved::load(out, &device)?;
+    let known = saved.words.len();
+    let mut index: HashMap<String, usize> = saved.words.iter().cloned().zip(0..).collect();
+    let meant: Vec<usize> = pairs
+        .iter()
+        .map(|(_, word)| {
+            *index.entry(word.clone()).or_insert_with(|| {
+                saved.words.push(word.clone());
+                saved.words.len() - 1
+            })
+        })
+        .collect();
+    let typos: Vec<&str> = pairs.iter().map(|(typo, _)| typo.as_str()).collect();
+    let [recall_1, recall_10] = train::recall(&model, &saved.features, &saved.words, &typos, meant, &device)?;
+    println!(
+        "{} misspellings, {known} words of the model and {} others: recall@1 {recall_1:.4}, @10 {recall_10:.4}",
+        pairs.len(),
+        saved.words.len() - known
+    );
     Ok(())
 }

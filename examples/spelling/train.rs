@@ -59,6 +59,14 @@ pub fn untrained(settings: &Settings, features: &Features, device: &Device) -> S
     State::new(Towers::new(features, settings.dim, device), AdamConfig::new().init())
 }
 
+/// Batches that a model is trained on at least, by default. Fewer leave it near the untrained one.
+const BATCHES: usize = 140;
+
+/// Passes over so many pairs that make [`BATCHES`], and two at least.
+pub fn enough_epochs(pairs: usize) -> usize {
+    BATCHES.div_ceil(pairs.div_ceil(BATCH).max(1)).max(2)
+}
+
 pub struct Trainer<'a> {
     pub settings: &'a Settings,
     pub spellings: &'a Spellings,
@@ -158,18 +166,28 @@ impl Trainer<'_> {
     /// Recall of the held-out misspellings, among all words.
     pub fn evaluate(&self, model: &Towers, loss: f64) -> Result<Epoch> {
         let (model, device) = (model.valid(), self.device.clone().inner());
-        let typos: Vec<&str> = self.spellings.held_out.iter().map(|pair| pair.typo.as_str()).collect();
-        let catalogue = model.catalogue(self.features, &self.spellings.words, &device)?;
-        let hits = catalogue.search(10).try_run(model.embed_all(Side::Typos, self.features, &typos, &device))?;
-        let meant = metrics::Relevance::one(self.spellings.held_out.iter().map(|pair| pair.word));
+        let Spellings { words, held_out, .. } = self.spellings;
+        let typos: Vec<&str> = held_out.iter().map(|pair| pair.typo.as_str()).collect();
+        let meant = held_out.iter().map(|pair| pair.word).collect();
+        let [recall_1, recall_10] = recall(&model, self.features, words, &typos, meant, &device)?;
         let scale = model.loss.logit_scale.as_ref().map_or(0.0, |scale| scale.val().into_scalar::<f64>());
-        Ok(Epoch {
-            loss,
-            temperature: (-scale).exp(),
-            recall_1: metrics::recall(&hits, &meant, 1),
-            recall_10: metrics::recall(&hits, &meant, 10),
-        })
+        Ok(Epoch { loss, temperature: (-scale).exp(), recall_1, recall_10 })
     }
+}
+
+/// Recall@1 and @10 of misspellings, by the indices of the words that they mean.
+pub fn recall(
+    model: &Towers,
+    features: &Features,
+    words: &[String],
+    typos: &[&str],
+    meant: Vec<usize>,
+    device: &Device,
+) -> Result<[f64; 2]> {
+    let catalogue = model.catalogue(features, words, device)?;
+    let hits = catalogue.search(10).try_run(model.embed_all(Side::Typos, features, typos, device))?;
+    let meant = metrics::Relevance::one(meant);
+    Ok([1, 10].map(|k| metrics::recall(&hits, &meant, k)))
 }
 
 /// The right pairs of a batch, and as many wrong ones, each by itself: what retrieval was trained by before.
