@@ -114,7 +114,7 @@ fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [us
             // The output, its gradient of ones, and the gradients of the inputs.
             let inputs = bytes(&lhs) + bytes(&rhs);
             let results = 2 * out + inputs;
-            // Norms are kept from the forward pass; a single vector with many partners may be smaller than all their norms.
+            // Norms are kept from the forward pass; a single vector, broadcast over many, may be smaller than all their norms.
             let others = if normalize { smaller.max(inputs / 8) } else { smaller };
             let (_, held) = most_held(backward);
             assert!(

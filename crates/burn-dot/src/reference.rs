@@ -367,8 +367,8 @@ impl<B: Backend> Normalized<B> {
         let k = grad.shape()[1];
         let along = row_dot::<B>(self.unit.clone(), grad.clone(), k);
         let along = B::float_mask_fill(along, self.below_epsilon, 0.0.into());
-        let across = B::float_sub(grad, B::float_mul(self.unit, along));
-        B::float_div(B::float_div(across, self.norm), self.scale)
+        let perpendicular = B::float_sub(grad, B::float_mul(self.unit, along));
+        B::float_div(B::float_div(perpendicular, self.norm), self.scale)
     }
 }
 

@@ -304,7 +304,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let out = base_ptr::<O>(grad);
     let scales = scales.map(|scales| scales.split_at(counts[0]).into());
     // SAFETY: as above, also for the gradients and the scales, of which there is one for each vector. Nobody else has the gradients; that
-    // of lhs is in its place only where there are no scales.
+    // of lhs is in place only where there are no scales.
     unsafe { matrices::backward(Matrices { x, y, out }, (lhs.gradient(), rhs.gradient()), space, scales) };
     true
 }

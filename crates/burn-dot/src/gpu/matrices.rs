@@ -12,7 +12,7 @@ use super::{
     kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
     launch::{
         AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty,
-        inputs, scalar, stand_in, strides, terms, whole, width,
+        inputs, placeholder, scalar, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -226,9 +226,9 @@ fn launch_units(
 ) {
     let client = &lhs.client;
     let [x_axes, y_axes] = vectors.axes();
-    let line = contiguous_rows(1, count(&vectors.terms));
+    let row_axes = contiguous_rows(1, count(&vectors.terms));
     let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
-    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &line)]);
+    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &row_axes)]);
     let per_row = count(&vectors.terms) / width;
     let [x_count, y_count] = vectors.counts();
     let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
@@ -276,10 +276,10 @@ fn launch_project(
     for (count, grad) in counts.iter_mut().zip(grads) {
         *count = if grad.is_some() { *count } else { 0 };
     }
-    // What is not read or written has a stand-in.
+    // What is not read or written is a placeholder.
     let [product_x, product_y] =
         [0, 1].map(|side| products[side].as_ref().or(products[1 - side].as_ref()).expect("a gradient is wanted"));
-    let unwritten = stand_in(norms, dtypes.input);
+    let unwritten = placeholder(norms, dtypes.input);
     let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&unwritten));
     let axes = vectors.axes();
     let to = [View::new(grad_x, DX), View::new(grad_y, DY)];
@@ -291,7 +291,7 @@ fn launch_project(
     let (cubes, dim) = grid.launch(client, counts[0] + counts[1]);
     let contiguous = |tensor: &CubeTensor, side: usize| View::new(tensor, X).arg(&rows[side]);
     // SAFETY: units and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is wanted
-    // is written by the units of its row, at the strides of its own shape; the stand-in is not touched, because it has no rows.
+    // is written by the units of its row, at the strides of its own shape; the placeholder is not touched, because it has no rows.
     unsafe {
         kernels::project::launch_unchecked(
             client,

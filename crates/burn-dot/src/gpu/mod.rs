@@ -10,8 +10,8 @@
 //! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
-//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six numbers for each
-//! row, and where few vectors meet many, parts of their gradients: at most a number of the accumulator's dtype for 16 elements of the larger
+//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six elements for each
+//! row, and where few vectors meet many, parts of their gradients: at most one element, of the accumulator's dtype, for 16 of the larger
 //! input.
 //!
 //! # The choice

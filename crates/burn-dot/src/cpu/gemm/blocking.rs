@@ -3,7 +3,7 @@
 use super::threads;
 
 /// Sizes of a product. Its lanes are the free axis along which a vector register is filled; elements of the other, the broadcast one, are
-/// repeated in all lanes.
+/// broadcast to all lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sizes {
     pub units: usize,

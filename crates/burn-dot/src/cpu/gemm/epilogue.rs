@@ -102,7 +102,7 @@ unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, st
     // SAFETY: as this function's own.
     unsafe {
         let from = core::slice::from_raw_parts(from, len);
-        simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
+        simd::dispatch(StoreStrided::<C> { from, to: to.cast(), stride, finite });
     }
 }
 
@@ -111,14 +111,14 @@ unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, st
 /// # Safety
 ///
 /// From `to` on there are as many elements as in `from`, `stride` apart, initialized, which nothing else reads or writes.
-struct StoreRun<'a, C: Element> {
+struct StoreStrided<'a, C: Element> {
     from: &'a [C::Compute],
     to: *mut C,
     stride: isize,
     finite: bool,
 }
 
-impl<C: Element> Task for StoreRun<'_, C> {
+impl<C: Element> Task for StoreStrided<'_, C> {
     type Output = ();
 
     #[inline(always)]

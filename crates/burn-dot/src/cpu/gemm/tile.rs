@@ -371,24 +371,24 @@ mod tests {
         let number = |i: usize| (i % 7) as f64 - 3.0;
         let a = |row: usize, k: usize| number(row + 5 * k);
         let b = |column: usize, k: usize| number(2 * column + 3 * k + 1);
-        let real = R::from_f64;
+        let element = R::from_f64;
         // What is beside the rows must not matter.
         let panel: Vec<R> =
-            (0..k * width).map(|i| real(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
+            (0..k * width).map(|i| element(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
         let (stride, elements): (usize, Vec<R>) = match order {
-            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| real(b(i / (k + 2), i % (k + 2)))).collect()),
+            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| element(b(i / (k + 2), i % (k + 2)))).collect()),
             Order::ByK => {
-                (columns + 2, (0..k * (columns + 2)).map(|i| real(b(i % (columns + 2), i / (columns + 2)))).collect())
+                (columns + 2, (0..k * (columns + 2)).map(|i| element(b(i % (columns + 2), i / (columns + 2)))).collect())
             }
         };
         // Powers of two, so that scaling is exact, too; some products stay above 1.
-        let row_factors: Vec<R> = (0..rows).map(|row| real(2f64.powi(-((row % 3) as i32)))).collect();
-        let column_factors: Vec<R> = (0..columns).map(|column| real(2f64.powi(-((column % 2) as i32 + 5)))).collect();
+        let row_factors: Vec<R> = (0..rows).map(|row| element(2f64.powi(-((row % 3) as i32)))).collect();
+        let column_factors: Vec<R> = (0..columns).map(|column| element(2f64.powi(-((column % 2) as i32 + 5)))).collect();
         let sums: Vec<f64> = (0..rows * columns).map(|i| (0..k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
         for (add, scaled) in [(false, false), (true, false), (false, true), (true, true)] {
             let before = |i: usize| number(i + 4);
             let column_stride = rows + 3;
-            let mut to: Vec<R> = (0..columns * column_stride).map(|i| real(before(i))).collect();
+            let mut to: Vec<R> = (0..columns * column_stride).map(|i| element(before(i))).collect();
             let panel = Panel { at: panel.as_ptr(), k_stride: width as isize };
             let columns_of_b = BroadcastColumns { at: elements.as_ptr(), order, stride: stride as isize };
             let scale = scaled.then_some([row_factors.as_ptr(), column_factors.as_ptr()]);

@@ -44,7 +44,7 @@ impl<R: Compute> Sums<R> {
         compensated::add(&mut self.total, &mut self.lost, &self.partial);
     }
 
-    /// Brings the totals and their rounding errors together.
+    /// Adds the totals and their rounding errors.
     fn complete(&mut self) {
         self.partial.resize(self.total.len(), R::default());
         self.partial

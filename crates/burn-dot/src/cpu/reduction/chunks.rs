@@ -192,9 +192,9 @@ impl Chunks {
         if self.contiguous {
             return StridedRows { at, stride: 0 };
         }
-        let run = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
+        let strided = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
         // SAFETY: the chunk is within the input, the caller says, and fits a buffer.
-        StridedRows { at: unsafe { run.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
+        StridedRows { at: unsafe { strided.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
     }
 
     /// [`Chunks::read`] of both inputs.

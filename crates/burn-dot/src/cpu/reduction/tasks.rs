@@ -16,7 +16,7 @@ const SHORT: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) struct StridedRows<T> {
     pub at: *const T,
-    /// 0 for a row that is met again, or is alone: nothing is prefetched then.
+    /// 0 for a row that is reused, or is alone: nothing is prefetched then.
     pub stride: isize,
 }
 

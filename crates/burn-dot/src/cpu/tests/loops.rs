@@ -27,8 +27,8 @@ impl<T: Element> Task for EveryLoop<T> {
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
         let EveryLoop { len, epsilon, .. } = self;
-        let reals = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
-        let (x, y) = (reals(0.1), reals(0.4));
+        let elements = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
+        let (x, y) = (elements(0.1), elements(0.4));
         let f64s = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let (fx, fy) = (f64s(&x), f64s(&y));
         let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -57,7 +57,7 @@ impl<T: Element> Task for EveryLoop<T> {
         };
         let before = wave(len, 0.7);
         let factors = Factors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
-        let mut to = [reals(0.7), reals(0.8)];
+        let mut to = [elements(0.7), elements(0.8)];
         let grads = to.each_mut().map(|to| to.as_mut_ptr());
         let pair = Pair { len, vectors: [x.as_ptr(), y.as_ptr()], grads };
         // SAFETY: all have so many elements, here and below.
@@ -151,25 +151,25 @@ fn every_loop_agrees_with_plain_loops_by_every_instruction_set() {
 }
 
 #[test]
-fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
+fn strided_views_are_read_and_written_at_any_stride_and_nowhere_else() {
     for len in EXTENTS {
         for stride in [1isize, 3, -2, 0] {
             let memory = wave(3 * len + 3, 0.2);
             let first = if stride < 0 { 2 * len } else { 1 };
             let place = |i: usize| (first as isize + i as isize * stride) as usize;
             let mut buffer = [0.0; CHUNK];
-            let run = Strided { at: memory.as_ptr().wrapping_add(first), stride, len };
+            let strided = Strided { at: memory.as_ptr().wrapping_add(first), stride, len };
             // SAFETY: all places are within `memory`.
-            let read = unsafe { run.gather(&mut buffer) };
+            let read = unsafe { strided.gather(&mut buffer) };
             (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "stride {stride}"));
             if stride == 0 {
                 continue; // Nothing writes to one place twice.
             }
             let mut target = memory.clone();
-            let run = StridedMut { at: target.as_mut_ptr().wrapping_add(first), stride };
+            let strided = StridedMut { at: target.as_mut_ptr().wrapping_add(first), stride };
             // SAFETY: as above.
             unsafe {
-                run.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());
+                strided.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());
             }
             for (at, &x) in target.iter().enumerate() {
                 let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
@@ -179,7 +179,7 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
     }
 }
 
-/// Numbers whose squares, and products with a factor, are beyond f32, by one instruction set.
+/// Elements whose squares, and products with a factor, are beyond f32, by one instruction set.
 struct BeyondF32;
 
 impl Task for BeyondF32 {
@@ -227,7 +227,7 @@ impl Task for BeyondF32 {
 }
 
 #[test]
-fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
+fn sums_and_gradients_of_elements_that_f32_cannot_multiply_are_made_in_f64() {
     // SAFETY: the task has no pointers.
     unsafe { simd::for_each_isa(|| BeyondF32) };
 }
@@ -241,7 +241,7 @@ impl Task for Edges {
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
         fn check<S: Isa, T: Element<Compute = f32>>(isa: S, name: &str, largest: f64, halfway: f64, even: f64) {
-            // As many as a register holds and more, so that the rest of a run is met too.
+            // As many as a register holds and more, so that there is a remainder too.
             for (x, finite, rounded) in [
                 (1e39, largest, f64::INFINITY),
                 (-1e39, -largest, f64::NEG_INFINITY),

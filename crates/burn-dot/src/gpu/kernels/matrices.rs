@@ -64,7 +64,7 @@ pub fn norms<E: Float, N: Size, A: Float>(
     let mut partial = first.extract(0usize);
     let epsilon = epsilon.get::<A>();
     let largest = max_units::<A, Const<1>>(Vector::new(first.extract(1usize)), x_rows).extract(0usize);
-    // The product of the inputs is made by a matmul, without scales: it is trusted for a wider range than that of sums of squares.
+    // The product of the inputs is made by a matmul, without scales: its safe range is wider than that of sums of squares.
     let reach = max(largest, epsilon);
     let least = A::new(comptime!(2f32.powi(if x_rows.wide { -100 } else { -20 })));
     let unsafe_product = (largest > zero && largest < least) || reach >= A::new(comptime!(2f32.powi(40)));
@@ -89,7 +89,7 @@ pub struct Epilogue {
     pub term_axes: usize,
 }
 
-/// Cosines from the product of the inputs as they are: scaled by both norms, clamped, converted. A unit has `N` neighbours along the last
+/// Cosines from the product of the unscaled inputs: divided by both norms, clamped, converted. A unit has `N` neighbours along the last
 /// axis of the output. An element whose vectors are not in the range where that product is safe is multiplied again.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn cosines<E: Float, N: Size, O: Float, A: Float>(

@@ -10,7 +10,7 @@
 //!
 //! # Norms that neither overflow nor underflow
 //!
-//! Nothing can be read back to choose another path. So the first pass over a row adds the squares as they are, and finds the largest
+//! Nothing can be read back to choose another path. So the first pass over a row adds the squares unscaled, and finds the largest
 //! |x|. Where that, or epsilon if it is larger, is outside of a range in which products are safe, the unit passes over the row once
 //! more, with elements scaled by a power of two. That pass has no barrier: rows may differ in whether they need it.
 //!
@@ -152,12 +152,12 @@ pub struct Sums<A: Float> {
 #[cube]
 impl<A: Float> Sums<A> {
     /// The product and both squares, to be added together.
-    pub fn joined(&self) -> Vector<A, Const<4>> {
-        let mut joined = Vector::<A, Const<4>>::new(A::new(0.0));
-        joined.insert(0usize, self.dot);
-        joined.insert(1usize, self.xx);
-        joined.insert(2usize, self.yy);
-        joined
+    pub fn packed(&self) -> Vector<A, Const<4>> {
+        let mut packed = Vector::<A, Const<4>>::new(A::new(0.0));
+        packed.insert(0usize, self.dot);
+        packed.insert(1usize, self.xx);
+        packed.insert(2usize, self.yy);
+        packed
     }
 }
 

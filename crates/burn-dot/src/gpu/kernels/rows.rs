@@ -127,9 +127,9 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
         let epsilon = epsilon.get::<A>();
         let scale_x = safe_scale::<A>(max(largest_x, epsilon), rows.wide);
         let scale_y = safe_scale::<A>(max(largest_y, epsilon), rows.wide);
-        let mut sums = first.joined();
+        let mut sums = first.packed();
         if scale_x != one || scale_y != one {
-            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, Summed::All, true).joined();
+            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, Summed::All, true).packed();
         }
         let total = add_units::<A, Const<4>>(sums, rows);
         let x_norm = norm_of::<A>(total.extract(1usize), largest_x, scale_x, epsilon);
@@ -198,7 +198,7 @@ fn over_norm<A: Float, N: Size>(
     if comptime!(normalize) { gradient * Vector::new(saved[norm + 1]) * Vector::new(saved[norm + 2]) } else { gradient }
 }
 
-/// Both gradients. A unit has `N` elements of a vector x, and goes along a chunk of the vectors y that meet it:
+/// Both gradients. A unit has `N` elements of a vector x, and iterates over a chunk of the vectors y that meet it:
 ///
 /// ```text
 /// grad_x = 1/‖x‖ Σ g (ŷ − cos x̂)        grad_y = g/‖y‖ (x̂ − cos ŷ)
@@ -242,8 +242,8 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
         let mut block_sum = Vector::<A, N>::new(A::new(0.0));
         let mut block_along = A::new(0.0);
         for at in start..min(start + block, end) {
-            let g = A::cast_from(grad[partner(grad, own, at, options)]);
-            let norms = partner(saved, own, at, options);
+            let g = A::cast_from(grad[pair_offset(grad, own, at, options)]);
+            let norms = pair_offset(saved, own, at, options);
             let y_norm = norms + comptime!(if options.x_is_lhs { NORM } else { 0 });
             let mut unit_y = Vector::<A, N>::new(A::new(0.0));
             if comptime!(options.normalize || options.grad_x) {
@@ -287,7 +287,7 @@ fn place<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, element: usize, #[com
 
 /// Where the output of a vector x with one of its vectors y is.
 #[cube]
-fn partner<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, at: usize, #[comptime] options: Gradients) -> usize {
+fn pair_offset<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, at: usize, #[comptime] options: Gradients) -> usize {
     offset(tensor, own, 0usize, options.own_axes) + offset(tensor, at, options.own_axes, options.sum_axes)
 }
 
