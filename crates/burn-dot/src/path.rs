@@ -29,7 +29,7 @@ impl Path {
     pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, allow_broadcast: bool) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
-                let other = Input::other(plan, strides.unwrap_or_default(), vector);
+                let other = Counterpart::of(plan, strides.unwrap_or_default(), vector);
                 let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
                 single && other.is_broadcast(plan) == broadcast && !other.is_perpendicular(plan)
             })
@@ -39,19 +39,18 @@ impl Path {
     }
 }
 
-/// An input: its axes in the order batch, free, contracted.
-struct Input<'a> {
+/// The input that an operand meets: its axes in the order batch, free, contracted.
+struct Counterpart<'a> {
     shape: &'a [usize],
     order: &'a [usize],
     strides: &'a [isize],
 }
 
-impl<'a> Input<'a> {
-    /// The one that is not `operand`.
-    fn other(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
+impl<'a> Counterpart<'a> {
+    fn of(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
         match operand {
-            Operand::Lhs => Input { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
-            Operand::Rhs => Input { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
+            Operand::Lhs => Counterpart { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
+            Operand::Rhs => Counterpart { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
         }
     }
 

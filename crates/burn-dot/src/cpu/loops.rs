@@ -12,7 +12,7 @@ use super::{
 mod gradients;
 mod sums;
 
-pub(super) use gradients::{Factors, Pair, gradient_of_sum, gradients};
+pub(super) use gradients::{GradFactors, Pair, gradient_of_sum, gradients};
 pub(super) use sums::{SQUARED_ROWS, add_squares, dot, dot_and_squares, dot_in, dot_of_any, short_sums};
 
 /// Bytes from what is read to what is asked for: two pages. One line wakes the processor's own prefetch, which ends at each page's end, and has

@@ -243,9 +243,9 @@ impl Grid {
         (cubes, CubeDim::new_2d(self.units as u32, self.rows as u32))
     }
 
-    pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::Rows {
+    pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::RowOptions {
         let wide = accumulator == FloatDType::F64;
-        kernels::Rows { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
+        kernels::RowOptions { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
     }
 }
 

@@ -87,16 +87,16 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
 }
 
 /// A product on a CubeCL device, and how its passes are computed.
-struct Product<'a> {
+struct CubeProduct<'a> {
     plan: &'a Arc<Plan>,
     options: FloatOptions,
     dtype: FloatDType,
     device: Units,
 }
 
-impl<'a> Product<'a> {
+impl<'a> CubeProduct<'a> {
     fn new(device: &CubeDevice, dtype: DType, plan: &'a Arc<Plan>, options: FloatOptions) -> Self {
-        Product { plan, options, dtype: dtype.into(), device: Units::of(&device.client()) }
+        CubeProduct { plan, options, dtype: dtype.into(), device: Units::of(&device.client()) }
     }
 
     fn choose(&self, pass: Pass) -> Option<Chosen> {
@@ -136,7 +136,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> FloatTensor<Self> {
-            Product::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, false).0
+            CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, false).0
         }
 
         fn float_dot_tracked(
@@ -145,7 +145,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> (FloatTensor<Self>, Saved<Self>) {
-            Product::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, true)
+            CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, true)
         }
 
         fn float_dot_grad(
@@ -157,7 +157,7 @@ macro_rules! dot_ops {
             options: FloatOptions,
             of: Operand,
         ) -> FloatTensor<Self> {
-            match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
+            match CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
                 Some((chosen, saved)) => Self::gpu_dot_grad(lhs, rhs, grad, saved, chosen, of),
                 None => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
             }
@@ -171,7 +171,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
+            match CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
                 Some((chosen, saved)) => Self::gpu_dot_grads(lhs, rhs, grad, saved, chosen),
                 None => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
             }

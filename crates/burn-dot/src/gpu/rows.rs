@@ -106,16 +106,16 @@ pub(super) fn backward(
         },
     );
     let (shapes, normalize) = ([&plan.lhs_shape[..], &plan.rhs_shape[..]], options.normalize.is_some());
-    let x_is_lhs = vector == Operand::Lhs;
+    let (grad, x_is_lhs) = (&grad, vector == Operand::Lhs);
     match vector {
         Operand::Lhs => {
-            let wanted = [wanted.lhs, wanted.rhs];
-            Gradients { space, inputs: [&lhs, &rhs], shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
+            let (inputs, wanted) = ([&lhs, &rhs], [wanted.lhs, wanted.rhs]);
+            BackwardPass { space, inputs, shapes, grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
         }
         Operand::Rhs => {
             let (inputs, shapes, wanted) = ([&rhs, &lhs], [shapes[1], shapes[0]], [wanted.rhs, wanted.lhs]);
             space.swap();
-            let [x, y] = Gradients { space, inputs, shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
+            let [x, y] = BackwardPass { space, inputs, shapes, grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
             [y, x]
         }
     }
@@ -128,7 +128,7 @@ const BUSY: usize = 1 << 14;
 const LEAST_CHUNK: usize = 16;
 
 /// A backward pass: of x, which has a single vector for each batch index, and of y.
-struct Gradients<'a> {
+struct BackwardPass<'a> {
     space: Space,
     inputs: [&'a CubeTensor; 2],
     shapes: [&'a [usize]; 2],
@@ -140,7 +140,7 @@ struct Gradients<'a> {
     wanted: [bool; 2],
 }
 
-impl Gradients<'_> {
+impl BackwardPass<'_> {
     /// Axes of x's vectors, and those along which x is the same: a batch that y alone has, and y's free axes.
     fn axes(&self) -> [Axes; 2] {
         let (own, shared) = self.space.batch.split_by(DX);
@@ -237,7 +237,7 @@ impl Gradients<'_> {
                 block(chunk),
                 vectors,
                 self.shapes[0].iter().product(),
-                kernels::Gradients {
+                kernels::BackwardOptions {
                     own_axes,
                     sum_axes,
                     term_axes: terms.len(),

@@ -137,11 +137,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub fn set(&mut self, axes: &Axes, unit_at: Offsets, vectors: Range<usize>) {
+    pub fn set(&mut self, axes: &Axes, batch_at: Offsets, vectors: Range<usize>) {
         self.len = vectors.len();
         self.stride = axes.inner_stride();
         self.segments.clear();
-        self.segments.extend(axes.segments(vectors).map(|(first, _, from)| (first, sum(unit_at, from))));
+        self.segments.extend(axes.segments(vectors).map(|(first, _, from)| (first, sum(batch_at, from))));
     }
 
     pub fn len(&self) -> usize {

@@ -22,7 +22,7 @@ pub(super) fn panel_width(vectors: usize, lanes: usize) -> usize {
 /// Vectors of an input, and where they are. Read in the order that they have in memory.
 pub(super) struct Vectors<'a, R> {
     side: Side<'a, R>,
-    unit_at: Offsets,
+    batch_at: Offsets,
     places: Places,
     order: Order,
     buffer: Vec<R>,
@@ -46,23 +46,23 @@ impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, k) = (side.free.inner().1, side.k.inner().1);
         let order = if side.input.stride(&k) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
-        let (unit_at, places) = (Offsets::default(), Places::default());
-        Vectors { side, unit_at, places, order, buffer: Vec::new(), panel_segments: Vec::new() }
+        let (batch_at, places) = (Offsets::default(), Places::default());
+        Vectors { side, batch_at, places, order, buffer: Vec::new(), panel_segments: Vec::new() }
     }
 
     /// The block of vectors that the next calls are about.
-    pub fn set(&mut self, unit_at: Offsets, vectors: Range<usize>) {
-        self.unit_at = unit_at;
-        self.places.set(self.side.free, unit_at, vectors);
+    pub fn set(&mut self, batch_at: Offsets, vectors: Range<usize>) {
+        self.batch_at = batch_at;
+        self.places.set(self.side.free, batch_at, vectors);
     }
 
     pub fn places(&self) -> &Places {
         &self.places
     }
 
-    /// How far the first vector of the block is from the beginning of the unit.
-    pub fn offset_in_unit(&self, tensor: usize) -> isize {
-        self.places.offset(0, tensor) - self.unit_at[tensor]
+    /// How far the first vector of the block is from the first of its batch index.
+    pub fn offset_in_batch(&self, tensor: usize) -> isize {
+        self.places.offset(0, tensor) - self.batch_at[tensor]
     }
 
     /// Where these vectors are, the stride from one to the next, and that along K. `None` where there are several.

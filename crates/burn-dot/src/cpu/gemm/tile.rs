@@ -211,7 +211,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
 ) -> [[R::Vector<S>; V]; N] {
     // The compiler must know one of both strides: with two that it does not know, it takes an instruction more for each column.
     let (column, k_stride) = if BY_K { (1, b.stride) } else { (b.stride, 1) };
-    let mut at = Terms { a: a.at, a_stride: a.k_stride, b: b.at, column, k_stride };
+    let mut at = Cursor { a: a.at, a_stride: a.k_stride, b: b.at, column, k_stride };
     let mut left = k;
     let mut totals: Option<[[R::Vector<S>; V]; N]> = None;
     loop {
@@ -246,7 +246,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
 }
 
 /// Where the next term of each sum is: a vector of `a`, and an element of each column of `b`.
-struct Terms<R> {
+struct Cursor<R> {
     a: *const R,
     a_stride: isize,
     b: *const R,
@@ -264,7 +264,7 @@ struct Terms<R> {
 #[inline(always)]
 unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    at: &mut Terms<R>,
+    at: &mut Cursor<R>,
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
     // SAFETY: the caller says that these can be read.

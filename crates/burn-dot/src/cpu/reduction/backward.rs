@@ -11,7 +11,7 @@ use super::{
         norms::Scale,
         threads,
     },
-    Normalized, Reduction, Rows, SavedRow, all_ranges,
+    Normalized, RowProduct, Rows, SavedRow, all_ranges,
     chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch},
 };
 
@@ -57,7 +57,7 @@ where
     let written = vectors * (usize::from(rows.pass.dx.is_some()) + n * usize::from(rows.pass.dy.is_some()));
     let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
     let chunks = &Chunks::new(&space.k);
-    let product = &Reduction { rows, chunks, writer, epsilon };
+    let product = &RowProduct { rows, chunks, writer, epsilon };
     match n {
         // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an
         // element of a gradient.
@@ -67,7 +67,7 @@ where
     }
 }
 
-impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTensors<T, O>> {
+impl<T: Element, O: Element<Compute = T::Compute>> RowProduct<'_, T, BackwardTensors<T, O>> {
     /// As saved, or recomputed.
     ///
     /// # Safety

@@ -12,7 +12,7 @@ use super::{
         strided::{CHUNK, Strided, StridedMut},
     },
     Normalized,
-    tasks::{Fence, GradientOfSum, Gradients, StridedRows, Sums},
+    tasks::{Fence, GradientOfSum, Gradients, StridedRows, SumRows},
 };
 
 /// Rows that go to the loops at once.
@@ -212,7 +212,7 @@ impl Chunks {
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
     }
 
-    /// The [`Sums`] of a group.
+    /// The [`SumRows`] of a group.
     ///
     /// # Safety
     ///
@@ -226,7 +226,7 @@ impl Chunks {
     ) {
         if self.whole {
             // SAFETY: whole rows are contiguous, and within the inputs, the caller says.
-            return unsafe { simd::dispatch(Sums { vectors: group.vectors(vectors), len: self.inner.size, out }) };
+            return unsafe { simd::dispatch(SumRows { vectors: group.vectors(vectors), len: self.inner.size, out }) };
         }
         let mut totals = [Compensated::default(); N];
         for chunk in self.chunks(group.start, GradWriter::Direct) {
@@ -235,7 +235,7 @@ impl Chunks {
             // been read.
             unsafe {
                 let vectors = self.read_both(vectors, &chunk, scratch);
-                simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
+                simd::dispatch(SumRows { vectors, len: chunk.range.len(), out: &mut sums });
             }
             totals.iter_mut().zip(sums[0]).for_each(|(total, sum)| total.add(sum));
         }

@@ -49,18 +49,18 @@ impl<T> StridedRows<T> {
 /// # Safety
 ///
 /// Both vectors have as many rows as `out`, each of `len` elements that can be read, and nobody writes to them.
-pub(super) struct Sums<'a, T, const N: usize> {
+pub(super) struct SumRows<'a, T, const N: usize> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     pub out: &'a mut [[f64; N]],
 }
 
-impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
+impl<T: Element, const N: usize> Task for SumRows<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let Sums { vectors: [x, y], len, out } = self;
+        let SumRows { vectors: [x, y], len, out } = self;
         for (row, out) in out.iter_mut().enumerate() {
             x.prefetch(isa, row);
             y.prefetch(isa, row);
@@ -80,7 +80,7 @@ impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
 /// What the gradients of a row and of its counterpart are made of.
 #[derive(Clone, Copy, Default)]
 struct Factors {
-    gradients: loops::Factors,
+    gradients: loops::GradFactors,
     /// What the row adds to the sum for its vector.
     to_sum: f64,
 }
@@ -89,7 +89,7 @@ impl Factors {
     /// Of a plain product.
     #[inline(always)]
     fn plain(g: f64) -> Self {
-        Factors { gradients: loops::Factors { a: g, ..Default::default() }, to_sum: g }
+        Factors { gradients: loops::GradFactors { a: g, ..Default::default() }, to_sum: g }
     }
 
     /// Of a cosine: `a = g / (‖x‖ ‖y‖)`, and the projections. The sum for a vector that is broadcast is divided by its norm in the end.
@@ -97,7 +97,7 @@ impl Factors {
     fn normalized(Normalized { scales: [x, y], cosine }: &Normalized, g: f64) -> Self {
         let ((of_x, bound_x), (of_y, bound_y)) = (x.projection(g, *cosine), y.projection(g, *cosine));
         let a = g * x.inverse() * y.inverse();
-        Factors { gradients: loops::Factors { a, b: [-of_x, -of_y], bounds: [bound_x, bound_y] }, to_sum: g * y.inverse() }
+        Factors { gradients: loops::GradFactors { a, b: [-of_x, -of_y], bounds: [bound_x, bound_y] }, to_sum: g * y.inverse() }
     }
 }
 
@@ -216,7 +216,7 @@ unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
     isa: S,
     len: usize,
     vectors: [*const T; 2],
-    factors: loops::Factors,
+    factors: loops::GradFactors,
     to: *mut T,
     mut stream: Option<&mut [T]>,
 ) {

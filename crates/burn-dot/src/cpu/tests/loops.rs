@@ -7,7 +7,7 @@ use burn_core::tensor::{bf16, f16};
 use super::{
     super::{
         element::Element,
-        loops::{self, Factors, Pair, SQUARED_ROWS},
+        loops::{self, GradFactors, Pair, SQUARED_ROWS},
         simd::{self, Isa, Task},
         strided::{CHUNK, Strided, StridedMut},
     },
@@ -56,7 +56,7 @@ impl<T: Element> Task for EveryLoop<T> {
             assert_near(&alloc::format!("{name} of {len}"), given, terms[0] + terms[1], scale, epsilon);
         };
         let before = wave(len, 0.7);
-        let factors = Factors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
+        let factors = GradFactors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
         let mut to = [elements(0.7), elements(0.8)];
         let grads = to.each_mut().map(|to| to.as_mut_ptr());
         let pair = Pair { len, vectors: [x.as_ptr(), y.as_ptr()], grads };
@@ -77,7 +77,7 @@ impl<T: Element> Task for EveryLoop<T> {
         (0..len).for_each(|i| near("gradients in place, x", to[0][i].to_f64(), [a * fy[i], b * fx[i]]));
         (0..len).for_each(|i| near("gradients in place, y", to[1][i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
         let grads = to.each_mut().map(|to| to.as_mut_ptr());
-        let plain = Factors { a: 1.75, b: [f64::NAN; 2], bounds: [f64::NAN; 2] };
+        let plain = GradFactors { a: 1.75, b: [f64::NAN; 2], bounds: [f64::NAN; 2] };
         // SAFETY: as above.
         unsafe { loops::gradients::<S, T, true, true>(isa, Pair { grads, ..pair }, plain) };
         for (given, other) in to.iter().zip([&fy, &fx]) {
@@ -200,7 +200,7 @@ impl Task for BeyondF32 {
                 let most = 2.0;
                 let (a, b) = (0.75 * most / x0, -0.5 * most / y0);
                 let mut to = [T::default(); 70];
-                let factors = Factors { a, b: [b, 0.0], bounds: [most, 0.0] };
+                let factors = GradFactors { a, b: [b, 0.0], bounds: [most, 0.0] };
                 let pair = Pair { len: 70, vectors: [y.as_ptr(), x.as_ptr()], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
                 // SAFETY: all have so many elements.
                 unsafe { loops::gradients::<S, T, false, false>(isa, pair, factors) };
@@ -218,7 +218,7 @@ impl Task for BeyondF32 {
         (x[0], x[69]) = (1.0, 2.0);
         assert_near("products beyond f32", loops::dot(isa, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
         let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
-        let factors = Factors { a: 3.0, b: [-2.5, 0.0], bounds: [6e38, 0.0] };
+        let factors = GradFactors { a: 3.0, b: [-2.5, 0.0], bounds: [6e38, 0.0] };
         let pair = Pair { len: 70, vectors: [x.as_ptr(); 2], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
         // SAFETY: all have so many elements.
         unsafe { loops::gradients::<S, bf16, false, false>(isa, pair, factors) };

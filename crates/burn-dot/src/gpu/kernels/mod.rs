@@ -44,7 +44,7 @@ impl Reduction {
 
 /// What a kernel that reduces rows is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rows {
+pub struct RowOptions {
     pub reduction: Reduction,
     /// Units that share a row, a power of two; and rows that share a cube.
     pub units: usize,
@@ -141,7 +141,7 @@ pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
 
 /// What a pass over a row finds.
 #[derive(CubeType, Clone, Copy)]
-pub struct Sums<A: Float> {
+pub struct RowSums<A: Float> {
     pub dot: A,
     pub xx: A,
     pub yy: A,
@@ -150,7 +150,7 @@ pub struct Sums<A: Float> {
 }
 
 #[cube]
-impl<A: Float> Sums<A> {
+impl<A: Float> RowSums<A> {
     /// The product and both squares, to be added together.
     pub fn packed(&self) -> Vector<A, Const<4>> {
         let mut packed = Vector::<A, Const<4>>::new(A::new(0.0));
@@ -163,7 +163,7 @@ impl<A: Float> Sums<A> {
 
 /// Adds over the units that share a row, several sums at once.
 #[cube]
-pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: Rows) -> Vector<A, M> {
+pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: RowOptions) -> Vector<A, M> {
     match comptime!(rows.reduction) {
         Reduction::Unit => sums,
         Reduction::Plane => plane_sum(sums),
@@ -173,7 +173,7 @@ pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: Rows) 
 
 /// Finds the largest over the units that share a row, several at once.
 #[cube]
-pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: Rows) -> Vector<A, M> {
+pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: RowOptions) -> Vector<A, M> {
     match comptime!(rows.reduction) {
         Reduction::Unit => largest,
         Reduction::Plane => plane_max(largest),
@@ -183,7 +183,7 @@ pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: Row
 
 /// Reduces the values of the units that share a row in pairs.
 #[cube]
-fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: Rows, #[comptime] largest: bool) -> Vector<A, M> {
+fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: RowOptions, #[comptime] largest: bool) -> Vector<A, M> {
     let units = comptime!(rows.units);
     let mut values = Shared::<[Vector<A, M>]>::new_slice(comptime!(rows.units * rows.cube_rows));
     let first = UNIT_POS_Y as usize * units;
