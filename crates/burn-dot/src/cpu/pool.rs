@@ -148,7 +148,7 @@ impl Loan {
     /// Aligned for the dtype it was asked for.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         let allocation = self.allocation.as_ref().expect("only `Bytes` detaches an allocation");
-        // SAFETY: the range is within the allocation.
+        // SAFETY: the range is within the allocation: `on_line` asked for a line more.
         unsafe { allocation.at.as_ptr().add(self.range.start) }
     }
 

@@ -78,7 +78,8 @@ impl<R: Compute> Product<'_, R> {
         let work = sizes.batches.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
         let blocking = Blocking::new(sizes, whole, needs_workspace, threads::count(work));
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
-        // SAFETY: as this function's own.
+        // SAFETY: `task` has the axes and tensors of this product: every index is within them, nothing is empty, and nothing else reads or
+        // writes `c`, which is initialized.
         unsafe {
             match blocking.k_parts {
                 1 => task.run(work),

@@ -55,11 +55,15 @@ pub(super) struct Write<R> {
 
 /// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart.
 ///
+/// # Panics
+///
+/// If the rows do not fit in [`Isa::VECTORS`] vectors.
+///
 /// # Safety
 ///
-/// The panel holds, `k` times, as many vectors as `rows` fit in, at most [`Isa::VECTORS`]; `b` so many columns of `k` elements. `to` has
-/// room for `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where
-/// they are added to. There is a factor for each row and column.
+/// The panel holds, `k` times, as many vectors as `rows` fit in; `b` so many columns of `k` elements. `to` has room for `rows` elements
+/// in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to. There is a
+/// factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
@@ -70,8 +74,10 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     (rows, columns): (usize, usize),
     write: Write<R>,
 ) {
+    assert!(rows <= S::VECTORS * R::lanes::<S>(), "the rows of a tile fit in its vectors");
     let mut done = 0;
-    // SAFETY: as this function's own; each call takes the next columns.
+    // SAFETY: the rows fit in the vectors of the arm that is taken, and in no fewer, as was asserted. A tile takes `N` columns from `done`
+    // on, of the panel's `k`, and only where so many are left: each column is read and written by one of them.
     unsafe {
         macro_rules! columns {
             ($vectors:literal; $($n:literal)*) => {{$(
@@ -150,7 +156,8 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
-        // SAFETY: as this function's own; a last vector that is not whole is written row by row.
+        // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
+        // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
             let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
             match (write.add, write.scale) {
@@ -217,7 +224,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
     loop {
         let terms = left.min(CHAIN);
         let mut sums = [[R::splat(isa, R::default()); V]; N];
-        // SAFETY: as this function's own: chains take the indices of K one by one.
+        // SAFETY: all chains together have `k` terms, each at the next index of K, where `V` vectors and `N` elements can be read.
         unsafe {
             // By fours: where another hardware thread shares the core, the instructions of the loop itself would cost a tenth.
             for _ in 0..terms / 4 {
@@ -267,7 +274,7 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     at: &mut Cursor<R>,
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
-    // SAFETY: the caller says that these can be read.
+    // SAFETY: the cursor is at one of the `k` indices: `a` has `V` contiguous vectors there, and `b` elements `column` apart.
     unsafe {
         let mut vectors = [R::splat(isa, R::default()); V];
         for (v, vector) in vectors.iter_mut().enumerate() {

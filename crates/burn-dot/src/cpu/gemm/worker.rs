@@ -151,8 +151,8 @@ impl<'a, R: Compute> Worker<'a, R> {
             let last = i + 1 == count;
             self.lane_k.set(&self.tasks.lanes, batch_at, k_range.clone());
             self.broadcast_k.set(&self.tasks.broadcast, batch_at, k_range);
-            // SAFETY: as this function's own. Of a block of the output or of `accumulators.partial`, the first block of K is written,
-            // more are added.
+            // SAFETY: both K blocks were set to these indices of K. `block` is the block's part of the output, which nothing else reads or
+            // writes, or `accumulators.partial`, which has its size; the first block of K is written there, more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
                 self.accumulators.fold();

@@ -55,7 +55,8 @@ pub(in super::super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, c
     // A 16-bit float loses no digit in f32, which has the range of the factors most of the time. A vector that does not fill a register of
     // f32 may fill one of f64.
     let in_f32 = if PLAIN { pair.len >= S::F32_LANES } else { !T::IS_COMPUTE && fits_f32(factors) };
-    // SAFETY: as this function's own.
+    // SAFETY: each vector, and each gradient that is written, has `pair.len` elements. A gradient is where its own vector is, or where
+    // nothing else reads or writes.
     unsafe {
         if in_f32 {
             gradients_in::<T::Compute, S, T, BOTH, PLAIN>(isa, pair, factors);

@@ -261,7 +261,8 @@ impl Chunks {
             let targets = [(grads[0], DX), (grads[1], DY)]
                 .map(|(grad, t)| grad.map(|grad| (grad.wrapping_offset(group.start[t]), group.stride[t])));
             let vectors = group.vectors(vectors);
-            // SAFETY: whole rows are contiguous; the rest the caller says.
+            // SAFETY: whole rows are contiguous in the inputs, and in the gradients, which the writer does not scatter: `inner.size`
+            // elements each, and as many rows as `out_grads`. The group's gradients are the caller's alone: if streamed, until a fence.
             return unsafe {
                 simd::dispatch(Gradients {
                     vectors,
@@ -284,8 +285,8 @@ impl Chunks {
                 places[side].map(|place| if writer == GradWriter::Scatter { (buffers[side], 0) } else { (place, 0) })
             };
             let sum = if sum.is_empty() { &mut [][..] } else { &mut sum[chunk.range] };
-            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers, or to where they belong, by a
-            // `writer` that is for gradients that are contiguous there; the rest the caller says.
+            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers of `CHUNK` elements, to which chunks are cut
+            // if the writer scatters; else to where they belong, contiguous there, and nobody else has this part of them.
             unsafe {
                 simd::dispatch(Gradients {
                     vectors,

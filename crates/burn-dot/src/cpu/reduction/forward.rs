@@ -74,7 +74,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> RowProduct<'_, T, ForwardTens
     unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [[f64; 1]]) -> bool {
         let mut normalized = [Normalized::default(); GROUP];
         let normalized = &mut normalized[..group.rows];
-        // SAFETY: as this function's own.
+        // SAFETY: the group's rows are the space's, which is within the inputs.
         if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
             return false;
         }

@@ -39,7 +39,7 @@ impl<T> StridedRows<T> {
     /// The row has so many elements that can be read, and nobody writes to them.
     #[inline(always)]
     unsafe fn slice<'a>(self, row: usize, len: usize) -> &'a [T] {
-        // SAFETY: the caller says that the row can be read.
+        // SAFETY: the row has `len` contiguous elements from here on, and they are only read.
         unsafe { core::slice::from_raw_parts(self.row(row), len) }
     }
 }
@@ -165,7 +165,8 @@ impl<T: Element> Gradients<'_, T> {
             let factors = self.factors::<PLAIN>(row, g).gradients;
             x.prefetch(isa, row);
             y.prefetch(isa, row);
-            // SAFETY: as this function's own.
+            // SAFETY: there are as many rows as `out_grads`, each of `len` elements in both vectors and both gradients. A gradient is where
+            // its own row is, or where nothing else reads or writes.
             unsafe {
                 let grads = [dx.offset(row as isize * dx_stride), dy.offset(row as isize * dy_stride)];
                 let pair = Pair { len: self.len, vectors: [x.row(row), y.row(row)], grads };
@@ -187,7 +188,8 @@ impl<T: Element> Gradients<'_, T> {
             x.prefetch(isa, row);
             y.prefetch(isa, row);
             let (x, y) = (x.row(row), y.row(row));
-            // SAFETY: as this function's own.
+            // SAFETY: there are as many rows as `out_grads`, each of `len` elements in both vectors and the wanted gradients, which nothing
+            // else reads or writes. What a gradient in place overwrites was read before: at most one is in place.
             unsafe {
                 if !self.sum.is_empty() {
                     loops::axpy(isa, self.sum, to_sum, core::slice::from_raw_parts(y, len));
@@ -226,7 +228,8 @@ unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
             Some(buffer) => (buffer.as_mut_ptr(), (len - done).min(buffer.len())),
             None => (to, len),
         };
-        // SAFETY: as this function's own; a part is within the row, and fits the buffer.
+        // SAFETY: `done + part` is `len` at most, so the part is within the vectors and the gradient, which is ours alone. `target` has
+        // `part` elements: it is the buffer, which is as long at least, or the whole gradient.
         unsafe {
             let vectors = [vectors[0].add(done), vectors[1].add(done)];
             let pair = Pair { len: part, vectors, grads: [target, core::ptr::null_mut()] };
