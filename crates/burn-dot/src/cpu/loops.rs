@@ -70,7 +70,7 @@ pub(super) fn project_elementwise<S: Isa, R: Compute>(isa: S, to: &mut [R], s: &
     }
 }
 
-/// Factors of vectors with norms in [`Compute::MATRIX_NORMS`] that f32 multiplies without overflow, and without losing more than rounding
+/// Factors for [`project`] in f32. With norms in [`Compute::MATRIX_NORMS`], their products do not overflow, and lose no more than rounding
 /// the result does.
 const PROJECTIONS: RangeInclusive<f64> = 1e-28..=1e28;
 

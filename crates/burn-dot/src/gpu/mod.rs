@@ -71,8 +71,7 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
         return None;
     }
     let normalized = options.normalize.is_some();
-    // Vectors that meet a matrix that is broadcast along the batch are the rows of a matrix themselves. Only where both inputs have a single
-    // vector for each batch index is it a product of rows.
+    // Single vectors against a broadcast matrix are a matrix product, so broadcast counts as rows only if m = n = 1.
     let allow_broadcast = pass == Pass::Forward && plan.m == 1 && plan.n == 1;
     let path = Path::choose(plan, None, allow_broadcast);
     let has_kernels = match path {

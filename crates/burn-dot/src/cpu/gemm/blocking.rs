@@ -53,7 +53,8 @@ const BROADCAST_BLOCK: usize = 1024;
 const WORKSPACE: usize = 1 << 15;
 /// Blocks of K that are added without their rounding errors: up to K = 4096.
 pub(super) const PLAIN_BLOCKS: usize = 16;
-/// Multiplications of a task, at least, once each thread has one: nearly a millisecond, beside which packing the other side again is little.
+/// The least multiplications of a task, unless a thread would have none: nearly a millisecond. Packing the other side again costs little
+/// beside that.
 const TASK: usize = 1 << 26;
 /// Lanes of a part, at least: two vectors of 16 f32.
 const PART_LANES: usize = 32;
@@ -106,8 +107,8 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
     }
     let work = batches.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(k);
     let wanted = (work / TASK).clamp(threads, threads::TASKS_PER_THREAD * threads).div_ceil(batches);
-    // Few outputs and a long K: each part reads elements of its own, four times as many as the partial sums that it adds to the others', and
-    // these fit a workspace.
+    // Few outputs and a long K are cut along K: partial sums fit a workspace, and a part reads at least four times as many elements as it
+    // has sums.
     let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
     if few && k >= PLAIN_BLOCKS * K_BLOCK && k / (4 * threads) >= lanes.max(broadcast) {
         return [1, 1, threads.div_ceil(batches).min(k.div_ceil(K_BLOCK))];

@@ -292,8 +292,8 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     at.b = at.b.wrapping_offset(at.k_stride);
 }
 
-/// Writes a tile, with or without its last vector of each column: for each register of sums what `end` makes of it, given where it goes,
-/// its row and its column.
+/// Stores a tile; `end` maps each register, given its destination, row and column. The last vector of each column is stored only if
+/// `with_last`.
 ///
 /// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
 ///

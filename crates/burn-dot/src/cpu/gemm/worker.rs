@@ -273,8 +273,8 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
 }
 
-/// Packed lanes of a block. Those before the first are read in place. They may be met again by other broadcast vectors, by the same instruction
-/// set: [`simd::dispatch_narrow`] chooses it by the number of lanes.
+/// Packed lanes of a block; lanes before `first` are read in place. Reused for later broadcast blocks by the same ISA:
+/// [`simd::dispatch_narrow`] chooses it by the number of lanes.
 struct Panels<R> {
     elements: AlignedBuffer<R>,
     /// `None` until the block's lanes are packed.

@@ -111,7 +111,7 @@ pub fn own_row() -> usize {
 }
 
 /// A power of two that brings a row into a range where its products can be added, by the larger of its largest element and epsilon; 1 for
-/// most rows. In f32 that is 2⁻⁶ or more once scaled: a sum is multiplied by its inverse in the end, and so is what underflow took from it.
+/// most rows. After scaling, at least 2⁻⁶ in f32: dividing by the scale would magnify underflow.
 #[cube]
 pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
     if comptime!(wide) {
