@@ -125,7 +125,7 @@ fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [us
     }
 }
 
-/// Inputs that only the layer holds on to: what a model's earlier layers made. Their gradients take their place.
+/// Inputs that only the layer holds on to: what a model's earlier layers made. Their gradients are written in place.
 fn check_reuse<const D1: usize, const D2: usize>(lhs: [usize; D1], rhs: [usize; D2], config: DotConfig) {
     let device = Device::flex().autodiff();
     let (x, y) = (Tensor::<D1>::ones(lhs, &device).require_grad(), Tensor::<D2>::ones(rhs, &device).require_grad());

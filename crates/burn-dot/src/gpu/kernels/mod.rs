@@ -56,7 +56,7 @@ pub struct RowOptions {
     pub wide: bool,
 }
 
-/// How far an index goes along some axes of a view.
+/// The offset of an index along some axes of a view.
 #[cube]
 pub fn offset<T: CubePrimitive>(tensor: &Tensor<T>, index: usize, #[comptime] first: usize, #[comptime] axes: usize) -> usize {
     let mut rest = index;
