@@ -23,13 +23,13 @@ static MOST: AtomicUsize = AtomicUsize::new(0);
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         MOST.fetch_max(HELD.fetch_add(layout.size(), SeqCst) + layout.size(), SeqCst);
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout's size is not zero: this allocator, too, asks that of its callers.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promise.
+        // SAFETY: `alloc` above got this memory from the system's allocator by this layout.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -114,7 +114,7 @@ fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [us
             // The output, its gradient of ones, and the gradients of the inputs.
             let inputs = bytes(&lhs) + bytes(&rhs);
             let results = 2 * out + inputs;
-            // Norms are kept from the forward pass; a single vector with many partners may be smaller than all their norms.
+            // Norms are kept from the forward pass; a single vector, broadcast over many, may be smaller than all their norms.
             let others = if normalize { smaller.max(inputs / 8) } else { smaller };
             let (_, held) = most_held(backward);
             assert!(
@@ -125,7 +125,7 @@ fn check<const D1: usize, const D2: usize, const DO: usize>(name: &str, lhs: [us
     }
 }
 
-/// Inputs that only the layer holds on to: what a model's earlier layers made. Their gradients take their place.
+/// Inputs that only the layer holds on to: what a model's earlier layers made. Their gradients are written in place.
 fn check_reuse<const D1: usize, const D2: usize>(lhs: [usize; D1], rhs: [usize; D2], config: DotConfig) {
     let device = Device::flex().autodiff();
     let (x, y) = (Tensor::<D1>::ones(lhs, &device).require_grad(), Tensor::<D2>::ones(rhs, &device).require_grad());

@@ -29,7 +29,7 @@ use cubecl_cpp::{
     target::Cuda,
 };
 use cubecl_environment::stream::StreamId;
-use kernels::{Reduction, Rows, matrices, rows};
+use kernels::{Reduction, RowOptions, matrices, rows};
 
 const PLANE: u32 = 32;
 
@@ -174,7 +174,7 @@ impl Sources {
             for (grad_x, grad_y, in_chunks) in
                 [(true, true, false), (true, true, true), (true, false, false), (false, true, false)]
             {
-                let options = rows::Gradients {
+                let options = rows::BackwardOptions {
                     own_axes: 1,
                     sum_axes: 1,
                     term_axes: 1,
@@ -278,9 +278,9 @@ impl Sources {
         }
         write!(
             self,
-            format!("units_{name}"),
+            format!("unit_vectors_{name}"),
             CubeDim::new_1d(256),
-            matrices::units,
+            matrices::unit_vectors,
             width,
             tensor(3),
             tensor(2),
@@ -309,7 +309,7 @@ impl Sources {
             64,
             64,
             8,
-            matrices::Epilogue { out_axes: 3, term_axes: 1 },
+            matrices::CosineAxes { out_axes: 3, term_axes: 1 },
             [elem(input), elem(output), elem(accumulator)],
         );
     }
@@ -319,16 +319,16 @@ fn elem(kind: FloatKind) -> ElemType {
     ElemType::Float(kind)
 }
 
-fn by(reduction: Reduction, axes: usize, dtypes: DTypes) -> Rows {
+fn by(reduction: Reduction, axes: usize, dtypes: DTypes) -> RowOptions {
     let (units, cube_rows) = match reduction {
         Reduction::Unit => (1, 64),
         Reduction::Plane => (PLANE as usize, 8),
         Reduction::Shared => (256, 1),
     };
-    Rows { reduction, units, cube_rows, row_axes: axes, term_axes: axes, wide: dtypes.accumulator == FloatKind::F64 }
+    RowOptions { reduction, units, cube_rows, row_axes: axes, term_axes: axes, wide: dtypes.accumulator == FloatKind::F64 }
 }
 
-fn dim(rows: Rows) -> CubeDim {
+fn dim(rows: RowOptions) -> CubeDim {
     CubeDim::new_2d(rows.units as u32, rows.cube_rows as u32)
 }
 

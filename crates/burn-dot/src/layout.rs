@@ -155,7 +155,7 @@ impl Space {
 }
 
 impl Axes {
-    /// Axes without those of size 1, and with each two that stride as one made one.
+    /// Leaves out axes of size 1, and collapses adjacent axes where every tensor allows it.
     pub fn new(axes: impl IntoIterator<Item = Axis>) -> Self {
         let mut merged: SmallVec<[Axis; 2]> = SmallVec::new();
         for axis in axes {

@@ -20,16 +20,15 @@ pub(crate) enum Pass {
 
 impl Path {
     /// A reduction, where an operand has a single vector for each batch index and the vectors of the other are not perpendicular to memory:
-    /// a matrix is read better by its rows there. First choice is an operand whose counterpart has the whole batch; second, if `allow_broadcast`
-    /// says so, one whose counterpart is broadcast along it. Its gradient would be a sum over batch and vectors at once, so that is for the
-    /// forward pass.
+    /// a matrix is read better by its rows there. Prefers the operand whose counterpart is not broadcast; takes one whose counterpart is
+    /// only if `allow_broadcast`. Its gradient would be a sum over batch and vectors at once, so that is for the forward pass.
     ///
     /// Strides may turn a reduction into a matrix product, but never exchange lhs for rhs. So backward finds what forward saved under the same
     /// operand. Where strides are not known, no vector is taken to be perpendicular.
     pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, allow_broadcast: bool) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
-                let other = Input::other(plan, strides.unwrap_or_default(), vector);
+                let other = Counterpart::of(plan, strides.unwrap_or_default(), vector);
                 let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
                 single && other.is_broadcast(plan) == broadcast && !other.is_perpendicular(plan)
             })
@@ -39,19 +38,18 @@ impl Path {
     }
 }
 
-/// An input: its axes in the order batch, free, contracted.
-struct Input<'a> {
+/// The input that an operand meets: its axes in the order batch, free, contracted.
+struct Counterpart<'a> {
     shape: &'a [usize],
     order: &'a [usize],
     strides: &'a [isize],
 }
 
-impl<'a> Input<'a> {
-    /// The one that is not `operand`.
-    fn other(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
+impl<'a> Counterpart<'a> {
+    fn of(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
         match operand {
-            Operand::Lhs => Input { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
-            Operand::Rhs => Input { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
+            Operand::Lhs => Counterpart { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
+            Operand::Rhs => Counterpart { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
         }
     }
 

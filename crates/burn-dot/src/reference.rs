@@ -51,7 +51,7 @@ pub(crate) fn float_dot<B: Backend>(
     let matrices = |x: FloatTensor<B>, side: Side| {
         let x = cast::<B>(x, compute);
         let x = match options.normalize {
-            Some(epsilon) => Normalized::<B>::new(side.rows::<B>(x), epsilon, compute).unit,
+            Some(epsilon) => UnitRows::<B>::new(side.rows::<B>(x), epsilon, compute).unit,
             None if of_rows => side.rows::<B>(x),
             None => side.views::<B>(x),
         };
@@ -103,8 +103,8 @@ pub(crate) fn float_dot_grad<B: Backend>(
     let Some(epsilon) = options.normalize else {
         return cast::<B>(side.back_in_place::<B>(product(other_side.views::<B>(other))), dtype);
     };
-    let grad = product(Normalized::<B>::new(other_side.rows::<B>(other), epsilon, compute).unit);
-    let own = Normalized::<B>::new(side.rows::<B>(cast::<B>(own, compute)), epsilon, compute);
+    let grad = product(UnitRows::<B>::new(other_side.rows::<B>(other), epsilon, compute).unit);
+    let own = UnitRows::<B>::new(side.rows::<B>(cast::<B>(own, compute)), epsilon, compute);
     cast_finite::<B>(side.back_in_place::<B>(own.grad(grad)), dtype)
 }
 
@@ -338,7 +338,7 @@ fn row_dot<B: Backend>(lhs: FloatTensor<B>, rhs: FloatTensor<B>, k: usize) -> Fl
 }
 
 /// Rows divided by `max(‖x‖, epsilon)`; see the module's page.
-struct Normalized<B: Backend> {
+struct UnitRows<B: Backend> {
     unit: FloatTensor<B>,
     /// The divisor in two factors, `c` and `t`, whose product may overflow.
     scale: FloatTensor<B>,
@@ -346,7 +346,7 @@ struct Normalized<B: Backend> {
     below_epsilon: BoolTensor<B>,
 }
 
-impl<B: Backend> Normalized<B> {
+impl<B: Backend> UnitRows<B> {
     fn new(rows: FloatTensor<B>, epsilon: f64, dtype: FloatDType) -> Self {
         // An epsilon below the smallest normal number acts as that number, so no device divides by zero.
         let epsilon = epsilon.max(dtype.finfo().min_positive);
@@ -368,16 +368,16 @@ impl<B: Backend> Normalized<B> {
         // `sqrt` through `powf`, which shaders do not have in f64.
         let root = B::float_sqrt(B::float_detach(square.clone()));
         let norm = B::float_mul_scalar(B::float_add(B::float_div(square, root.clone()), root), 0.5.into());
-        Normalized { unit: B::float_div(y, norm.clone()), scale, norm, below_epsilon }
+        UnitRows { unit: B::float_div(y, norm.clone()), scale, norm, below_epsilon }
     }
 
-    /// The gradient of the rows, from that of the units.
+    /// The gradient of the rows, from that of the unit rows.
     fn grad(self, grad: FloatTensor<B>) -> FloatTensor<B> {
         let k = grad.shape()[1];
         let along = row_dot::<B>(self.unit.clone(), grad.clone(), k);
         let along = B::float_mask_fill(along, self.below_epsilon, 0.0.into());
-        let across = B::float_sub(grad, B::float_mul(self.unit, along));
-        B::float_div(B::float_div(across, self.norm), self.scale)
+        let perpendicular = B::float_sub(grad, B::float_mul(self.unit, along));
+        B::float_div(B::float_div(perpendicular, self.norm), self.scale)
     }
 }
 

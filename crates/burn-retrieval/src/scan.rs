@@ -201,7 +201,7 @@ impl Scan<'_> {
     }
 }
 
-/// `0..count` in pieces of `size`, the last one maybe shorter.
+/// `0..count` in chunks of `size`, the last one maybe shorter.
 pub(crate) fn ranges(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(size).map(move |start| start..count.min(start + size))
 }

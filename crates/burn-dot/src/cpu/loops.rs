@@ -12,7 +12,7 @@ use super::{
 mod gradients;
 mod sums;
 
-pub(super) use gradients::{Factors, Pair, gradient_of_sum, gradients};
+pub(super) use gradients::{GradFactors, Pair, gradient_of_sum, gradients};
 pub(super) use sums::{SQUARED_ROWS, add_squares, dot, dot_and_squares, dot_in, dot_of_any, short_sums};
 
 /// Bytes from what is read to what is asked for: two pages. One line wakes the processor's own prefetch, which ends at each page's end, and has
@@ -70,7 +70,7 @@ pub(super) fn project_elementwise<S: Isa, R: Compute>(isa: S, to: &mut [R], s: &
     }
 }
 
-/// Factors of vectors with norms in [`Compute::MATRIX_NORMS`] that f32 multiplies without overflow, and without losing more than rounding
+/// Factors for [`project`] in f32. With norms in [`Compute::MATRIX_NORMS`], their products do not overflow, and lose no more than rounding
 /// the result does.
 const PROJECTIONS: RangeInclusive<f64> = 1e-28..=1e28;
 

@@ -32,7 +32,7 @@ where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    // SAFETY: as this function's own.
+    // SAFETY: every index of the space is within `x`, `y`, the scales and, as `OUT`, the output, which is initialized and ours alone.
     unsafe { product(tensors.x, tensors.y, Output::new(tensors.out, OUT), &space, scales) };
 }
 

@@ -6,8 +6,9 @@
 //! CONTRIBUTING.md follows one tensor all the way.
 //!
 //! Sizes were checked by the [`Plan`], also that they can be counted, and [`assert_planned`] checks that the tensors have them; strides are
-//! checked where a tensor becomes a pointer ([`base_ptr`], or `InPlace` of `memory`, which takes whole tensors only). Sizes and strides then go on as one value, [`Space`], whose indices are within the tensors. On that all
-//! `unsafe` below rests, and on what each kernel shows where it writes: tasks write to elements of their own.
+//! checked where a tensor becomes a pointer ([`base_ptr`], or `InPlace` of `memory`, which takes whole tensors only). Sizes and strides
+//! then go on as one value, [`Space`], whose indices are within the tensors. On that all `unsafe` below rests, and on what each kernel
+//! shows where it writes: tasks write to elements of their own.
 //!
 //! What the kernels hand back, for the composition: products without terms or without results, dtypes without a kernel ([`has_kernel`];
 //! `ops` casts them first), and, in matrices and in f64, vectors whose norms are so far from 1 that plain products overflow or lose digits.
@@ -304,7 +305,7 @@ fn matrices_backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let out = base_ptr::<O>(grad);
     let scales = scales.map(|scales| scales.split_at(counts[0]).into());
     // SAFETY: as above, also for the gradients and the scales, of which there is one for each vector. Nobody else has the gradients; that
-    // of lhs is in its place only where there are no scales.
+    // of lhs is in place only where there are no scales.
     unsafe { matrices::backward(Matrices { x, y, out }, (lhs.gradient(), rhs.gradient()), space, scales) };
     true
 }

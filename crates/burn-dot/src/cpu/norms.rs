@@ -289,8 +289,8 @@ impl<T: Element> Squares<'_, T> {
             for first in (0..len).step_by(CHUNK) {
                 let at = at.wrapping_offset(first as isize * k_stride);
                 // SAFETY: a segment is a part of the vector.
-                let run = unsafe { Strided { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
-                square.add(square_of::<S, T, EXACT>(isa, run));
+                let gathered = unsafe { Strided { at, stride: k_stride, len: CHUNK.min(len - first) }.gather(&mut buffer) };
+                square.add(square_of::<S, T, EXACT>(isa, gathered));
             }
         }
         square.total()

@@ -1,7 +1,8 @@
-//! Memory for results. A block that Burn frees is cached for the next result of its size, which the next step of a training will ask for.
+//! Memory for results. An allocation that Burn frees is cached for the next result of its size, which the next step of a training will
+//! ask for.
 //!
-//! The system's allocator hands blocks of 128 KiB and more back at every free, and new pages cost more than many products take. Every
-//! byte of a block is initialized: those of a new one are zeroed, which is free where the system gives zeroed pages, and a cached one holds
+//! The system's allocator hands 128 KiB and more back at every free, and new pages cost more than many products take. Every byte of an
+//! allocation is initialized: those of a new one are zeroed, which is free where the system gives zeroed pages, and a cached one holds
 //! what it held. So kernels may take `&mut [T]` of a result, and a fault in one of them could show old elements, but nothing undefined.
 
 use alloc::{
@@ -31,18 +32,18 @@ use super::aligned::LINE;
 #[cfg(feature = "std")]
 const CACHED_BYTES: usize = if cfg!(test) { 0 } else { 192 << 20 };
 
-/// Blocks that are cached at most: few enough to look through.
+/// Allocations that are cached at most: few enough to look through.
 #[cfg(feature = "std")]
-const CACHED_BLOCKS: usize = 64;
+const CACHED_ALLOCATIONS: usize = 64;
 
-/// Smaller blocks are zeroed sooner than found.
+/// Smaller allocations are zeroed sooner than found.
 #[cfg(feature = "std")]
 const CACHED_FROM: usize = 4 << 10;
 
 /// Bytes from which huge pages are asked for: those of two.
 const HUGE_FROM: usize = 4 << 20;
 
-/// Whether a block of so many bytes is in huge pages, if the system takes the advice.
+/// Whether an allocation of so many bytes is in huge pages, if the system takes the advice.
 pub(super) fn has_huge_pages(bytes: usize) -> bool {
     cfg!(target_os = "linux") && bytes >= HUGE_FROM
 }
@@ -58,25 +59,25 @@ pub(crate) fn release() {
 }
 
 /// Memory from the global allocator by a layout that is not empty; nobody else has it, and its bytes are initialized.
-struct Block {
+struct Allocation {
     at: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: a block owns its memory as a `Box<[u8]>` does, and nothing in it belongs to a thread.
-unsafe impl Send for Block {}
-// SAFETY: a shared block can only be read.
-unsafe impl Sync for Block {}
+// SAFETY: an allocation owns its memory as a `Box<[u8]>` does, and nothing in it belongs to a thread.
+unsafe impl Send for Allocation {}
+// SAFETY: a shared allocation can only be read.
+unsafe impl Sync for Allocation {}
 
-impl Block {
+impl Allocation {
     /// For so many elements.
     fn cached_or_new<T: Pod>(count: usize) -> Self {
         let layout = Layout::array::<T>(count).expect("the plan refuses results larger than an address space");
         #[cfg(feature = "std")]
-        if let Some(block) = POOL.take(layout) {
-            return block;
+        if let Some(allocation) = POOL.take(layout) {
+            return allocation;
         }
-        Block::new(layout)
+        Allocation::new(layout)
     }
 
     fn new(layout: Layout) -> Self {
@@ -87,11 +88,11 @@ impl Block {
         if has_huge_pages(layout.size()) {
             advise_huge_pages(at, layout.size());
         }
-        Block { at, layout }
+        Allocation { at, layout }
     }
 }
 
-impl Drop for Block {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: the memory came from the global allocator by this layout, and its owner ends here.
         unsafe { dealloc(self.at.as_ptr(), self.layout) }
@@ -103,17 +104,17 @@ impl Drop for Block {
 fn advise_huge_pages(at: NonNull<u8>, len: usize) {
     // SAFETY: a question about the system, with no effect.
     let Ok(page) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return };
-    // The allocator's own bytes in front of a large block are on its first page.
+    // The allocator's own bytes in front of a large allocation are on its first page.
     let before = at.as_ptr().addr() % page;
-    // SAFETY: advice changes no byte, and these pages are mapped: each holds a byte of the block or one in front of it on the same page.
-    // Whether the advice is taken does not matter.
+    // SAFETY: advice changes no byte, and these pages are mapped: each holds a byte of the allocation, or one in front of it on the same
+    // page. Whether the advice is taken does not matter.
     unsafe { libc::madvise(at.as_ptr().wrapping_sub(before).cast(), len + before, libc::MADV_HUGEPAGE) };
 }
 
-/// A block on loan to a result.
+/// An allocation on loan to a result.
 pub(super) struct Loan {
     /// `None` once it has been detached.
-    block: Option<Block>,
+    allocation: Option<Allocation>,
     /// The bytes of it that are the result's.
     range: Range<usize>,
 }
@@ -125,9 +126,9 @@ impl Loan {
     ///
     /// If there are none, or more than an address space holds.
     pub fn new<T: Pod>(count: usize) -> Self {
-        let block = Block::cached_or_new::<T>(count);
-        let range = 0..block.layout.size();
-        Loan { block: Some(block), range }
+        let allocation = Allocation::cached_or_new::<T>(count);
+        let range = 0..allocation.layout.size();
+        Loan { allocation: Some(allocation), range }
     }
 
     /// [`Loan::new`], where the first element begins a cache line. A `Vec` is made of it by a copy.
@@ -139,22 +140,22 @@ impl Loan {
     /// As [`Loan::new`].
     pub fn on_line<T: Pod>(count: usize) -> Self {
         let spare = LINE / size_of::<T>();
-        let block = Block::cached_or_new::<T>(count.saturating_add(spare));
-        let start = block.at.as_ptr().align_offset(LINE).min(spare * size_of::<T>());
-        Loan { block: Some(block), range: start..start + count * size_of::<T>() }
+        let allocation = Allocation::cached_or_new::<T>(count.saturating_add(spare));
+        let start = allocation.at.as_ptr().align_offset(LINE).min(spare * size_of::<T>());
+        Loan { allocation: Some(allocation), range: start..start + count * size_of::<T>() }
     }
 
     /// Aligned for the dtype it was asked for.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        let block = self.block.as_ref().expect("only `Bytes` detaches a block");
-        // SAFETY: the range is within the block.
-        unsafe { block.at.as_ptr().add(self.range.start) }
+        let allocation = self.allocation.as_ref().expect("only `Bytes` detaches an allocation");
+        // SAFETY: the range is within the allocation: `on_line` asked for a line more.
+        unsafe { allocation.at.as_ptr().add(self.range.start) }
     }
 
     /// As Burn holds memory.
     pub fn into_bytes(self) -> Bytes {
         let len = self.capacity();
-        // SAFETY: all bytes of a block are initialized.
+        // SAFETY: all bytes of an allocation are initialized.
         unsafe { Bytes::from_controller(Box::new(self), len) }
     }
 }
@@ -162,15 +163,15 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         #[cfg(feature = "std")]
-        if let Some(block) = self.block.take() {
-            POOL.give(block);
+        if let Some(allocation) = self.allocation.take() {
+            POOL.give(allocation);
         }
     }
 }
 
 impl AllocationController for Loan {
     fn alloc_align(&self) -> usize {
-        self.block.as_ref().map_or(1, |block| block.layout.align())
+        self.allocation.as_ref().map_or(1, |allocation| allocation.layout.align())
     }
 
     fn property(&self) -> AllocationProperty {
@@ -178,33 +179,33 @@ impl AllocationController for Loan {
     }
 
     fn capacity(&self) -> usize {
-        self.block.as_ref().map_or(0, |_| self.range.len())
+        self.allocation.as_ref().map_or(0, |_| self.range.len())
     }
 
     fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
-        let Some(Block { at, .. }) = &self.block else { return Ok(&[]) };
-        // SAFETY: the block owns these bytes, and is borrowed as long as the slice.
+        let Some(Allocation { at, .. }) = &self.allocation else { return Ok(&[]) };
+        // SAFETY: the allocation owns these bytes, and is borrowed as long as the slice.
         Ok(unsafe { core::slice::from_raw_parts(at.as_ptr().add(self.range.start).cast(), self.range.len()) })
     }
 
     unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
-        let Some(Block { at, .. }) = &mut self.block else { return Ok(&mut []) };
-        // SAFETY: as above, and nobody else has the block.
+        let Some(Allocation { at, .. }) = &mut self.allocation else { return Ok(&mut []) };
+        // SAFETY: as above, and nobody else has the allocation.
         Ok(unsafe { core::slice::from_raw_parts_mut(at.as_ptr().add(self.range.start).cast(), self.range.len()) })
     }
 
-    /// For a `Vec` of the same alignment: it frees by the layout that the block was made with, so a part of a block stays here.
+    /// For a `Vec` of the same alignment: it frees by the layout that the allocation was made with, so a part of an allocation stays here.
     fn try_detach(&mut self) -> Option<NonNull<u8>> {
-        let block = self.block.take_if(|block| self.range.len() == block.layout.size())?;
-        Some(ManuallyDrop::new(block).at)
+        let allocation = self.allocation.take_if(|allocation| self.range.len() == allocation.layout.size())?;
+        Some(ManuallyDrop::new(allocation).at)
     }
 }
 
-/// Freed blocks, the oldest first.
+/// Freed allocations, the oldest first.
 #[cfg(feature = "std")]
 struct Pool {
     limit: usize,
-    cached: Mutex<VecDeque<Block>>,
+    cached: Mutex<VecDeque<Allocation>>,
 }
 
 #[cfg(feature = "std")]
@@ -213,41 +214,41 @@ impl Pool {
         Pool { limit, cached: Mutex::new(VecDeque::new()) }
     }
 
-    fn cached(&self) -> std::sync::MutexGuard<'_, VecDeque<Block>> {
-        // A queue of blocks has no state that a panic could leave half-way.
+    fn cached(&self) -> std::sync::MutexGuard<'_, VecDeque<Allocation>> {
+        // A queue of allocations has no state that a panic could leave half-way.
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The block of this layout that was freed last: a cache may still hold it.
-    fn take(&self, layout: Layout) -> Option<Block> {
+    /// The allocation of this layout that was freed last: a cache may still hold it.
+    fn take(&self, layout: Layout) -> Option<Allocation> {
         let mut cached = self.cached();
-        let place = cached.iter().rposition(|block| block.layout == layout)?;
+        let place = cached.iter().rposition(|allocation| allocation.layout == layout)?;
         cached.remove(place)
     }
 
-    /// Keeps a block in place of the oldest ones.
-    fn give(&self, block: Block) {
-        let size = block.layout.size();
+    /// Keeps an allocation in place of the oldest ones.
+    fn give(&self, allocation: Allocation) {
+        let size = allocation.layout.size();
         if size < CACHED_FROM || size > self.limit {
             return;
         }
         // Freed when the lock is: that may take a while.
         let mut oldest = Vec::new();
         let mut cached = self.cached();
-        let mut bytes = size + cached.iter().map(|block| block.layout.size()).sum::<usize>();
-        while bytes > self.limit || cached.len() >= CACHED_BLOCKS {
-            let Some(block) = cached.pop_front() else { break };
-            bytes -= block.layout.size();
-            oldest.push(block);
+        let mut bytes = size + cached.iter().map(|allocation| allocation.layout.size()).sum::<usize>();
+        while bytes > self.limit || cached.len() >= CACHED_ALLOCATIONS {
+            let Some(allocation) = cached.pop_front() else { break };
+            bytes -= allocation.layout.size();
+            oldest.push(allocation);
         }
-        cached.push_back(block);
+        cached.push_back(allocation);
         drop(cached);
     }
 
     fn clear(&self) {
         // Freed when the lock is.
-        let blocks = core::mem::take(&mut *self.cached());
-        drop(blocks);
+        let allocations = core::mem::take(&mut *self.cached());
+        drop(allocations);
     }
 }
 
@@ -255,47 +256,47 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn block(size: usize) -> Block {
-        Block::new(Layout::from_size_align(size, 4).unwrap())
+    fn allocation(size: usize) -> Allocation {
+        Allocation::new(Layout::from_size_align(size, 4).unwrap())
     }
 
     #[test]
-    fn a_freed_block_is_given_out_again_for_the_same_layout_only() {
+    fn a_freed_allocation_is_given_out_again_for_the_same_layout_only() {
         let pool = Pool::new(1 << 20);
-        let (first, layout) = (block(8 << 10), Layout::from_size_align(8 << 10, 4).unwrap());
+        let (first, layout) = (allocation(8 << 10), Layout::from_size_align(8 << 10, 4).unwrap());
         let at = first.at;
         pool.give(first);
         assert!(pool.take(Layout::from_size_align(4 << 10, 4).unwrap()).is_none(), "a smaller one");
         assert!(pool.take(Layout::from_size_align(8 << 10, 8).unwrap()).is_none(), "one of another alignment");
-        assert_eq!(pool.take(layout).map(|block| block.at), Some(at));
+        assert_eq!(pool.take(layout).map(|allocation| allocation.at), Some(at));
         assert!(pool.take(layout).is_none(), "it is given out once");
     }
 
     #[test]
-    fn the_oldest_blocks_go_so_that_the_limits_hold() {
+    fn the_oldest_allocations_go_so_that_the_limits_hold() {
         let pool = Pool::new(64 << 10);
         for size in [16, 32, 16, 8] {
-            pool.give(block(size << 10));
+            pool.give(allocation(size << 10));
         }
-        let sizes = |pool: &Pool| pool.cached().iter().map(|block| block.layout.size() >> 10).collect::<Vec<_>>();
+        let sizes = |pool: &Pool| pool.cached().iter().map(|allocation| allocation.layout.size() >> 10).collect::<Vec<_>>();
         assert_eq!(sizes(&pool), [32, 16, 8], "16 went for 8");
-        pool.give(block(65 << 10));
-        assert_eq!(sizes(&pool), [32, 16, 8], "a block beyond the limit is not cached, and displaces none");
-        pool.give(block(1 << 10));
+        pool.give(allocation(65 << 10));
+        assert_eq!(sizes(&pool), [32, 16, 8], "an allocation beyond the limit is not cached, and displaces none");
+        pool.give(allocation(1 << 10));
         assert_eq!(sizes(&pool), [32, 16, 8], "nor is a small one");
         let pool = Pool::new(64 << 20);
-        (0..CACHED_BLOCKS + 3).for_each(|_| pool.give(block(4 << 10)));
-        assert_eq!(pool.cached().len(), CACHED_BLOCKS);
+        (0..CACHED_ALLOCATIONS + 3).for_each(|_| pool.give(allocation(4 << 10)));
+        assert_eq!(pool.cached().len(), CACHED_ALLOCATIONS);
         pool.clear();
         assert_eq!(sizes(&pool), [0usize; 0]);
     }
 
     #[test]
-    fn a_block_becomes_a_vec_without_a_copy_and_a_clone_is_a_copy() {
+    fn an_allocation_becomes_a_vec_without_a_copy_and_a_clone_is_a_copy() {
         for count in [3, 5000, (HUGE_FROM / 4) + 1] {
             let mut loan = Loan::new::<f32>(count);
             let at = loan.as_mut_ptr().cast::<f32>();
-            // SAFETY: the block holds one element at least.
+            // SAFETY: the allocation holds one element at least.
             unsafe { at.write(1.5) };
             let mut bytes = loan.into_bytes();
             let copy = bytes.clone();

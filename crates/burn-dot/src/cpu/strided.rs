@@ -21,12 +21,12 @@ impl<T: Copy> Strided<T> {
     pub unsafe fn gather(self, buffer: &mut [T]) -> &[T] {
         let to = &mut buffer[..self.len];
         if self.stride == 1 {
-            // SAFETY: the caller says that they can be read; the buffer is ours alone.
+            // SAFETY: at a stride of 1 the view is `len` contiguous elements, which can be read; `to` has as many, and is ours alone.
             unsafe { core::ptr::copy_nonoverlapping(self.at, to.as_mut_ptr(), self.len) };
             return to;
         }
         for (i, to) in to.iter_mut().enumerate() {
-            // SAFETY: the caller says that they can be read.
+            // SAFETY: `i` is less than `len`, so this is an element of the view, which is within one allocation and can be read.
             *to = unsafe { *self.at.offset(i as isize * self.stride) };
         }
         to
@@ -49,7 +49,7 @@ impl<T: Copy> StridedMut<T> {
     #[inline(always)]
     pub unsafe fn scatter(self, from: &[T]) {
         for (i, &x) in from.iter().enumerate() {
-            // SAFETY: the caller says that all places are its own.
+            // SAFETY: this is one of the `from.len()` places, all within one allocation, which nothing else reads or writes.
             unsafe { *self.at.offset(i as isize * self.stride) = x };
         }
     }

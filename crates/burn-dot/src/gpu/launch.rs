@@ -143,7 +143,7 @@ pub(super) fn width<'a>(views: impl IntoIterator<Item = (View<'a>, &'a [Axis])>)
     views.into_iter().map(|(view, axes)| view.width(axes)).min().unwrap_or(1)
 }
 
-/// The type that indices into all of these need, and numbers up to `most`: an expanded tensor has more elements than its memory.
+/// The type that indices into all of these need, and counts up to `most`: an expanded tensor has more elements than its memory.
 pub(super) fn address<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>, most: usize) -> AddressType {
     tensors.into_iter().map(CubeTensor::required_address_type).fold(AddressType::from_len(most), AddressType::max)
 }
@@ -153,8 +153,8 @@ pub(super) fn empty(like: &CubeTensor, shape: &[usize], dtype: FloatDType) -> Cu
     empty_device_contiguous_dtype(like.client.clone(), like.device(), shape.iter().copied().collect(), dtype.into())
 }
 
-/// In the place of a tensor that a kernel neither reads nor writes. A binding must hold a vector of the widest.
-pub(super) fn stand_in(like: &CubeTensor, dtype: FloatDType) -> CubeTensor {
+/// Passed for a tensor that a kernel neither reads nor writes. A binding must hold a vector of the widest.
+pub(super) fn placeholder(like: &CubeTensor, dtype: FloatDType) -> CubeTensor {
     empty(like, &[16], dtype)
 }
 
@@ -167,7 +167,7 @@ pub(super) fn elem(dtype: impl Into<DType>) -> ElemType {
     dtype_to_storage_type(dtype.into())
 }
 
-/// A number that the dtype holds, the nearest to `x` that is neither zero nor infinite.
+/// The scalar of the dtype that is nearest to `x`, neither zero nor infinite.
 pub(super) fn scalar(x: f64, dtype: FloatDType) -> InputScalar {
     let info = dtype.finfo();
     InputScalar::new(x.clamp(info.min_positive, info.max), elem(dtype))
@@ -243,9 +243,9 @@ impl Grid {
         (cubes, CubeDim::new_2d(self.units as u32, self.rows as u32))
     }
 
-    pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::Rows {
+    pub fn rows(&self, row_axes: usize, term_axes: usize, accumulator: FloatDType) -> kernels::RowOptions {
         let wide = accumulator == FloatDType::F64;
-        kernels::Rows { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
+        kernels::RowOptions { reduction: self.reduction, units: self.units, cube_rows: self.rows, row_axes, term_axes, wide }
     }
 }
 

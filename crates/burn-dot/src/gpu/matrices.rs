@@ -9,10 +9,10 @@ use burn_cubecl::{
 };
 
 use super::{
-    kernels::matrices::{self as kernels, Epilogue, SAVED, Sides},
+    kernels::matrices::{self as kernels, CosineAxes, SAVED, Sides},
     launch::{
         AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty,
-        inputs, scalar, stand_in, strides, terms, whole, width,
+        inputs, placeholder, scalar, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -28,19 +28,19 @@ pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
 }
 
 /// The vectors of both inputs: their axes, and the contracted ones.
-struct Vectors {
+struct VectorAxes {
     x: AxisGroup,
     y: AxisGroup,
     terms: AxisGroup,
 }
 
-impl Vectors {
+impl VectorAxes {
     fn new(space: &Space) -> Self {
         let own = |place: usize, free: &Axes| {
             let batch = space.batch.split_by(place).0;
             Axes::new(batch.as_slice().iter().chain(free.as_slice()).copied()).as_slice().into()
         };
-        Vectors { x: own(X_INDEX, &space.i), y: own(Y_INDEX, &space.j), terms: terms(&space.k) }
+        VectorAxes { x: own(X_INDEX, &space.i), y: own(Y_INDEX, &space.j), terms: terms(&space.k) }
     }
 
     /// Axes of views of lhs and of rhs.
@@ -62,7 +62,7 @@ pub(super) fn forward(lhs: CubeTensor, rhs: CubeTensor, plan: &Plan, options: Fl
     let dtypes = DTypes::new(lhs.dtype().into(), options);
     let [lhs, rhs] = inputs([lhs, rhs], plan, dtypes);
     let space = Space::new(plan, Strides { lhs: &strides(&lhs), rhs: &strides(&rhs), ..Strides::default() });
-    let vectors = Vectors::new(&space);
+    let vectors = VectorAxes::new(&space);
     let norms = empty(&lhs, &saved_shape(plan), dtypes.accumulator);
     launch_norms([&lhs, &rhs], &norms, &vectors, dtypes, options);
     let product = {
@@ -100,7 +100,7 @@ fn multiply(lhs: CubeTensor, rhs: CubeTensor, shape: &[usize], dtype: FloatDType
     }
 }
 
-fn launch_norms([lhs, rhs]: [&CubeTensor; 2], norms: &CubeTensor, vectors: &Vectors, dtypes: DTypes, options: FloatOptions) {
+fn launch_norms([lhs, rhs]: [&CubeTensor; 2], norms: &CubeTensor, vectors: &VectorAxes, dtypes: DTypes, options: FloatOptions) {
     let client = &lhs.client;
     let [x_axes, y_axes] = vectors.axes();
     let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
@@ -173,7 +173,7 @@ fn launch_cosines(
             x_count,
             count(&terms),
             block(count(&terms)),
-            Epilogue { out_axes: of_out.as_slice().len(), term_axes: terms.len() },
+            CosineAxes { out_axes: of_out.as_slice().len(), term_axes: terms.len() },
             [elem(dtypes.input), elem(dtypes.output), elem(dtypes.accumulator)],
         );
     }
@@ -202,40 +202,40 @@ pub(super) fn backward(
             ..Strides::default()
         },
     );
-    let vectors = Vectors::new(&space);
+    let vectors = VectorAxes::new(&space);
     let sized = |free: usize| shape(&plan.batch_shape, [free, plan.k]);
-    let units = [plan.m, plan.n].map(|free| empty(&lhs, &sized(free), accumulator));
-    launch_units([&lhs, &rhs], norms, &units, &vectors, dtypes);
+    let unit_vectors = [plan.m, plan.n].map(|free| empty(&lhs, &sized(free), accumulator));
+    launch_unit_vectors([&lhs, &rhs], norms, &unit_vectors, &vectors, dtypes);
 
     let grad = reference::cast::<CubeBackend>(grad, accumulator);
     let grad = CubeBackend::float_reshape(grad, Shape::from(shape(&plan.batch_shape, [plan.m, plan.n])));
-    let product_x = wanted.lhs.then(|| multiply(grad.clone(), units[1].clone(), &sized(plan.m), accumulator));
-    let product_y = wanted.rhs.then(|| multiply(transposed(grad), units[0].clone(), &sized(plan.n), accumulator));
+    let product_x = wanted.lhs.then(|| multiply(grad.clone(), unit_vectors[1].clone(), &sized(plan.m), accumulator));
+    let product_y = wanted.rhs.then(|| multiply(transposed(grad), unit_vectors[0].clone(), &sized(plan.n), accumulator));
     let output = |wanted: bool, shape: &[usize]| wanted.then(|| empty(&lhs, shape, dtypes.input));
     let grads = [output(wanted.lhs, &plan.lhs_shape), output(wanted.rhs, &plan.rhs_shape)];
-    launch_project(&units, [product_x, product_y], norms, &grads, &vectors, dtypes);
+    launch_project(&unit_vectors, [product_x, product_y], norms, &grads, &vectors, dtypes);
     grads
 }
 
-fn launch_units(
+fn launch_unit_vectors(
     [lhs, rhs]: [&CubeTensor; 2],
     norms: &CubeTensor,
     [unit_x, unit_y]: &[CubeTensor; 2],
-    vectors: &Vectors,
+    vectors: &VectorAxes,
     dtypes: DTypes,
 ) {
     let client = &lhs.client;
     let [x_axes, y_axes] = vectors.axes();
-    let line = contiguous_rows(1, count(&vectors.terms));
+    let row_axes = contiguous_rows(1, count(&vectors.terms));
     let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
-    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &line)]);
+    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &row_axes)]);
     let per_row = count(&vectors.terms) / width;
     let [x_count, y_count] = vectors.counts();
     let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
     // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. Units of vectors that exist write one vector of
     // `N` elements each, at their own place in contiguous tensors of as many.
     unsafe {
-        kernels::units::launch_unchecked(
+        kernels::unit_vectors::launch_unchecked(
             client,
             cubes,
             dim,
@@ -261,11 +261,11 @@ fn contiguous_rows(rows: usize, len: usize) -> [Axis; 2] {
 }
 
 fn launch_project(
-    units: &[CubeTensor; 2],
+    unit_vectors: &[CubeTensor; 2],
     products: [Option<CubeTensor>; 2],
     norms: &CubeTensor,
     grads: &[Option<CubeTensor>; 2],
-    vectors: &Vectors,
+    vectors: &VectorAxes,
     dtypes: DTypes,
 ) {
     let client = &norms.client;
@@ -276,10 +276,10 @@ fn launch_project(
     for (count, grad) in counts.iter_mut().zip(grads) {
         *count = if grad.is_some() { *count } else { 0 };
     }
-    // What is not read or written has a stand-in.
+    // What is not read or written is a placeholder.
     let [product_x, product_y] =
         [0, 1].map(|side| products[side].as_ref().or(products[1 - side].as_ref()).expect("a gradient is wanted"));
-    let unwritten = stand_in(norms, dtypes.input);
+    let unwritten = placeholder(norms, dtypes.input);
     let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&unwritten));
     let axes = vectors.axes();
     let to = [View::new(grad_x, DX), View::new(grad_y, DY)];
@@ -290,17 +290,17 @@ fn launch_project(
     let grid = Grid::new(Units::of(client), counts[0] + counts[1], per_row, false);
     let (cubes, dim) = grid.launch(client, counts[0] + counts[1]);
     let contiguous = |tensor: &CubeTensor, side: usize| View::new(tensor, X).arg(&rows[side]);
-    // SAFETY: units and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is wanted
-    // is written by the units of its row, at the strides of its own shape; the stand-in is not touched, because it has no rows.
+    // SAFETY: unit vectors and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is
+    // wanted is written by the units of its row, at the strides of its own shape; the placeholder is not touched, because it has no rows.
     unsafe {
         kernels::project::launch_unchecked(
             client,
             cubes,
             dim,
-            address([&units[0], &units[1], product_x, product_y, norms, grad_x, grad_y], len),
+            address([&unit_vectors[0], &unit_vectors[1], product_x, product_y, norms, grad_x, grad_y], len),
             width,
-            contiguous(&units[0], 0),
-            contiguous(&units[1], 1),
+            contiguous(&unit_vectors[0], 0),
+            contiguous(&unit_vectors[1], 1),
             contiguous(product_x, 0),
             contiguous(product_y, 1),
             whole(norms),

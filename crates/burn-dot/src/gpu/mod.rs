@@ -10,8 +10,8 @@
 //! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
-//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six numbers for each
-//! row, and where few vectors meet many, parts of their gradients: at most a number of the accumulator's dtype for 16 elements of the larger
+//! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six elements for each
+//! row, and where few vectors meet many, parts of their gradients: at most one element, of the accumulator's dtype, for 16 of the larger
 //! input.
 //!
 //! # The choice
@@ -71,8 +71,7 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
         return None;
     }
     let normalized = options.normalize.is_some();
-    // Vectors that meet a matrix that is broadcast along the batch are the rows of a matrix themselves. Only where both inputs have a single
-    // vector for each batch index is it a product of rows.
+    // Single vectors against a broadcast matrix are a matrix product, so broadcast counts as rows only if m = n = 1.
     let allow_broadcast = pass == Pass::Forward && plan.m == 1 && plan.n == 1;
     let path = Path::choose(plan, None, allow_broadcast);
     let has_kernels = match path {
@@ -87,16 +86,16 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
 }
 
 /// A product on a CubeCL device, and how its passes are computed.
-struct Product<'a> {
+struct CubeProduct<'a> {
     plan: &'a Arc<Plan>,
     options: FloatOptions,
     dtype: FloatDType,
     device: Units,
 }
 
-impl<'a> Product<'a> {
+impl<'a> CubeProduct<'a> {
     fn new(device: &CubeDevice, dtype: DType, plan: &'a Arc<Plan>, options: FloatOptions) -> Self {
-        Product { plan, options, dtype: dtype.into(), device: Units::of(&device.client()) }
+        CubeProduct { plan, options, dtype: dtype.into(), device: Units::of(&device.client()) }
     }
 
     fn choose(&self, pass: Pass) -> Option<Chosen> {
@@ -136,7 +135,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> FloatTensor<Self> {
-            Product::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, false).0
+            CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, false).0
         }
 
         fn float_dot_tracked(
@@ -145,7 +144,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> (FloatTensor<Self>, Saved<Self>) {
-            Product::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, true)
+            CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).forward::<Self>(lhs, rhs, true)
         }
 
         fn float_dot_grad(
@@ -157,7 +156,7 @@ macro_rules! dot_ops {
             options: FloatOptions,
             of: Operand,
         ) -> FloatTensor<Self> {
-            match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
+            match CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
                 Some((chosen, saved)) => Self::gpu_dot_grad(lhs, rhs, grad, saved, chosen, of),
                 None => reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of),
             }
@@ -171,7 +170,7 @@ macro_rules! dot_ops {
             plan: Arc<Plan>,
             options: FloatOptions,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            match Product::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
+            match CubeProduct::new(&lhs.device(), lhs.dtype(), &plan, options).backward::<Self>(&grad, saved) {
                 Some((chosen, saved)) => Self::gpu_dot_grads(lhs, rhs, grad, saved, chosen),
                 None => reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options),
             }

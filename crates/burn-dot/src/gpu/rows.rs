@@ -7,7 +7,7 @@ use super::{
     kernels::rows::{self as kernels, SAVED},
     launch::{
         AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty, input,
-        inputs, scalar, stand_in, strides, terms, whole, width,
+        inputs, placeholder, scalar, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -21,7 +21,7 @@ pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
     [plan.batch * plan.m * plan.n * SAVED]
 }
 
-/// The product, and what is saved of it if `save` and the product is normalized; else a stand-in.
+/// The product, and what is saved of it if `save` and the product is normalized; else a placeholder.
 pub(super) fn forward(
     lhs: CubeTensor,
     rhs: CubeTensor,
@@ -50,7 +50,7 @@ pub(super) fn forward(
 
     let save = save && options.normalize.is_some();
     let out = empty(&lhs, &plan.output, dtypes.output);
-    let saved = if save { empty(&lhs, &saved_shape(plan), dtypes.accumulator) } else { stand_in(&lhs, dtypes.accumulator) };
+    let saved = if save { empty(&lhs, &saved_shape(plan), dtypes.accumulator) } else { placeholder(&lhs, dtypes.accumulator) };
     // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors; the kernel reads at such indices only. It writes
     // element `row` of the output, and `SAVED` elements there of what is saved, for rows before `row_count`, which is the output's length.
     // No loop is endless: `block` and the number of units are positive.
@@ -106,16 +106,16 @@ pub(super) fn backward(
         },
     );
     let (shapes, normalize) = ([&plan.lhs_shape[..], &plan.rhs_shape[..]], options.normalize.is_some());
-    let x_is_lhs = vector == Operand::Lhs;
+    let (grad, x_is_lhs) = (&grad, vector == Operand::Lhs);
     match vector {
         Operand::Lhs => {
-            let wanted = [wanted.lhs, wanted.rhs];
-            Gradients { space, inputs: [&lhs, &rhs], shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
+            let (inputs, wanted) = ([&lhs, &rhs], [wanted.lhs, wanted.rhs]);
+            BackwardPass { space, inputs, shapes, grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch()
         }
         Operand::Rhs => {
             let (inputs, shapes, wanted) = ([&rhs, &lhs], [shapes[1], shapes[0]], [wanted.rhs, wanted.lhs]);
             space.swap();
-            let [x, y] = Gradients { space, inputs, shapes, grad: &grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
+            let [x, y] = BackwardPass { space, inputs, shapes, grad, saved, dtypes, normalize, x_is_lhs, wanted }.launch();
             [y, x]
         }
     }
@@ -124,11 +124,11 @@ pub(super) fn backward(
 /// Units that keep a device busy.
 const BUSY: usize = 1 << 14;
 
-/// The vectors of y that a unit goes along at least, if there are so many: a chunk's sum is written once for all of them.
+/// The vectors of y that a unit iterates over at least, if there are so many: a chunk's sum is written once for all of them.
 const LEAST_CHUNK: usize = 16;
 
 /// A backward pass: of x, which has a single vector for each batch index, and of y.
-struct Gradients<'a> {
+struct BackwardPass<'a> {
     space: Space,
     inputs: [&'a CubeTensor; 2],
     shapes: [&'a [usize]; 2],
@@ -140,14 +140,14 @@ struct Gradients<'a> {
     wanted: [bool; 2],
 }
 
-impl Gradients<'_> {
+impl BackwardPass<'_> {
     /// Axes of x's vectors, and those along which x is the same: a batch that y alone has, and y's free axes.
     fn axes(&self) -> [Axes; 2] {
         let (own, shared) = self.space.batch.split_by(DX);
         [own, Axes::new(shared.as_slice().iter().chain(self.space.j.as_slice()).copied())]
     }
 
-    /// How many of the `sums` vectors y a unit goes along: all of them, unless `units` alone do not keep the device busy.
+    /// How many of the `sums` vectors y a unit iterates over: all of them, unless `units` alone do not keep the device busy.
     fn chunk(&self, sums: usize, units: usize) -> usize {
         let chunks = if self.wanted[0] { (BUSY / units).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
         sums.div_ceil(chunks)
@@ -169,7 +169,8 @@ impl Gradients<'_> {
         let axes: AxisGroup = own.as_slice().iter().chain(sums.as_slice()).chain(&terms).copied().collect();
         let DTypes { input, accumulator, .. } = self.dtypes;
         let like = self.inputs[0];
-        let output_of = |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { stand_in(like, input) };
+        let output_of =
+            |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { placeholder(like, input) };
         let grad_y = output_of(self.wanted[1], self.shapes[1]);
 
         // A unit has a vector of 4 elements, at most.
@@ -236,7 +237,7 @@ impl Gradients<'_> {
                 block(chunk),
                 vectors,
                 self.shapes[0].iter().product(),
-                kernels::Gradients {
+                kernels::BackwardOptions {
                     own_axes,
                     sum_axes,
                     term_axes: terms.len(),
@@ -258,8 +259,8 @@ fn sum_chunks(chunks: &CubeTensor, shape: &[usize], dtypes: DTypes, saturate: bo
     let out = empty(chunks, shape, dtypes.input);
     let client = &out.client;
     let (count, len) = (chunks.shape()[0], chunks.shape()[1]);
-    let line = Axis { size: len, stride: [1; TENSORS] };
-    let width = width([(View::new(chunks, X), &[line][..]), (View::new(&out, X), &[line])]);
+    let row_axis = Axis { size: len, stride: [1; TENSORS] };
+    let width = width([(View::new(chunks, X), &[row_axis][..]), (View::new(&out, X), &[row_axis])]);
     let vectors = len / width;
     let (cubes, dim) = elementwise(client, vectors);
     // SAFETY: units before `vectors` read that vector of each chunk, and write it; both tensors are contiguous.

@@ -3,10 +3,11 @@
 use super::threads;
 
 /// Sizes of a product. Its lanes are the free axis along which a vector register is filled; elements of the other, the broadcast one, are
-/// repeated in all lanes.
+/// broadcast to all lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sizes {
-    pub units: usize,
+    /// Batch indices, each a product of its own.
+    pub batches: usize,
     pub lanes: usize,
     pub broadcast: usize,
     pub k: usize,
@@ -24,7 +25,7 @@ pub(super) enum Whole {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Blocking {
-    /// Parts of a unit, each a task of its own.
+    /// Parts of the product of a batch index, each a task of its own.
     pub lane_parts: usize,
     pub broadcast_parts: usize,
     /// Above 1, each part gives a partial sum.
@@ -52,7 +53,8 @@ const BROADCAST_BLOCK: usize = 1024;
 const WORKSPACE: usize = 1 << 15;
 /// Blocks of K that are added without their rounding errors: up to K = 4096.
 pub(super) const PLAIN_BLOCKS: usize = 16;
-/// Multiplications of a task, at least, once each thread has one: nearly a millisecond, beside which packing the other side again is little.
+/// The least multiplications of a task, unless a thread would have none: nearly a millisecond. Packing the other side again costs little
+/// beside that.
 const TASK: usize = 1 << 26;
 /// Lanes of a part, at least: two vectors of 16 f32.
 const PART_LANES: usize = 32;
@@ -72,7 +74,7 @@ impl Blocking {
         let workspace = needs_workspace || compensated;
         let most_lanes = (PACKED / (element * K_BLOCK)).min(lanes);
         let (lane_block, broadcast_block) = match (workspace, whole) {
-            // Partial sums of a whole unit are added when all are there.
+            // Partial sums of the whole product are added when all are there.
             _ if k_parts > 1 => (lanes, broadcast),
             (false, Whole::Broadcast) => (most_lanes, broadcast),
             (false, Whole::Lanes) => (most_lanes, (WORKSPACE / lanes).clamp(PART_BROADCAST, BROADCAST_BLOCK)),
@@ -99,17 +101,17 @@ impl Blocking {
 
 /// Parts along the lanes, the broadcast vectors, and K.
 fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
-    let Sizes { units, lanes, broadcast, k, .. } = sizes;
-    if threads <= 1 || units.is_multiple_of(threads) {
+    let Sizes { batches, lanes, broadcast, k, .. } = sizes;
+    if threads <= 1 || batches.is_multiple_of(threads) {
         return [1, 1, 1];
     }
-    let work = units.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(k);
-    let wanted = (work / TASK).clamp(threads, threads::TASKS_PER_THREAD * threads).div_ceil(units);
-    // Few outputs and a long K: each part reads elements of its own, four times as many as the partial sums that it adds to the others', and
-    // these fit a workspace.
+    let work = batches.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(k);
+    let wanted = (work / TASK).clamp(threads, threads::TASKS_PER_THREAD * threads).div_ceil(batches);
+    // Few outputs and a long K are cut along K: partial sums fit a workspace, and a part reads at least four times as many elements as it
+    // has sums.
     let few = lanes.saturating_mul(broadcast) <= WORKSPACE;
     if few && k >= PLAIN_BLOCKS * K_BLOCK && k / (4 * threads) >= lanes.max(broadcast) {
-        return [1, 1, threads.div_ceil(units).min(k.div_ceil(K_BLOCK))];
+        return [1, 1, threads.div_ceil(batches).min(k.div_ceil(K_BLOCK))];
     }
     // As many as share out evenly.
     let even = |parts: usize| if parts >= threads { parts / threads * threads } else { parts };
@@ -123,8 +125,8 @@ fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
 mod tests {
     use super::*;
 
-    fn sizes(units: usize, lanes: usize, broadcast: usize, k: usize) -> Sizes {
-        Sizes { units, lanes, broadcast, k, element: 4 }
+    fn sizes(batches: usize, lanes: usize, broadcast: usize, k: usize) -> Sizes {
+        Sizes { batches, lanes, broadcast, k, element: 4 }
     }
 
     #[test]

@@ -99,10 +99,11 @@ impl<R: Compute> Output<R> {
 ///
 /// As for [`Store`]; the output has this dtype.
 unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, stride: isize, finite: bool) {
-    // SAFETY: as this function's own.
+    // SAFETY: as `Store` asks, `len` elements can be read, and as many be written, `stride` apart, which nothing else reads or writes. They
+    // are of dtype `C`: `Output::new::<C>` alone takes this function.
     unsafe {
         let from = core::slice::from_raw_parts(from, len);
-        simd::dispatch(StoreRun::<C> { from, to: to.cast(), stride, finite });
+        simd::dispatch(StoreStrided::<C> { from, to: to.cast(), stride, finite });
     }
 }
 
@@ -111,14 +112,14 @@ unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, st
 /// # Safety
 ///
 /// From `to` on there are as many elements as in `from`, `stride` apart, initialized, which nothing else reads or writes.
-struct StoreRun<'a, C: Element> {
+struct StoreStrided<'a, C: Element> {
     from: &'a [C::Compute],
     to: *mut C,
     stride: isize,
     finite: bool,
 }
 
-impl<C: Element> Task for StoreRun<'_, C> {
+impl<C: Element> Task for StoreStrided<'_, C> {
     type Output = ();
 
     #[inline(always)]
@@ -238,28 +239,33 @@ impl<R: Compute> Project<'_, R> {
 
     /// Reads elements of `x` along the lanes.
     ///
+    /// # Panics
+    ///
+    /// If there are more than [`CHUNK`] lanes to be gathered or converted.
+    ///
     /// # Safety
     ///
-    /// `at` is how far the first of `len` lanes, which are `lanes.0`'s stride apart, is from the first element of `x`.
+    /// `at` is how far the first of `len` lanes, which are the stride of `lanes.0` apart, is from the first element of `x`. All of them are
+    /// within `x`, and nobody writes to them while they are borrowed.
     #[inline(always)]
     unsafe fn read<'b>(&self, at: isize, len: usize, buffer: &'b mut [R; CHUNK]) -> &'b [R] {
         let stride = self.lanes.0.inner_stride()[self.x.tensor];
         let from = self.x.element(at);
-        // SAFETY: the lanes are within `x`, the caller says.
-        unsafe {
-            if self.x.is_compute && stride == 1 {
-                return core::slice::from_raw_parts(from.cast(), len);
-            }
-            self.x.load(from, (1, 0), (len, stride), buffer.as_mut_ptr(), len);
+        if self.x.is_compute && stride == 1 {
+            // SAFETY: the lanes are contiguous elements of the compute dtype within `x`, and nobody writes to them meanwhile.
+            return unsafe { core::slice::from_raw_parts(from.cast(), len) };
         }
-        &buffer[..len]
+        let buffer = &mut buffer[..len];
+        // SAFETY: the lanes are within `x`, `stride` apart, and the buffer has an element for each.
+        unsafe { self.x.load(from, (1, 0), (len, stride), buffer.as_mut_ptr(), len) };
+        buffer
     }
 
     /// Lanes of a column: what [`Project::read`] gives, and the elements of the block.
     ///
     /// # Safety
     ///
-    /// As there, and the column has these lanes.
+    /// As there; from the lane of the column on, the block has `len` contiguous elements, initialized, which nothing else reads or writes.
     #[inline(always)]
     unsafe fn part<'b>(
         &self,
@@ -269,7 +275,8 @@ impl<R: Compute> Project<'_, R> {
         len: usize,
         buffer: &'b mut [R; CHUNK],
     ) -> (&'b [R], &'b mut [R]) {
-        // SAFETY: the caller says that the lanes are within `x` and the block.
+        // SAFETY: the lanes are within `x`, and from the lane of the column on there are `len` contiguous elements of the block: part of a
+        // column, or columns that are a group. They are the task's alone, and no other slice of the block is alive.
         unsafe { (self.read(at, len, buffer), core::slice::from_raw_parts_mut(self.block.column(column).add(lane), len)) }
     }
 
@@ -373,7 +380,7 @@ impl<R: Compute> Project<'_, R> {
         let (mut partial, mut lost) = ([0.0; CHUNK], [0.0; CHUNK]);
         let (partial, lost, dots) = (&mut partial[..rows * group], &mut lost[..rows * group], &mut dots[..rows * group]);
         dots.fill(0.0);
-        // SAFETY: as this function's own.
+        // SAFETY: `block` is some of the task's lanes, and the task's pointers are as it says.
         unsafe {
             self.for_each_group(
                 block,

@@ -61,7 +61,7 @@ impl<R: Compute> Input<R> {
     ///
     /// As there.
     pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
-        // SAFETY: as this function's own.
+        // SAFETY: `new` took `load` for the dtype of the elements; what it reads and writes is within memory, as `Load` asks.
         unsafe { (self.load)(from, outer, inner, to, to_stride) }
     }
 }
@@ -76,7 +76,7 @@ unsafe fn load<T: Element>(
     to: *mut T::Compute,
     to_stride: usize,
 ) {
-    // SAFETY: as this function's own.
+    // SAFETY: the elements are of dtype `T`, as `Input::new::<T>` alone takes this function; the task asks for no more than `Load`.
     unsafe { simd::dispatch(LoadStrided::<T> { from: from.cast(), outer, inner, to, to_stride }) };
 }
 
@@ -137,11 +137,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub fn set(&mut self, axes: &Axes, unit_at: Offsets, vectors: Range<usize>) {
+    pub fn set(&mut self, axes: &Axes, batch_at: Offsets, vectors: Range<usize>) {
         self.len = vectors.len();
         self.stride = axes.inner_stride();
         self.segments.clear();
-        self.segments.extend(axes.segments(vectors).map(|(first, _, from)| (first, sum(unit_at, from))));
+        self.segments.extend(axes.segments(vectors).map(|(first, _, from)| (first, sum(batch_at, from))));
     }
 
     pub fn len(&self) -> usize {

@@ -69,16 +69,17 @@ impl<R: Compute> Product<'_, R> {
         let regular = stride(lanes.free) == Some(1) && stride(broadcast.free).is_some();
         let needs_workspace = !(self.c.is_compute && regular);
         let sizes = Sizes {
-            units: self.batch.len(),
+            batches: self.batch.len(),
             lanes: lanes.free.len(),
             broadcast: broadcast.free.len(),
             k: self.sum.len(),
             element: size_of::<R>(),
         };
-        let work = sizes.units.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
+        let work = sizes.batches.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
         let blocking = Blocking::new(sizes, whole, needs_workspace, threads::count(work));
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
-        // SAFETY: as this function's own.
+        // SAFETY: `task` has the axes and tensors of this product: every index is within them, nothing is empty, and nothing else reads or
+        // writes `c`, which is initialized.
         unsafe {
             match blocking.k_parts {
                 1 => task.run(work),
@@ -108,42 +109,42 @@ impl<R: Compute> Tasks<'_, R> {
     /// As for [`Product::run`].
     unsafe fn run(&self, work: usize) {
         let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
-        let of_unit = lane_parts * broadcast_parts;
-        let tasks = of_unit * self.sizes.units;
+        let per_batch = lane_parts * broadcast_parts;
+        let tasks = per_batch * self.sizes.batches;
         threads::for_each_range(tasks, work / tasks, |range| {
             let mut worker = Worker::new(self);
             for task in range {
-                let (unit, part) = (task / of_unit, task % of_unit);
+                let (batch, part) = (task / per_batch, task % per_batch);
                 let lanes = threads::part(self.sizes.lanes, lane_parts, part % lane_parts);
                 let broadcast = threads::part(self.sizes.broadcast, broadcast_parts, part / lane_parts);
-                // SAFETY: the part is one of the unit, and parts of the output are disjoint.
-                unsafe { worker.part(self.product.batch.offset(unit), lanes, broadcast) };
+                // SAFETY: the part is one of this batch index, and parts of the output are disjoint.
+                unsafe { worker.part(self.product.batch.offset(batch), lanes, broadcast) };
             }
         });
     }
 
-    /// Each task sums over a part of K, for all outputs of a unit.
+    /// Each task sums over a part of K, for all outputs of a batch index.
     ///
     /// # Safety
     ///
     /// As for [`Product::run`].
     unsafe fn run_by_k(&self, work: usize, parts: usize) {
-        let Sizes { units, lanes, broadcast, k, .. } = self.sizes;
-        let sums = threads::map(units * parts, work, |task| {
+        let Sizes { batches, lanes, broadcast, k, .. } = self.sizes;
+        let sums = threads::map(batches * parts, work, |task| {
             let mut worker = Worker::new(self);
-            let unit_at = self.product.batch.offset(task / parts);
-            worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the block is a unit, and its part of K is this task's; it is accumulated in a workspace.
-            unsafe { worker.accumulate(unit_at, threads::part(k, parts, task % parts)) };
-            worker.sums
+            let batch_at = self.product.batch.offset(task / parts);
+            worker.set(batch_at, 0..lanes, 0..broadcast);
+            // SAFETY: the block is all of a batch index, and its part of K is this task's; it is accumulated in a workspace.
+            unsafe { worker.accumulate(batch_at, threads::part(k, parts, task % parts)) };
+            worker.accumulators
         });
         let (mut worker, mut sums) = (Worker::new(self), sums.into_iter());
-        for unit in 0..units {
-            let unit_at = self.product.batch.offset(unit);
-            worker.sums = sums.next().expect("at least one part");
-            sums.by_ref().take(parts - 1).for_each(|more| worker.sums.add(&more));
-            worker.set(unit_at, 0..lanes, 0..broadcast);
-            // SAFETY: the block is the unit, and all parts of its sums are there.
+        for batch in 0..batches {
+            let batch_at = self.product.batch.offset(batch);
+            worker.accumulators = sums.next().expect("at least one part");
+            sums.by_ref().take(parts - 1).for_each(|more| worker.accumulators.add(&more));
+            worker.set(batch_at, 0..lanes, 0..broadcast);
+            // SAFETY: the block is all of this batch index, and all parts of its sums are there.
             unsafe { worker.end(0..lanes) };
         }
     }

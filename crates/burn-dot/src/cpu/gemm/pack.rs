@@ -22,15 +22,15 @@ pub(super) fn panel_width(vectors: usize, lanes: usize) -> usize {
 /// Vectors of an input, and where they are. Read in the order that they have in memory.
 pub(super) struct Vectors<'a, R> {
     side: Side<'a, R>,
-    unit_at: Offsets,
+    batch_at: Offsets,
     places: Places,
     order: Order,
     buffer: Vec<R>,
-    runs: Vec<Run>,
+    panel_segments: Vec<PanelSegment>,
 }
 
 /// Contiguous vectors on their way to a panel.
-struct Run {
+struct PanelSegment {
     /// Where the first is, in elements from the first of the input.
     from: isize,
     len: usize,
@@ -46,22 +46,23 @@ impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, k) = (side.free.inner().1, side.k.inner().1);
         let order = if side.input.stride(&k) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
-        Vectors { side, unit_at: Offsets::default(), places: Places::default(), order, buffer: Vec::new(), runs: Vec::new() }
+        let (batch_at, places) = (Offsets::default(), Places::default());
+        Vectors { side, batch_at, places, order, buffer: Vec::new(), panel_segments: Vec::new() }
     }
 
     /// The block of vectors that the next calls are about.
-    pub fn set(&mut self, unit_at: Offsets, vectors: Range<usize>) {
-        self.unit_at = unit_at;
-        self.places.set(self.side.free, unit_at, vectors);
+    pub fn set(&mut self, batch_at: Offsets, vectors: Range<usize>) {
+        self.batch_at = batch_at;
+        self.places.set(self.side.free, batch_at, vectors);
     }
 
     pub fn places(&self) -> &Places {
         &self.places
     }
 
-    /// How far the first vector of the block is from the beginning of the unit.
-    pub fn offset_in_unit(&self, tensor: usize) -> isize {
-        self.places.offset(0, tensor) - self.unit_at[tensor]
+    /// How far the first vector of the block is from the first of its batch index.
+    pub fn offset_in_batch(&self, tensor: usize) -> isize {
+        self.places.offset(0, tensor) - self.batch_at[tensor]
     }
 
     /// Where these vectors are, the stride from one to the next, and that along K. `None` where there are several.
@@ -222,13 +223,14 @@ impl<'a, R: Compute> Vectors<'a, R> {
             last_width > (count - 1) % width && to.len() >= ((panels - 1) * width + last_width) * k.len,
             "room for all panels"
         );
-        self.runs.clear();
+        self.panel_segments.clear();
         for (first, len, at) in self.places.segments(vectors, input.tensor) {
             let mut done = 0;
             while done < len {
                 let (panel, lane) = ((first + done) / width, (first + done) % width);
                 let len = (width - lane).min(len - done);
-                self.runs.push(Run { from: at + done as isize, len, to: panel * width * k.len + lane, width: width_of(panel) });
+                let (from, to) = (at + done as isize, panel * width * k.len + lane);
+                self.panel_segments.push(PanelSegment { from, len, to, width: width_of(panel) });
                 done += len;
             }
         }
@@ -237,13 +239,13 @@ impl<'a, R: Compute> Vectors<'a, R> {
             for rows in (0..len).step_by(ROWS) {
                 let count = ROWS.min(len - rows);
                 let from = from[input.tensor] + rows as isize * stride;
-                for run in &self.runs {
-                    let at = run.to + (first_k + rows) * run.width;
+                for segment in &self.panel_segments {
+                    let at = segment.to + (first_k + rows) * segment.width;
                     // SAFETY: the vectors are within the input, the caller says; each index of K of a panel has room for those of it, as
                     // was asserted.
                     unsafe {
-                        let from = input.element(from + run.from);
-                        input.load(from, (count, stride), (run.len, 1), to.as_mut_ptr().add(at), run.width);
+                        let from = input.element(from + segment.from);
+                        input.load(from, (count, stride), (segment.len, 1), to.as_mut_ptr().add(at), segment.width);
                     }
                 }
             }

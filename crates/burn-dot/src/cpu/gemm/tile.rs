@@ -55,11 +55,15 @@ pub(super) struct Write<R> {
 
 /// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart.
 ///
+/// # Panics
+///
+/// If the rows do not fit in [`Isa::VECTORS`] vectors.
+///
 /// # Safety
 ///
-/// The panel holds, `k` times, as many vectors as `rows` fit in, at most [`Isa::VECTORS`]; `b` so many columns of `k` elements. `to` has
-/// room for `rows` elements in each of `columns` columns, which nothing else reads or writes, and which are initialized where
-/// they are added to. There is a factor for each row and column.
+/// The panel holds, `k` times, as many vectors as `rows` fit in; `b` so many columns of `k` elements. `to` has room for `rows` elements
+/// in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to. There is a
+/// factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
@@ -70,8 +74,10 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     (rows, columns): (usize, usize),
     write: Write<R>,
 ) {
+    assert!(rows <= S::VECTORS * R::lanes::<S>(), "the rows of a tile fit in its vectors");
     let mut done = 0;
-    // SAFETY: as this function's own; each call takes the next columns.
+    // SAFETY: the rows fit in the vectors of the arm that is taken, and in no fewer, as was asserted. A tile takes `N` columns from `done`
+    // on, of the panel's `k`, and only where so many are left: each column is read and written by one of them.
     unsafe {
         macro_rules! columns {
             ($vectors:literal; $($n:literal)*) => {{$(
@@ -150,7 +156,8 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
-        // SAFETY: as this function's own; a last vector that is not whole is written row by row.
+        // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
+        // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
             let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
             match (write.add, write.scale) {
@@ -211,13 +218,13 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
 ) -> [[R::Vector<S>; V]; N] {
     // The compiler must know one of both strides: with two that it does not know, it takes an instruction more for each column.
     let (column, k_stride) = if BY_K { (1, b.stride) } else { (b.stride, 1) };
-    let mut at = Terms { a: a.at, a_stride: a.k_stride, b: b.at, column, k_stride };
+    let mut at = Cursor { a: a.at, a_stride: a.k_stride, b: b.at, column, k_stride };
     let mut left = k;
     let mut totals: Option<[[R::Vector<S>; V]; N]> = None;
     loop {
         let terms = left.min(CHAIN);
         let mut sums = [[R::splat(isa, R::default()); V]; N];
-        // SAFETY: as this function's own: chains take the indices of K one by one.
+        // SAFETY: all chains together have `k` terms, each at the next index of K, where `V` vectors and `N` elements can be read.
         unsafe {
             // By fours: where another hardware thread shares the core, the instructions of the loop itself would cost a tenth.
             for _ in 0..terms / 4 {
@@ -246,7 +253,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
 }
 
 /// Where the next term of each sum is: a vector of `a`, and an element of each column of `b`.
-struct Terms<R> {
+struct Cursor<R> {
     a: *const R,
     a_stride: isize,
     b: *const R,
@@ -264,10 +271,10 @@ struct Terms<R> {
 #[inline(always)]
 unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    at: &mut Terms<R>,
+    at: &mut Cursor<R>,
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
-    // SAFETY: the caller says that these can be read.
+    // SAFETY: the cursor is at one of the `k` indices: `a` has `V` contiguous vectors there, and `b` elements `column` apart.
     unsafe {
         let mut vectors = [R::splat(isa, R::default()); V];
         for (v, vector) in vectors.iter_mut().enumerate() {
@@ -285,8 +292,8 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     at.b = at.b.wrapping_offset(at.k_stride);
 }
 
-/// Writes a tile, with or without its last vector of each column: for each register of sums what `end` makes of it, given where it goes,
-/// its row and its column.
+/// Stores a tile; `end` maps each register, given its destination, row and column. The last vector of each column is stored only if
+/// `with_last`.
 ///
 /// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
 ///
@@ -371,24 +378,24 @@ mod tests {
         let number = |i: usize| (i % 7) as f64 - 3.0;
         let a = |row: usize, k: usize| number(row + 5 * k);
         let b = |column: usize, k: usize| number(2 * column + 3 * k + 1);
-        let real = R::from_f64;
+        let element = R::from_f64;
         // What is beside the rows must not matter.
         let panel: Vec<R> =
-            (0..k * width).map(|i| real(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
+            (0..k * width).map(|i| element(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
         let (stride, elements): (usize, Vec<R>) = match order {
-            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| real(b(i / (k + 2), i % (k + 2)))).collect()),
+            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| element(b(i / (k + 2), i % (k + 2)))).collect()),
             Order::ByK => {
-                (columns + 2, (0..k * (columns + 2)).map(|i| real(b(i % (columns + 2), i / (columns + 2)))).collect())
+                (columns + 2, (0..k * (columns + 2)).map(|i| element(b(i % (columns + 2), i / (columns + 2)))).collect())
             }
         };
         // Powers of two, so that scaling is exact, too; some products stay above 1.
-        let row_factors: Vec<R> = (0..rows).map(|row| real(2f64.powi(-((row % 3) as i32)))).collect();
-        let column_factors: Vec<R> = (0..columns).map(|column| real(2f64.powi(-((column % 2) as i32 + 5)))).collect();
+        let row_factors: Vec<R> = (0..rows).map(|row| element(2f64.powi(-((row % 3) as i32)))).collect();
+        let column_factors: Vec<R> = (0..columns).map(|column| element(2f64.powi(-((column % 2) as i32 + 5)))).collect();
         let sums: Vec<f64> = (0..rows * columns).map(|i| (0..k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
         for (add, scaled) in [(false, false), (true, false), (false, true), (true, true)] {
             let before = |i: usize| number(i + 4);
             let column_stride = rows + 3;
-            let mut to: Vec<R> = (0..columns * column_stride).map(|i| real(before(i))).collect();
+            let mut to: Vec<R> = (0..columns * column_stride).map(|i| element(before(i))).collect();
             let panel = Panel { at: panel.as_ptr(), k_stride: width as isize };
             let columns_of_b = BroadcastColumns { at: elements.as_ptr(), order, stride: stride as isize };
             let scale = scaled.then_some([row_factors.as_ptr(), column_factors.as_ptr()]);

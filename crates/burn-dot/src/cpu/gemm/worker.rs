@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Sums of a block in a workspace.
-pub(super) struct Sums<R> {
+pub(super) struct Accumulators<R> {
     /// Of up to 16 blocks of K.
     partial: Vec<R>,
     /// Of all, where they are compensated, and the rounding errors of these.
@@ -28,7 +28,7 @@ pub(super) struct Sums<R> {
     lost: Vec<R>,
 }
 
-impl<R: Compute> Sums<R> {
+impl<R: Compute> Accumulators<R> {
     fn reset(&mut self, len: usize, compensated: bool) {
         self.partial.resize(len, R::default());
         if compensated {
@@ -44,7 +44,7 @@ impl<R: Compute> Sums<R> {
         compensated::add(&mut self.total, &mut self.lost, &self.partial);
     }
 
-    /// Brings the totals and their rounding errors together.
+    /// Adds the totals and their rounding errors.
     fn complete(&mut self) {
         self.partial.resize(self.total.len(), R::default());
         self.partial
@@ -54,7 +54,7 @@ impl<R: Compute> Sums<R> {
     }
 
     /// Adds other totals.
-    pub fn add(&mut self, other: &Sums<R>) {
+    pub fn add(&mut self, other: &Accumulators<R>) {
         compensated::add(&mut self.total, &mut self.lost, &other.total);
         self.lost.iter_mut().zip(&other.lost).for_each(|(lost, &more)| *lost = *lost + more);
     }
@@ -68,7 +68,7 @@ pub(super) struct Worker<'a, R> {
     lane_k: KBlock<'a, R>,
     broadcast_k: KBlock<'a, R>,
     panels: Panels<R>,
-    pub sums: Sums<R>,
+    pub accumulators: Accumulators<R>,
     /// Of the block's lanes and broadcast vectors, where the epilogue scales by them.
     factors: [Vec<R>; 2],
 }
@@ -82,18 +82,18 @@ impl<'a, R: Compute> Worker<'a, R> {
             lane_k: KBlock::new(tasks.product.sum),
             broadcast_k: KBlock::new(tasks.product.sum),
             panels: Panels { elements: AlignedBuffer::default(), first: None },
-            sums: Sums { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
+            accumulators: Accumulators { partial: Vec::new(), total: Vec::new(), lost: Vec::new() },
             factors: [Vec::new(), Vec::new()],
         }
     }
 
-    /// Multiplies a part of a unit, block by block.
+    /// Multiplies a part of the product of a batch index, block by block.
     ///
     /// # Safety
     ///
-    /// `unit_at` is the offset of a unit of the product, the ranges are of its lanes and broadcast vectors, and no other task
+    /// `batch_at` is the offset of a batch index, the ranges are of its lanes and broadcast vectors, and no other task
     /// writes their part of the output. The rest as for [`Product::run`](super::Product::run).
-    pub unsafe fn part(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
+    pub unsafe fn part(&mut self, batch_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
         let k = self.tasks.sizes.k;
         // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
@@ -105,17 +105,17 @@ impl<'a, R: Compute> Worker<'a, R> {
         unsafe {
             for broadcast in blocks(broadcast, broadcast_block) {
                 for lanes in blocks(lanes.clone(), lane_block) {
-                    self.set(unit_at, lanes.clone(), broadcast.clone());
+                    self.set(batch_at, lanes.clone(), broadcast.clone());
                     if !once || broadcast.start == first {
                         self.panels.first = None;
                     }
-                    self.accumulate(unit_at, 0..k);
+                    self.accumulate(batch_at, 0..k);
                     if !together {
                         self.end(lanes);
                     }
                 }
                 if together {
-                    self.lanes.set(unit_at, lanes.clone());
+                    self.lanes.set(batch_at, lanes.clone());
                     self.end(lanes.clone());
                 }
             }
@@ -123,22 +123,22 @@ impl<'a, R: Compute> Worker<'a, R> {
     }
 
     /// Sets the block that is worked on.
-    pub fn set(&mut self, unit_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
-        self.lanes.set(unit_at, lanes);
-        self.broadcast.set(unit_at, broadcast);
+    pub fn set(&mut self, batch_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
+        self.lanes.set(batch_at, lanes);
+        self.broadcast.set(batch_at, broadcast);
     }
 
     /// Sums the block over a range of K.
     ///
     /// # Safety
     ///
-    /// A block of the unit at `unit_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
+    /// A block of the batch index at `batch_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
     /// if it is accumulated there. The rest as for [`Product::run`](super::Product::run).
-    pub unsafe fn accumulate(&mut self, unit_at: Offsets, k_range: Range<usize>) {
+    pub unsafe fn accumulate(&mut self, batch_at: Offsets, k_range: Range<usize>) {
         let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
         self.set_factors();
         if workspace {
-            self.sums.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
+            self.accumulators.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
         }
         let block = self.block();
         let count = k_range.len().div_ceil(k_block);
@@ -149,13 +149,13 @@ impl<'a, R: Compute> Worker<'a, R> {
             // Sums that are not compensated are of so many blocks at most.
             let add = i % blocking::PLAIN_BLOCKS > 0;
             let last = i + 1 == count;
-            self.lane_k.set(&self.tasks.lanes, unit_at, k_range.clone());
-            self.broadcast_k.set(&self.tasks.broadcast, unit_at, k_range);
-            // SAFETY: as this function's own. Of a block of the output or of `sums.partial`, the first block of K is written,
-            // more are added.
+            self.lane_k.set(&self.tasks.lanes, batch_at, k_range.clone());
+            self.broadcast_k.set(&self.tasks.broadcast, batch_at, k_range);
+            // SAFETY: both K blocks were set to these indices of K. `block` is the block's part of the output, which nothing else reads or
+            // writes, or `accumulators.partial`, which has its size; the first block of K is written there, more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
-                self.sums.fold();
+                self.accumulators.fold();
             }
         }
     }
@@ -163,7 +163,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// Where the block is accumulated: in the output or in the workspace.
     fn block(&mut self) -> Block<R> {
         match self.tasks.blocking.workspace {
-            true => Block { at: self.sums.partial.as_mut_ptr(), stride: self.lanes.places().len() as isize },
+            true => Block { at: self.accumulators.partial.as_mut_ptr(), stride: self.lanes.places().len() as isize },
             false => self.block_in_output(),
         }
     }
@@ -171,8 +171,8 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// Where the block belongs, in elements of the output, which has one stride for its lanes and one for its broadcast vectors.
     fn block_in_output(&self) -> Block<R> {
         let product = self.tasks.product;
-        // Both places count the unit; their sum must count it once.
-        let at = self.broadcast.places().offset(0, product.c.tensor) + self.lanes.offset_in_unit(product.c.tensor);
+        // Both places count the batch index; their sum must count it once.
+        let at = self.broadcast.places().offset(0, product.c.tensor) + self.lanes.offset_in_batch(product.c.tensor);
         let stride = self.tasks.broadcast.free.stride_of(product.c.tensor).expect("one stride in the output");
         Block { at: product.c.at(at).cast(), stride }
     }
@@ -230,7 +230,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         let Blocking { workspace, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
         if compensated {
-            self.sums.complete();
+            self.accumulators.complete();
         }
         let block = self.block();
         match &product.epilogue {
@@ -273,8 +273,8 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
 }
 
-/// Packed lanes of a block. Those before the first are read in place. They may be met again by other broadcast vectors, by the same instruction
-/// set: [`simd::dispatch_narrow`] chooses it by the number of lanes.
+/// Packed lanes of a block; lanes before `first` are read in place. Reused for later broadcast blocks by the same ISA:
+/// [`simd::dispatch_narrow`] chooses it by the number of lanes.
 struct Panels<R> {
     elements: AlignedBuffer<R>,
     /// `None` until the block's lanes are packed.

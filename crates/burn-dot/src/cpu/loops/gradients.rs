@@ -16,18 +16,18 @@ const FACTORS: RangeInclusive<f64> = 1e-30..=1e30;
 /// What the gradients of a row and of its counterpart are made of: `a` times the other, and `b` times the vector itself where the product is
 /// normalized. No term is larger than its bound.
 #[derive(Clone, Copy, Default)]
-pub(in super::super) struct Factors {
+pub(in super::super) struct GradFactors {
     pub a: f64,
     pub b: [f64; 2],
     pub bounds: [f64; 2],
 }
 
-impl Factors {
+impl GradFactors {
     /// Those of the other vector.
     #[inline(always)]
     pub fn swapped(self) -> Self {
-        let Factors { a, b: [b0, b1], bounds: [bound0, bound1] } = self;
-        Factors { a, b: [b1, b0], bounds: [bound1, bound0] }
+        let GradFactors { a, b: [b0, b1], bounds: [bound0, bound1] } = self;
+        GradFactors { a, b: [b1, b0], bounds: [bound1, bound0] }
     }
 }
 
@@ -50,12 +50,13 @@ pub(in super::super) struct Pair<T> {
 pub(in super::super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, const PLAIN: bool>(
     isa: S,
     pair: Pair<T>,
-    factors: Factors,
+    factors: GradFactors,
 ) {
     // A 16-bit float loses no digit in f32, which has the range of the factors most of the time. A vector that does not fill a register of
     // f32 may fill one of f64.
     let in_f32 = if PLAIN { pair.len >= S::F32_LANES } else { !T::IS_COMPUTE && fits_f32(factors) };
-    // SAFETY: as this function's own.
+    // SAFETY: each vector, and each gradient that is written, has `pair.len` elements. A gradient is where its own vector is, or where
+    // nothing else reads or writes.
     unsafe {
         if in_f32 {
             gradients_in::<T::Compute, S, T, BOTH, PLAIN>(isa, pair, factors);
@@ -72,7 +73,7 @@ pub(in super::super) unsafe fn gradients<S: Isa, T: Element, const BOTH: bool, c
 unsafe fn gradients_in<A: Compute, S: Isa, T: Element, const BOTH: bool, const PLAIN: bool>(
     isa: S,
     pair: Pair<T>,
-    factors: Factors,
+    factors: GradFactors,
 ) {
     let Pair { len, vectors, grads } = pair;
     let lanes = A::lanes::<S>();
@@ -133,7 +134,7 @@ fn gradient<A: Compute, S: Isa, T: Element, const PLAIN: bool>(
 
 /// Whether f32 neither overflows nor loses digits with these.
 #[inline(always)]
-fn fits_f32(Factors { a, b, bounds }: Factors) -> bool {
+fn fits_f32(GradFactors { a, b, bounds }: GradFactors) -> bool {
     let fits = |x: f64| x == 0.0 || FACTORS.contains(&x.abs());
     fits(a) && fits(b[0]) && fits(b[1]) && fits(bounds[0]) && fits(bounds[1])
 }

@@ -11,7 +11,7 @@ use super::{
         norms::Scale,
         threads,
     },
-    Normalized, Reduction, Rows, SavedRow, all_ranges,
+    Normalized, RowProduct, Rows, SavedRow, all_ranges,
     chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch},
 };
 
@@ -57,17 +57,18 @@ where
     let written = vectors * (usize::from(rows.pass.dx.is_some()) + n * usize::from(rows.pass.dy.is_some()));
     let writer = GradWriter::new(&space.k, written.saturating_mul(k * size_of::<T>()), in_place);
     let chunks = &Chunks::new(&space.k);
-    let product = &Reduction { rows, chunks, writer, epsilon };
+    let product = &RowProduct { rows, chunks, writer, epsilon };
     match n {
         // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an
         // element of a gradient.
         1 => all_ranges(vectors, k, writer, |range| unsafe { product.pairs(&own, range) }),
-        // SAFETY: as above.
+        // SAFETY: both axes are the space's. Tasks that share a vector write gradients of their own rows and return sums; one writer stores
+        // the vector's gradient.
         _ => unsafe { product.broadcast_vectors(&own, &others, k) },
     }
 }
 
-impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTensors<T, O>> {
+impl<T: Element, O: Element<Compute = T::Compute>> RowProduct<'_, T, BackwardTensors<T, O>> {
     /// As saved, or recomputed.
     ///
     /// # Safety
@@ -75,7 +76,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
     /// The group is of the space that [`backward`] was called with.
     unsafe fn normalized(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, to: &mut [Normalized]) -> bool {
         let Some(saved) = self.rows.pass.saved else {
-            // SAFETY: as this function's own.
+            // SAFETY: the group's rows are the space's, which is within the inputs.
             return unsafe { self.normalize(group, epsilon, scratch, to) };
         };
         for (row, to) in to.iter_mut().enumerate() {
@@ -163,7 +164,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, BackwardTens
         for (vector, shares) in sums.chunks_mut(shares).enumerate() {
             let (first, rest) = shares.split_first_mut().expect("at least one share");
             rest.iter().for_each(|more| first.add(more));
-            // SAFETY: as above.
+            // SAFETY: `map` has returned, so no task is left that reads the vector: this thread alone writes its gradient.
             unsafe { self.write_vector(own.offset(vector), first) };
         }
         true

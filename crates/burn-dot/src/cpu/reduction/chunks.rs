@@ -12,7 +12,7 @@ use super::{
         strided::{CHUNK, Strided, StridedMut},
     },
     Normalized,
-    tasks::{Fence, GradientOfSum, Gradients, StridedRows, Sums},
+    tasks::{Fence, GradientOfSum, Gradients, StridedRows, SumRows},
 };
 
 /// Rows that go to the loops at once.
@@ -192,9 +192,9 @@ impl Chunks {
         if self.contiguous {
             return StridedRows { at, stride: 0 };
         }
-        let run = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
+        let strided = Strided { at, stride: self.inner.stride[tensor], len: chunk.range.len() };
         // SAFETY: the chunk is within the input, the caller says, and fits a buffer.
-        StridedRows { at: unsafe { run.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
+        StridedRows { at: unsafe { strided.gather(&mut scratch.vectors[tensor]) }.as_ptr(), stride: 0 }
     }
 
     /// [`Chunks::read`] of both inputs.
@@ -212,7 +212,7 @@ impl Chunks {
         unsafe { [self.read(x, X, chunk, scratch), self.read(y, Y, chunk, scratch)] }
     }
 
-    /// The [`Sums`] of a group.
+    /// The [`SumRows`] of a group.
     ///
     /// # Safety
     ///
@@ -226,7 +226,7 @@ impl Chunks {
     ) {
         if self.whole {
             // SAFETY: whole rows are contiguous, and within the inputs, the caller says.
-            return unsafe { simd::dispatch(Sums { vectors: group.vectors(vectors), len: self.inner.size, out }) };
+            return unsafe { simd::dispatch(SumRows { vectors: group.vectors(vectors), len: self.inner.size, out }) };
         }
         let mut totals = [Compensated::default(); N];
         for chunk in self.chunks(group.start, GradWriter::Direct) {
@@ -235,7 +235,7 @@ impl Chunks {
             // been read.
             unsafe {
                 let vectors = self.read_both(vectors, &chunk, scratch);
-                simd::dispatch(Sums { vectors, len: chunk.range.len(), out: &mut sums });
+                simd::dispatch(SumRows { vectors, len: chunk.range.len(), out: &mut sums });
             }
             totals.iter_mut().zip(sums[0]).for_each(|(total, sum)| total.add(sum));
         }
@@ -261,7 +261,8 @@ impl Chunks {
             let targets = [(grads[0], DX), (grads[1], DY)]
                 .map(|(grad, t)| grad.map(|grad| (grad.wrapping_offset(group.start[t]), group.stride[t])));
             let vectors = group.vectors(vectors);
-            // SAFETY: whole rows are contiguous; the rest the caller says.
+            // SAFETY: whole rows are contiguous in the inputs, and in the gradients, which the writer does not scatter: `inner.size`
+            // elements each, and as many rows as `out_grads`. The group's gradients are the caller's alone: if streamed, until a fence.
             return unsafe {
                 simd::dispatch(Gradients {
                     vectors,
@@ -284,8 +285,8 @@ impl Chunks {
                 places[side].map(|place| if writer == GradWriter::Scatter { (buffers[side], 0) } else { (place, 0) })
             };
             let sum = if sum.is_empty() { &mut [][..] } else { &mut sum[chunk.range] };
-            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers, or to where they belong, by a
-            // `writer` that is for gradients that are contiguous there; the rest the caller says.
+            // SAFETY: a chunk is contiguous once it has been read. Its gradients go to buffers of `CHUNK` elements, to which chunks are cut
+            // if the writer scatters; else to where they belong, contiguous there, and nobody else has this part of them.
             unsafe {
                 simd::dispatch(Gradients {
                     vectors,

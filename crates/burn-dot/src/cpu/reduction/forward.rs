@@ -7,7 +7,7 @@ use super::{
         element::{Element, clamp_to_one},
         layout::{Axes, OUT, OUT_INDEX, Space},
     },
-    Normalized, Reduction, Rows, SavedRow, all_ranges,
+    Normalized, RowProduct, Rows, SavedRow, all_ranges,
     chunks::{Chunks, GROUP, GradWriter, Group, Scratch},
 };
 
@@ -30,14 +30,14 @@ where
     T: Element,
     O: Element<Compute = T::Compute>,
 {
-    let product = &Reduction { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
+    let product = &RowProduct { rows, chunks: &Chunks::new(&space.k), writer: GradWriter::Direct, epsilon };
     let all = &space.batch.followed_by(&space.j);
     // SAFETY: the rows of the range are the space's, which the caller says is within the tensors; no two rows share an element of
     // the output.
     all_ranges(all.len(), space.k.len(), GradWriter::Direct, |range| unsafe { product.forward(all, range) })
 }
 
-impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTensors<O>> {
+impl<T: Element, O: Element<Compute = T::Compute>> RowProduct<'_, T, ForwardTensors<O>> {
     /// The output of some rows.
     ///
     /// # Safety
@@ -74,7 +74,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> Reduction<'_, T, ForwardTenso
     unsafe fn cosines(&self, group: &Group, epsilon: f64, scratch: &mut Scratch<T>, out: &mut [[f64; 1]]) -> bool {
         let mut normalized = [Normalized::default(); GROUP];
         let normalized = &mut normalized[..group.rows];
-        // SAFETY: as this function's own.
+        // SAFETY: the group's rows are the space's, which is within the inputs.
         if unsafe { !self.normalize(group, epsilon, scratch, normalized) } {
             return false;
         }

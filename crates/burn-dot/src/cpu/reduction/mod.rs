@@ -71,7 +71,7 @@ impl Normalized {
 }
 
 /// What every task of a product knows.
-struct Reduction<'a, T, P> {
+struct RowProduct<'a, T, P> {
     rows: Rows<T, P>,
     chunks: &'a Chunks,
     writer: GradWriter,
@@ -95,7 +95,7 @@ fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range
     all.into_inner()
 }
 
-impl<T: Element, P> Reduction<'_, T, P> {
+impl<T: Element, P> RowProduct<'_, T, P> {
     /// Normalizes the rows of a group. False where a square is beyond f64.
     ///
     /// # Safety

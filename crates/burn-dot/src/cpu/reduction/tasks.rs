@@ -16,7 +16,7 @@ const SHORT: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) struct StridedRows<T> {
     pub at: *const T,
-    /// 0 for a row that is met again, or is alone: nothing is prefetched then.
+    /// 0 for a row that is reused, or is alone: nothing is prefetched then.
     pub stride: isize,
 }
 
@@ -39,7 +39,7 @@ impl<T> StridedRows<T> {
     /// The row has so many elements that can be read, and nobody writes to them.
     #[inline(always)]
     unsafe fn slice<'a>(self, row: usize, len: usize) -> &'a [T] {
-        // SAFETY: the caller says that the row can be read.
+        // SAFETY: the row has `len` contiguous elements from here on, and they are only read.
         unsafe { core::slice::from_raw_parts(self.row(row), len) }
     }
 }
@@ -49,18 +49,18 @@ impl<T> StridedRows<T> {
 /// # Safety
 ///
 /// Both vectors have as many rows as `out`, each of `len` elements that can be read, and nobody writes to them.
-pub(super) struct Sums<'a, T, const N: usize> {
+pub(super) struct SumRows<'a, T, const N: usize> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,
     pub out: &'a mut [[f64; N]],
 }
 
-impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
+impl<T: Element, const N: usize> Task for SumRows<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let Sums { vectors: [x, y], len, out } = self;
+        let SumRows { vectors: [x, y], len, out } = self;
         for (row, out) in out.iter_mut().enumerate() {
             x.prefetch(isa, row);
             y.prefetch(isa, row);
@@ -80,7 +80,7 @@ impl<T: Element, const N: usize> Task for Sums<'_, T, N> {
 /// What the gradients of a row and of its counterpart are made of.
 #[derive(Clone, Copy, Default)]
 struct Factors {
-    gradients: loops::Factors,
+    gradients: loops::GradFactors,
     /// What the row adds to the sum for its vector.
     to_sum: f64,
 }
@@ -89,7 +89,7 @@ impl Factors {
     /// Of a plain product.
     #[inline(always)]
     fn plain(g: f64) -> Self {
-        Factors { gradients: loops::Factors { a: g, ..Default::default() }, to_sum: g }
+        Factors { gradients: loops::GradFactors { a: g, ..Default::default() }, to_sum: g }
     }
 
     /// Of a cosine: `a = g / (‖x‖ ‖y‖)`, and the projections. The sum for a vector that is broadcast is divided by its norm in the end.
@@ -97,7 +97,7 @@ impl Factors {
     fn normalized(Normalized { scales: [x, y], cosine }: &Normalized, g: f64) -> Self {
         let ((of_x, bound_x), (of_y, bound_y)) = (x.projection(g, *cosine), y.projection(g, *cosine));
         let a = g * x.inverse() * y.inverse();
-        Factors { gradients: loops::Factors { a, b: [-of_x, -of_y], bounds: [bound_x, bound_y] }, to_sum: g * y.inverse() }
+        Factors { gradients: loops::GradFactors { a, b: [-of_x, -of_y], bounds: [bound_x, bound_y] }, to_sum: g * y.inverse() }
     }
 }
 
@@ -165,7 +165,8 @@ impl<T: Element> Gradients<'_, T> {
             let factors = self.factors::<PLAIN>(row, g).gradients;
             x.prefetch(isa, row);
             y.prefetch(isa, row);
-            // SAFETY: as this function's own.
+            // SAFETY: there are as many rows as `out_grads`, each of `len` elements in both vectors and both gradients. A gradient is where
+            // its own row is, or where nothing else reads or writes.
             unsafe {
                 let grads = [dx.offset(row as isize * dx_stride), dy.offset(row as isize * dy_stride)];
                 let pair = Pair { len: self.len, vectors: [x.row(row), y.row(row)], grads };
@@ -187,7 +188,8 @@ impl<T: Element> Gradients<'_, T> {
             x.prefetch(isa, row);
             y.prefetch(isa, row);
             let (x, y) = (x.row(row), y.row(row));
-            // SAFETY: as this function's own.
+            // SAFETY: there are as many rows as `out_grads`, each of `len` elements in both vectors and the wanted gradients, which nothing
+            // else reads or writes. What a gradient in place overwrites was read before: at most one is in place.
             unsafe {
                 if !self.sum.is_empty() {
                     loops::axpy(isa, self.sum, to_sum, core::slice::from_raw_parts(y, len));
@@ -216,7 +218,7 @@ unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
     isa: S,
     len: usize,
     vectors: [*const T; 2],
-    factors: loops::Factors,
+    factors: loops::GradFactors,
     to: *mut T,
     mut stream: Option<&mut [T]>,
 ) {
@@ -226,7 +228,8 @@ unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
             Some(buffer) => (buffer.as_mut_ptr(), (len - done).min(buffer.len())),
             None => (to, len),
         };
-        // SAFETY: as this function's own; a part is within the row, and fits the buffer.
+        // SAFETY: `done + part` is `len` at most, so the part is within the vectors and the gradient, which is ours alone. `target` has
+        // `part` elements: it is the buffer, which is as long at least, or the whole gradient.
         unsafe {
             let vectors = [vectors[0].add(done), vectors[1].add(done)];
             let pair = Pair { len: part, vectors, grads: [target, core::ptr::null_mut()] };

@@ -16,7 +16,7 @@ use super::{By, Isa, Task, scalar};
 pub unsafe fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
     match pulp::Arch::new() {
         pulp::Arch::Neon(neon) => Simd::vectorize(neon, By(neon, task)),
-        // SAFETY: as this function's own.
+        // SAFETY: what the task says of its pointers holds by whichever instruction set it runs.
         _ => unsafe { scalar::dispatch(bytes, task) },
     }
 }
@@ -28,7 +28,7 @@ pub unsafe fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
 pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     let neon = Neon::try_new().expect("every processor of this architecture that runs an operating system has NEON");
     Simd::vectorize(neon, By(neon, task()));
-    // SAFETY: as this function's own.
+    // SAFETY: what the tasks say of their pointers holds by whichever instruction set they run.
     unsafe { scalar::for_each_isa(task) };
 }
 

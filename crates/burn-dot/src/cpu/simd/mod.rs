@@ -125,7 +125,7 @@ pub(super) trait Task {
 ///
 /// What the task says of its pointers holds.
 pub(super) unsafe fn dispatch<T: Task>(task: T) -> T::Output {
-    // SAFETY: as this function's own.
+    // SAFETY: what the task says of its pointers holds; that the machine has the instructions is tested there.
     unsafe { native::dispatch(usize::MAX, task) }
 }
 
@@ -135,7 +135,7 @@ pub(super) unsafe fn dispatch<T: Task>(task: T) -> T::Output {
 ///
 /// What the task says of its pointers holds.
 pub(super) unsafe fn dispatch_narrow<T: Task>(bytes: usize, task: T) -> T::Output {
-    // SAFETY: as this function's own.
+    // SAFETY: what the task says of its pointers holds; that the machine has the instructions is tested there.
     unsafe { native::dispatch(bytes, task) }
 }
 

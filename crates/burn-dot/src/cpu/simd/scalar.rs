@@ -9,7 +9,7 @@ use super::{Isa, Task};
 ///
 /// What the task says of its pointers holds.
 pub unsafe fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
-    // SAFETY: as this function's own; every machine has these instructions.
+    // SAFETY: what the task says of its pointers holds, and every machine has these instructions.
     unsafe { task.run(Scalar) }
 }
 
@@ -18,7 +18,7 @@ pub unsafe fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
 /// What the tasks say of their pointers holds.
 #[cfg(test)]
 pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
-    // SAFETY: as this function's own.
+    // SAFETY: what the tasks say of their pointers holds.
     unsafe { dispatch(0, task()) };
 }
 
@@ -102,12 +102,12 @@ impl Isa for Scalar {
 
     #[inline(always)]
     unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
-        // SAFETY: as this function's own.
+        // SAFETY: there are `F32_BLOCK` pointers, to as many elements each, and room for as many at each multiple of the stride.
         unsafe { transpose(from, to, stride) }
     }
     #[inline(always)]
     unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
-        // SAFETY: as this function's own.
+        // SAFETY: there are `F64_BLOCK` pointers, to as many elements each, and room for as many at each multiple of the stride.
         unsafe { transpose(from, to, stride) }
     }
 

@@ -43,7 +43,7 @@ pub unsafe fn dispatch<T: Task>(bytes: usize, task: T) -> T::Output {
             }
         }
     }
-    // SAFETY: as this function's own.
+    // SAFETY: what the task says of its pointers holds by whichever instruction set it runs.
     unsafe { scalar::dispatch(bytes, task) }
 }
 
@@ -56,7 +56,7 @@ const V3_REGISTER: usize = 32;
 /// What the tasks say of their pointers holds.
 #[cfg(test)]
 pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
-    // SAFETY: as this function's own.
+    // SAFETY: what the tasks say of their pointers holds by whichever instruction set they run.
     unsafe { scalar::for_each_isa(&task) };
     let Some(f16c) = F16c::try_new() else { return };
     if let Some(v3) = V3::try_new() {

@@ -24,22 +24,22 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
     for (dtype, epsilon) in
         [(DType::F32, f64::from(f32::EPSILON)), (DType::F16, f64::from(f16::EPSILON)), (DType::BF16, f64::from(bf16::EPSILON))]
     {
-        for (k, partners) in [(33, 1), (1027, 1), (33, 3), (1027, 3)] {
+        for (k, columns) in [(33, 1), (1027, 1), (33, 3), (1027, 3)] {
             let shape = |free: usize| [3, free, k];
-            let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &shape(1), &shape(partners)).unwrap();
+            let plan = Plan::new(&Axes::Pair(2, 2), 1, false, &shape(1), &shape(columns)).unwrap();
             let tensor = |x: &[f64], free: usize| tensor(x, &shape(free), dtype);
             for (place, wrong) in
                 [None, Some(0), Some(k - 1)].iter().flat_map(|p| [f64::NAN, f64::INFINITY].map(|wrong| (*p, wrong)))
             {
                 let mut x = wave(3 * k, 0.3);
-                let y: Vec<f64> = x.chunks(k).flat_map(|row| row.repeat(partners)).collect();
+                let y: Vec<f64> = x.chunks(k).flat_map(|row| row.repeat(columns)).collect();
                 if let Some(place) = place {
                     x[k + place] = wrong;
                 }
-                let out = float_dot(&tensor(&x, 1), &tensor(&y, partners), &plan, options, false).expect("a kernel").out;
+                let out = float_dot(&tensor(&x, 1), &tensor(&y, columns), &plan, options, false).expect("a kernel").out;
                 for (i, out) in out.into_data().iter::<f64>().enumerate() {
                     let name = alloc::format!("{dtype:?}, {k} terms, {wrong} at {place:?}: row {i}");
-                    if place.is_some() && i / partners == 1 {
+                    if place.is_some() && i / columns == 1 {
                         assert!(out.is_nan(), "{name}: {out}");
                     } else {
                         assert!(out <= 1.0, "{name}: {out}");
@@ -52,7 +52,7 @@ fn cosines_of_long_rows_stay_within_one_and_nan_reaches_its_row_only() {
 }
 
 #[test]
-fn numbers_whose_squares_f64_cannot_hold_are_for_the_composition() {
+fn elements_whose_squares_f64_cannot_hold_are_for_the_composition() {
     let options = FloatOptions { normalize: Some(1e-300), output: None };
     for (m, n) in [(1, 1), (1, 2), (2, 2)] {
         for size in [1e200, 1e-200] {

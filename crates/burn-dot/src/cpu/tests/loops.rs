@@ -7,7 +7,7 @@ use burn_core::tensor::{bf16, f16};
 use super::{
     super::{
         element::Element,
-        loops::{self, Factors, Pair, SQUARED_ROWS},
+        loops::{self, GradFactors, Pair, SQUARED_ROWS},
         simd::{self, Isa, Task},
         strided::{CHUNK, Strided, StridedMut},
     },
@@ -27,8 +27,8 @@ impl<T: Element> Task for EveryLoop<T> {
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
         let EveryLoop { len, epsilon, .. } = self;
-        let reals = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
-        let (x, y) = (reals(0.1), reals(0.4));
+        let elements = |phase: f64| wave(len, phase).into_iter().map(T::from_f64).collect::<Vec<T>>();
+        let (x, y) = (elements(0.1), elements(0.4));
         let f64s = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let (fx, fy) = (f64s(&x), f64s(&y));
         let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -56,8 +56,8 @@ impl<T: Element> Task for EveryLoop<T> {
             assert_near(&alloc::format!("{name} of {len}"), given, terms[0] + terms[1], scale, epsilon);
         };
         let before = wave(len, 0.7);
-        let factors = Factors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
-        let mut to = [reals(0.7), reals(0.8)];
+        let factors = GradFactors { a, b: [b, 0.6], bounds: [3.0, 3.0] };
+        let mut to = [elements(0.7), elements(0.8)];
         let grads = to.each_mut().map(|to| to.as_mut_ptr());
         let pair = Pair { len, vectors: [x.as_ptr(), y.as_ptr()], grads };
         // SAFETY: all have so many elements, here and below.
@@ -77,7 +77,7 @@ impl<T: Element> Task for EveryLoop<T> {
         (0..len).for_each(|i| near("gradients in place, x", to[0][i].to_f64(), [a * fy[i], b * fx[i]]));
         (0..len).for_each(|i| near("gradients in place, y", to[1][i].to_f64(), [a * fx[i], 0.6 * fy[i]]));
         let grads = to.each_mut().map(|to| to.as_mut_ptr());
-        let plain = Factors { a: 1.75, b: [f64::NAN; 2], bounds: [f64::NAN; 2] };
+        let plain = GradFactors { a: 1.75, b: [f64::NAN; 2], bounds: [f64::NAN; 2] };
         // SAFETY: as above.
         unsafe { loops::gradients::<S, T, true, true>(isa, Pair { grads, ..pair }, plain) };
         for (given, other) in to.iter().zip([&fy, &fx]) {
@@ -151,25 +151,25 @@ fn every_loop_agrees_with_plain_loops_by_every_instruction_set() {
 }
 
 #[test]
-fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
+fn strided_views_are_read_and_written_at_any_stride_and_nowhere_else() {
     for len in EXTENTS {
         for stride in [1isize, 3, -2, 0] {
             let memory = wave(3 * len + 3, 0.2);
             let first = if stride < 0 { 2 * len } else { 1 };
             let place = |i: usize| (first as isize + i as isize * stride) as usize;
             let mut buffer = [0.0; CHUNK];
-            let run = Strided { at: memory.as_ptr().wrapping_add(first), stride, len };
+            let strided = Strided { at: memory.as_ptr().wrapping_add(first), stride, len };
             // SAFETY: all places are within `memory`.
-            let read = unsafe { run.gather(&mut buffer) };
+            let read = unsafe { strided.gather(&mut buffer) };
             (0..len).for_each(|i| assert_eq!(read[i], memory[place(i)], "stride {stride}"));
             if stride == 0 {
                 continue; // Nothing writes to one place twice.
             }
             let mut target = memory.clone();
-            let run = StridedMut { at: target.as_mut_ptr().wrapping_add(first), stride };
+            let strided = StridedMut { at: target.as_mut_ptr().wrapping_add(first), stride };
             // SAFETY: as above.
             unsafe {
-                run.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());
+                strided.scatter(&(0..len).map(|i| i as f64).collect::<Vec<_>>());
             }
             for (at, &x) in target.iter().enumerate() {
                 let expected = (0..len).find(|&i| place(i) == at).map_or(memory[at], |i| i as f64);
@@ -179,7 +179,7 @@ fn runs_are_read_and_written_at_any_step_and_nowhere_else() {
     }
 }
 
-/// Numbers whose squares, and products with a factor, are beyond f32, by one instruction set.
+/// Elements whose squares, and products with a factor, are beyond f32, by one instruction set.
 struct BeyondF32;
 
 impl Task for BeyondF32 {
@@ -200,7 +200,7 @@ impl Task for BeyondF32 {
                 let most = 2.0;
                 let (a, b) = (0.75 * most / x0, -0.5 * most / y0);
                 let mut to = [T::default(); 70];
-                let factors = Factors { a, b: [b, 0.0], bounds: [most, 0.0] };
+                let factors = GradFactors { a, b: [b, 0.0], bounds: [most, 0.0] };
                 let pair = Pair { len: 70, vectors: [y.as_ptr(), x.as_ptr()], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
                 // SAFETY: all have so many elements.
                 unsafe { loops::gradients::<S, T, false, false>(isa, pair, factors) };
@@ -218,7 +218,7 @@ impl Task for BeyondF32 {
         (x[0], x[69]) = (1.0, 2.0);
         assert_near("products beyond f32", loops::dot(isa, &x, &y), 3e20, 70.0 * 1e40, f64::EPSILON);
         let (x, mut to) = ([bf16::from_f64(2e38); 70], [bf16::ZERO; 70]);
-        let factors = Factors { a: 3.0, b: [-2.5, 0.0], bounds: [6e38, 0.0] };
+        let factors = GradFactors { a: 3.0, b: [-2.5, 0.0], bounds: [6e38, 0.0] };
         let pair = Pair { len: 70, vectors: [x.as_ptr(); 2], grads: [to.as_mut_ptr(), core::ptr::null_mut()] };
         // SAFETY: all have so many elements.
         unsafe { loops::gradients::<S, bf16, false, false>(isa, pair, factors) };
@@ -227,7 +227,7 @@ impl Task for BeyondF32 {
 }
 
 #[test]
-fn sums_and_gradients_of_numbers_that_f32_cannot_multiply_are_made_in_f64() {
+fn sums_and_gradients_of_elements_that_f32_cannot_multiply_are_made_in_f64() {
     // SAFETY: the task has no pointers.
     unsafe { simd::for_each_isa(|| BeyondF32) };
 }
@@ -241,7 +241,7 @@ impl Task for Edges {
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
         fn check<S: Isa, T: Element<Compute = f32>>(isa: S, name: &str, largest: f64, halfway: f64, even: f64) {
-            // As many as a register holds and more, so that the rest of a run is met too.
+            // As many as a register holds and more, so that there is a remainder too.
             for (x, finite, rounded) in [
                 (1e39, largest, f64::INFINITY),
                 (-1e39, -largest, f64::NEG_INFINITY),

@@ -18,15 +18,15 @@ use super::sync::{
     yield_now,
 };
 
-type Task = dyn Fn(usize) + Sync;
+type TaskFn = dyn Fn(usize) + Sync;
 type Panic = Box<dyn Any + Send>;
 
 /// A borrow of the caller's closure whose lifetime is not written down: [`for_each`] keeps it.
-struct TaskPtr(*const Task);
+struct TaskPtr(*const TaskFn);
 
-// SAFETY: it stands for a `&Task`, which is `Send` because `Task` is `Sync`.
+// SAFETY: it stands for a `&TaskFn`, which is `Send` because `TaskFn` is `Sync`.
 unsafe impl Send for TaskPtr {}
-// SAFETY: as above; `&Task` is `Sync` for the same reason.
+// SAFETY: as above; `&TaskFn` is `Sync` for the same reason.
 unsafe impl Sync for TaskPtr {}
 
 struct Shared {
@@ -60,7 +60,7 @@ impl Helper {
 pub fn for_each(tasks: usize, at_once: usize, helpers: usize, f: &(dyn Fn(usize) + Sync), spawn: impl Fn(Helper)) {
     // SAFETY: only the lifetime changes. `f` is called for tasks that are not done, and this function, which borrows it, does not return
     // or unwind before all of them are: nothing between here and the loop below panics, but what is caught.
-    let f = TaskPtr(unsafe { core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Task>(f) });
+    let f = TaskPtr(unsafe { core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const TaskFn>(f) });
     let (next, done, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
     let shared = Arc::new(Shared { next, done, tasks, at_once, f, panic });
     let spawned = catch_unwind(AssertUnwindSafe(|| (0..helpers).for_each(|_| spawn(Helper(shared.clone())))));

@@ -5,7 +5,7 @@ use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
 use super::{
-    Rows, add_units, max_units, norm_of, offset, offsets, own_row,
+    RowOptions, add_units, max_units, norm_of, offset, offsets, own_row,
     rows::{Summed, Terms, pass},
     safe_scale, split, store, within,
 };
@@ -23,8 +23,8 @@ fn square<E: Float, N: Size, A: Float>(
     x_count: usize,
     scale: A,
     terms: Terms,
-    #[comptime] x_rows: Rows,
-    #[comptime] y_rows: Rows,
+    #[comptime] x_rows: RowOptions,
+    #[comptime] y_rows: RowOptions,
     #[comptime] scaled: bool,
 ) -> Vector<A, Const<2>> {
     let mut found = Vector::<A, Const<2>>::new(A::new(0.0));
@@ -51,8 +51,8 @@ pub fn norms<E: Float, N: Size, A: Float>(
     y_count: usize,
     vectors: usize,
     block: usize,
-    #[comptime] x_rows: Rows,
-    #[comptime] y_rows: Rows,
+    #[comptime] x_rows: RowOptions,
+    #[comptime] y_rows: RowOptions,
     #[define(E, A)] _dtypes: [ElemType; 2],
 ) {
     let own = own_row();
@@ -64,7 +64,7 @@ pub fn norms<E: Float, N: Size, A: Float>(
     let mut partial = first.extract(0usize);
     let epsilon = epsilon.get::<A>();
     let largest = max_units::<A, Const<1>>(Vector::new(first.extract(1usize)), x_rows).extract(0usize);
-    // The product of the inputs is made by a matmul, without scales: it is trusted for a wider range than that of sums of squares.
+    // The product of the inputs is made by a matmul, without scales: its safe range is wider than that of sums of squares.
     let reach = max(largest, epsilon);
     let least = A::new(comptime!(2f32.powi(if x_rows.wide { -100 } else { -20 })));
     let unsafe_product = (largest > zero && largest < least) || reach >= A::new(comptime!(2f32.powi(40)));
@@ -82,14 +82,14 @@ pub fn norms<E: Float, N: Size, A: Float>(
     }
 }
 
-/// What the kernel behind the product is compiled for.
+/// What `cosines` is compiled for: the axes of the output, and the contracted axes behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Epilogue {
+pub struct CosineAxes {
     pub out_axes: usize,
     pub term_axes: usize,
 }
 
-/// Cosines from the product of the inputs as they are: scaled by both norms, clamped, converted. A unit has `N` neighbours along the last
+/// Cosines from the product of the unscaled inputs: divided by both norms, clamped, converted. A unit has `N` neighbours along the last
 /// axis of the output. An element whose vectors are not in the range where that product is safe is multiplied again.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn cosines<E: Float, N: Size, O: Float, A: Float>(
@@ -103,7 +103,7 @@ pub fn cosines<E: Float, N: Size, O: Float, A: Float>(
     x_count: usize,
     terms: usize,
     block: usize,
-    #[comptime] axes: Epilogue,
+    #[comptime] axes: CosineAxes,
     #[define(E, O, A)] _dtypes: [ElemType; 3],
 ) {
     let at = ABSOLUTE_POS;
@@ -150,7 +150,7 @@ fn scaled_dot<E: Float, A: Float>(
     y_scale: A,
     terms: usize,
     block: usize,
-    #[comptime] axes: Epilogue,
+    #[comptime] axes: CosineAxes,
 ) -> A {
     let mut dot = A::new(0.0);
     let mut start = comptime!(0usize).runtime();
@@ -177,7 +177,7 @@ pub struct Sides {
 
 /// The vectors of both inputs divided by their norms, contiguous.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-pub fn units<E: Float, N: Size, A: Float>(
+pub fn unit_vectors<E: Float, N: Size, A: Float>(
     x: &Tensor<Vector<E, N>>,
     y: &Tensor<Vector<E, N>>,
     norms: &Tensor<A>,
@@ -224,7 +224,7 @@ pub fn project<E: Float, N: Size, A: Float>(
     norms_before: usize,
     vectors: usize,
     block: usize,
-    #[comptime] rows: Rows,
+    #[comptime] rows: RowOptions,
     #[comptime] sides: Sides,
     #[comptime] saturate: bool,
     #[define(E, A)] _dtypes: [ElemType; 2],

@@ -10,7 +10,7 @@
 //!
 //! # Norms that neither overflow nor underflow
 //!
-//! Nothing can be read back to choose another path. So the first pass over a row adds the squares as they are, and finds the largest
+//! Nothing can be read back to choose another path. So the first pass over a row adds the squares unscaled, and finds the largest
 //! |x|. Where that, or epsilon if it is larger, is outside of a range in which products are safe, the unit passes over the row once
 //! more, with elements scaled by a power of two. That pass has no barrier: rows may differ in whether they need it.
 //!
@@ -44,7 +44,7 @@ impl Reduction {
 
 /// What a kernel that reduces rows is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rows {
+pub struct RowOptions {
     pub reduction: Reduction,
     /// Units that share a row, a power of two; and rows that share a cube.
     pub units: usize,
@@ -56,7 +56,7 @@ pub struct Rows {
     pub wide: bool,
 }
 
-/// How far an index goes along some axes of a view.
+/// The offset of an index along some axes of a view.
 #[cube]
 pub fn offset<T: CubePrimitive>(tensor: &Tensor<T>, index: usize, #[comptime] first: usize, #[comptime] axes: usize) -> usize {
     let mut rest = index;
@@ -111,7 +111,7 @@ pub fn own_row() -> usize {
 }
 
 /// A power of two that brings a row into a range where its products can be added, by the larger of its largest element and epsilon; 1 for
-/// most rows. In f32 that is 2⁻⁶ or more once scaled: a sum is multiplied by its inverse in the end, and so is what underflow took from it.
+/// most rows. After scaling, at least 2⁻⁶ in f32: dividing by the scale would magnify underflow.
 #[cube]
 pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
     if comptime!(wide) {
@@ -141,7 +141,7 @@ pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
 
 /// What a pass over a row finds.
 #[derive(CubeType, Clone, Copy)]
-pub struct Sums<A: Float> {
+pub struct RowSums<A: Float> {
     pub dot: A,
     pub xx: A,
     pub yy: A,
@@ -150,20 +150,20 @@ pub struct Sums<A: Float> {
 }
 
 #[cube]
-impl<A: Float> Sums<A> {
+impl<A: Float> RowSums<A> {
     /// The product and both squares, to be added together.
-    pub fn joined(&self) -> Vector<A, Const<4>> {
-        let mut joined = Vector::<A, Const<4>>::new(A::new(0.0));
-        joined.insert(0usize, self.dot);
-        joined.insert(1usize, self.xx);
-        joined.insert(2usize, self.yy);
-        joined
+    pub fn packed(&self) -> Vector<A, Const<4>> {
+        let mut packed = Vector::<A, Const<4>>::new(A::new(0.0));
+        packed.insert(0usize, self.dot);
+        packed.insert(1usize, self.xx);
+        packed.insert(2usize, self.yy);
+        packed
     }
 }
 
 /// Adds over the units that share a row, several sums at once.
 #[cube]
-pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: Rows) -> Vector<A, M> {
+pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: RowOptions) -> Vector<A, M> {
     match comptime!(rows.reduction) {
         Reduction::Unit => sums,
         Reduction::Plane => plane_sum(sums),
@@ -173,7 +173,7 @@ pub fn add_units<A: Float, M: Size>(sums: Vector<A, M>, #[comptime] rows: Rows) 
 
 /// Finds the largest over the units that share a row, several at once.
 #[cube]
-pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: Rows) -> Vector<A, M> {
+pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: RowOptions) -> Vector<A, M> {
     match comptime!(rows.reduction) {
         Reduction::Unit => largest,
         Reduction::Plane => plane_max(largest),
@@ -183,7 +183,7 @@ pub fn max_units<A: Float, M: Size>(largest: Vector<A, M>, #[comptime] rows: Row
 
 /// Reduces the values of the units that share a row in pairs.
 #[cube]
-fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: Rows, #[comptime] largest: bool) -> Vector<A, M> {
+fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: RowOptions, #[comptime] largest: bool) -> Vector<A, M> {
     let units = comptime!(rows.units);
     let mut values = Shared::<[Vector<A, M>]>::new_slice(comptime!(rows.units * rows.cube_rows));
     let first = UNIT_POS_Y as usize * units;

@@ -3,7 +3,7 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
-use super::{Norm, Rows, Sums, add_units, max_units, norm_of, offset, own_row, safe_scale, split, store, within};
+use super::{Norm, RowOptions, RowSums, add_units, max_units, norm_of, offset, own_row, safe_scale, split, store, within};
 
 /// What is saved of a normalized row: for lhs, then for rhs, the cosine (0 where the norm is epsilon), and the norm's inverse and scale.
 pub const SAVED: usize = 2 * NORM;
@@ -36,15 +36,15 @@ pub fn pass<E: Float, N: Size, A: Float>(
     scale_x: A,
     scale_y: A,
     terms: Terms,
-    #[comptime] rows: Rows,
+    #[comptime] rows: RowOptions,
     #[comptime] summed: Summed,
     #[comptime] scaled: bool,
-) -> Sums<A> {
+) -> RowSums<A> {
     let units = comptime!(rows.units);
     let x_row = offset(x, row, 0usize, rows.row_axes);
     let y_row = offset(y, row, 0usize, rows.row_axes);
     let mut sums =
-        Sums::<A> { dot: A::new(0.0), xx: A::new(0.0), yy: A::new(0.0), largest_x: A::new(0.0), largest_y: A::new(0.0) };
+        RowSums::<A> { dot: A::new(0.0), xx: A::new(0.0), yy: A::new(0.0), largest_x: A::new(0.0), largest_y: A::new(0.0) };
     let mut largest_x = Vector::<A, N>::new(A::new(0.0));
     let mut largest_y = Vector::<A, N>::new(A::new(0.0));
     let mut start = UNIT_POS_X as usize;
@@ -106,7 +106,7 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
     row_count: usize,
     vectors: usize,
     block: usize,
-    #[comptime] rows: Rows,
+    #[comptime] rows: RowOptions,
     #[comptime] normalize: bool,
     #[comptime] save: bool,
     #[define(E, O, A)] _dtypes: [ElemType; 3],
@@ -127,9 +127,9 @@ pub fn forward<E: Float, N: Size, O: Float, A: Float>(
         let epsilon = epsilon.get::<A>();
         let scale_x = safe_scale::<A>(max(largest_x, epsilon), rows.wide);
         let scale_y = safe_scale::<A>(max(largest_y, epsilon), rows.wide);
-        let mut sums = first.joined();
+        let mut sums = first.packed();
         if scale_x != one || scale_y != one {
-            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, Summed::All, true).joined();
+            sums = pass::<E, N, A>(x, y, row, scale_x, scale_y, terms, rows, Summed::All, true).packed();
         }
         let total = add_units::<A, Const<4>>(sums, rows);
         let x_norm = norm_of::<A>(total.extract(1usize), largest_x, scale_x, epsilon);
@@ -160,7 +160,7 @@ fn save_norm<A: Float>(saved: &mut Tensor<A>, at: usize, cosine: A, norm: &Norm<
 /// What the kernel of both gradients is compiled for. Views have own axes (those of x's vectors), sum axes (x is the same along them),
 /// and contracted axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Gradients {
+pub struct BackwardOptions {
     pub own_axes: usize,
     pub sum_axes: usize,
     pub term_axes: usize,
@@ -198,7 +198,7 @@ fn over_norm<A: Float, N: Size>(
     if comptime!(normalize) { gradient * Vector::new(saved[norm + 1]) * Vector::new(saved[norm + 2]) } else { gradient }
 }
 
-/// Both gradients. A unit has `N` elements of a vector x, and goes along a chunk of the vectors y that meet it:
+/// Both gradients. A unit has `N` elements of a vector x, and iterates over a chunk of the vectors y that meet it:
 ///
 /// ```text
 /// grad_x = 1/‖x‖ Σ g (ŷ − cos x̂)        grad_y = g/‖y‖ (x̂ − cos ŷ)
@@ -218,7 +218,7 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     block: usize,
     vectors: usize,
     chunk_stride: usize,
-    #[comptime] options: Gradients,
+    #[comptime] options: BackwardOptions,
     #[define(E, G, D, A)] _dtypes: [ElemType; 4],
 ) {
     let (vector, term) = split(ABSOLUTE_POS, vectors);
@@ -242,8 +242,8 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
         let mut block_sum = Vector::<A, N>::new(A::new(0.0));
         let mut block_along = A::new(0.0);
         for at in start..min(start + block, end) {
-            let g = A::cast_from(grad[partner(grad, own, at, options)]);
-            let norms = partner(saved, own, at, options);
+            let g = A::cast_from(grad[pair_offset(grad, own, at, options)]);
+            let norms = pair_offset(saved, own, at, options);
             let y_norm = norms + comptime!(if options.x_is_lhs { NORM } else { 0 });
             let mut unit_y = Vector::<A, N>::new(A::new(0.0));
             if comptime!(options.normalize || options.grad_x) {
@@ -280,14 +280,14 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
 
 /// Where an element of a vector x is, or of the first of the vectors y that meet it.
 #[cube]
-fn place<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, element: usize, #[comptime] options: Gradients) -> usize {
+fn place<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, element: usize, #[comptime] options: BackwardOptions) -> usize {
     let terms_at = comptime!(options.own_axes + options.sum_axes);
     offset(tensor, own, 0usize, options.own_axes) + offset(tensor, element, terms_at, options.term_axes)
 }
 
 /// Where the output of a vector x with one of its vectors y is.
 #[cube]
-fn partner<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, at: usize, #[comptime] options: Gradients) -> usize {
+fn pair_offset<T: CubePrimitive>(tensor: &Tensor<T>, own: usize, at: usize, #[comptime] options: BackwardOptions) -> usize {
     offset(tensor, own, 0usize, options.own_axes) + offset(tensor, at, options.own_axes, options.sum_axes)
 }
 
