@@ -272,7 +272,9 @@ fn known(row: &str, device: &str, dtype: DType) -> Option<(Agreement, &'static s
         "sqrt at zero" | "cosine_similarity at a zero vector" if !is_cubecl => {
             (NotFinite, "the root's infinite slope meets a zero")
         }
-        "sum of permuted axes" | "expand, then permute" if is_cubecl => (Wrong, "cubek-reduce counts axes that agree by chance"),
+        "sum of permuted axes" | "expand, then permute" if is_cubecl => {
+            (Wrong, "cubek-reduce counts axes that agree by chance")
+        }
         "log1p of small numbers" if is_cubecl => (Wrong, "it is log(1 + x)"),
         "matmul of 2²⁰ terms" | "sum of 2²⁰ terms" | "sum of 2²⁰ repeated terms" if is_wgpu => {
             (Wrong, "Mesa's llvmpipe ends a loop after 65,535 rounds")

@@ -59,8 +59,7 @@ pub(crate) fn float_dot<B: Backend>(
     };
     let lhs = matrices(lhs, Side::lhs(plan));
     let rhs = matrices(rhs, Side::rhs(plan));
-    let out =
-        if of_rows { row_dot::<B>(lhs, rhs, plan.k) } else { matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2)) };
+    let out = if of_rows { row_dot::<B>(lhs, rhs, plan.k) } else { matmul::<B>(lhs, B::float_swap_dims(rhs, 1, 2)) };
     let out = if options.normalize.is_some() { into_range::<B>(out) } else { out };
     reshape::<B>(cast::<B>(out, output), plan.output.clone())
 }

@@ -290,14 +290,9 @@ fn cached_gradients_are_those_of_the_whole_batch() {
     let whole = loss([queries(0..7), candidates(0..7), hard(0..5)]);
     let expected = GradientsParams::from_grads(whole.backward(), &towers);
     let mut accumulator = GradientsAccumulator::new();
-    let cached = gradient_cache(
-        [(7, &queries), (7, &candidates), (5, &hard)],
-        3,
-        loss,
-        |grads| {
-            accumulator.accumulate(&towers, GradientsParams::from_grads(grads, &towers));
-        },
-    );
+    let cached = gradient_cache([(7, &queries), (7, &candidates), (5, &hard)], 3, loss, |grads| {
+        accumulator.accumulate(&towers, GradientsParams::from_grads(grads, &towers));
+    });
     let given = accumulator.grads();
     let tolerance = burn::tensor::Tolerance::<f32>::rel_abs(1e-4, 1e-5);
     cached.into_data().assert_approx_eq(&whole.inner().into_data(), tolerance);
@@ -343,10 +338,8 @@ fn a_frozen_tower_gets_no_cached_gradients() {
         assert_eq!(calls, 4);
         of(&accumulator.grads()).assert_approx_eq(&of(&expected), tolerance);
     }
-    let towers: [(usize, &dyn Fn(core::ops::Range<usize>) -> Tensor<2>); 2] = [
-        (BATCH, &|rows| plain.forward(x.clone().inner().slice(rows))),
-        (BATCH, &|rows| frozen.forward(x.clone().slice(rows))),
-    ];
+    let towers: [(usize, &dyn Fn(core::ops::Range<usize>) -> Tensor<2>); 2] =
+        [(BATCH, &|rows| plain.forward(x.clone().inner().slice(rows))), (BATCH, &|rows| frozen.forward(x.clone().slice(rows)))];
     let value = gradient_cache(towers, 2, |[q, c]| loss.forward(q, c), |_| panic!("no tower is trained"));
     assert!(value.into_scalar::<f32>() > 0.0);
 }
