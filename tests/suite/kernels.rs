@@ -126,13 +126,14 @@ fn rows_of_every_magnitude_have_exact_cosines_and_gradients() {
     }
     for reduction in Reduction::ALL {
         let _forced = Forced::new(reduction);
-        for k in [7, 129, 512] {
+        for k in LENGTHS {
             for shift in 0..8 {
+                let layout = LAYOUTS[shift % LAYOUTS.len()];
                 for epsilon in [1e-6, 1e-30, 30.0] {
                     let config = DotConfig::new(1).with_normalize(true).with_epsilon(epsilon);
                     let (lhs, rhs) = (rounded(&extremes(k, 0.1, 0), DType::F32), rounded(&extremes(k, 0.4, shift), DType::F32));
-                    let name = format!("{reduction:?}, k = {k}, shift {shift}, epsilon {epsilon:e}");
-                    assert_in_range(&name, &config, &lhs, &rhs);
+                    let name = format!("{reduction:?}, k = {k}, shift {shift}, {layout:?}, epsilon {epsilon:e}");
+                    assert_in_range(&name, &config, layout, &lhs, &rhs);
                 }
             }
         }
@@ -140,9 +141,9 @@ fn rows_of_every_magnitude_have_exact_cosines_and_gradients() {
 }
 
 /// As [`assert_exact`], where a gradient may be larger than f32 holds, or smaller than GPUs do.
-fn assert_in_range(name: &str, config: &DotConfig, lhs: &Array, rhs: &Array) {
+fn assert_in_range(name: &str, config: &DotConfig, layout: Layout, lhs: &Array, rhs: &Array) {
     let cotangent = |shape: &[usize]| rounded(&wave(shape, 0.7), DType::F32);
-    let given = run(config, DType::F32, Layout::Contiguous, lhs, rhs, &cotangent);
+    let given = run(config, DType::F32, layout, lhs, rhs, &cotangent);
     let expected = oracle::answer(&product(config, lhs.shape.len(), rhs.shape.len()), lhs, rhs, cotangent);
     let check = |what: &str, given: &Array, expected: &Array, scale: &Array, reach: Option<&Array>| {
         for (i, (&given, &exact)) in given.data.iter().zip(&expected.data).enumerate() {
