@@ -178,7 +178,8 @@ fn load(engine: &str, cell: Cell, queries: &[u8], items: &[u8]) -> Result<(Call,
         READ => {
             let items = burn_dot::in_huge_pages(items).into_data();
             let sum = |words: &[u64]| words.iter().fold(0, |sum: u64, x| sum.wrapping_add(*x));
-            let read = move || bytemuck::cast_slice(items.as_bytes()).par_chunks(1 << 14).map(sum).reduce(|| 0, u64::wrapping_add);
+            let read =
+                move || bytemuck::cast_slice(items.as_bytes()).par_chunks(1 << 14).map(sum).reduce(|| 0, u64::wrapping_add);
             (Box::new(move || _ = black_box(read())), Vec::new())
         }
         other => bail!("no engine {other}"),

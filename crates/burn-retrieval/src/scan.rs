@@ -109,7 +109,7 @@ impl Scan<'_> {
                 .map(|items_of_chunk| Chunk { queries: queries_of_chunk.clone(), items: items_of_chunk });
             let mut next = chunks.next().map(|chunk| (self.scores(&chunk), chunk));
             while let Some((scores, chunk)) = next.take() {
-                let mut offer = || self.offer(&mut best, &chunk, scores?);
+                let offer = || self.offer(&mut best, &chunk, scores?);
                 let mut score_next = || chunks.next().map(|chunk| (self.scores(&chunk), chunk));
                 if queries_of_chunk.len() < rayon::current_num_threads() {
                     // A thread for each query: the others go on reading items.
