@@ -359,7 +359,7 @@ fn check(arguments: &Arguments, devices: &[Device]) -> Result<()> {
             let (device, dtype) = (&names[at / DTYPES.len()], DTYPES[at % DTYPES.len()]);
             let is_fault = !matches!(cell, Agreement::Ok | Agreement::NotCompared);
             match (is_fault, known(row, device, dtype)) {
-                (true, Some((worst, reason))) if *cell <= worst => reasons.push(reason),
+                (true, Some((worst, reason))) if (Agreement::Precision..=worst).contains(cell) => reasons.push(reason),
                 (true, _) => unknown.push(format!("{row} on {device} in {dtype:?}: {cell}")),
                 (false, Some(_)) if *cell == Agreement::Ok => mended.push(format!("{row} on {device} in {dtype:?}")),
                 _ => {}

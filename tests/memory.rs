@@ -1,17 +1,19 @@
 //! What the layer takes from memory on flex: its results, and temporaries that together are smaller than the smaller input. Norms that
 //! are kept for the gradients take an eighth of the inputs at most. Gradients of rows that nobody else holds take no memory of their own.
-//! And what a search of the best items takes: chunks of scores.
+//! And what a search of the best items takes, chunks of scores, and a batch with cached gradients: a chunk of its towers.
 //!
 //! Its own binary and a single test, because an allocator is the whole program's.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 use burn::prelude::*;
+use burn::tensor::activation::relu;
 use burn_dot::DotConfig;
-use burn_retrieval::{Catalogue, Similarity};
+use burn_retrieval::{Catalogue, InBatchSoftmaxConfig, Similarity, gradient_cache};
 
 /// The system's allocator, counting what is held and the most that was.
 struct Counting;
@@ -200,10 +202,26 @@ fn check_search() {
     }
 }
 
+/// A batch whose towers are embedded in chunks takes the memory of a chunk, not of all that the towers save for their backward pass.
+fn check_gradient_cache() {
+    let device = Device::flex().autodiff();
+    let (rows, hidden) = (2048, 1024);
+    let layers = [(64, hidden), (hidden, 16)].map(|(from, to)| -> nn::Linear { nn::LinearConfig::new(from, to).init(&device) });
+    let x = Tensor::<2>::ones([rows, 64], &device);
+    let embed = |range: Range<usize>| layers[1].forward(relu(layers[0].forward(x.clone().slice(range))));
+    let loss = InBatchSoftmaxConfig::new().with_chunk(Some(64)).init(&device);
+    let held = |chunk: usize| {
+        most_held(|| gradient_cache([(rows, &embed), (rows, &embed)], chunk, |[q, c]| loss.forward(q, c), drop)).1
+    };
+    let (whole, cached, saved) = (held(rows), held(64), F32 * rows * hidden);
+    assert!(whole > saved && cached < saved / 2, "held {cached} bytes, {whole} in one chunk, where a tower saves {saved}");
+}
+
 #[test]
 fn results_take_memory_and_little_else_does() {
     check_kept();
     check_search();
+    check_gradient_cache();
     check_reuse([8192, 256], [8192, 256], DotConfig::new(1));
     check_reuse([2048, 64], [2048, 40, 64], DotConfig::new((1, 2)));
     check::<2, 2, 2>("rows with rows", [8192, 256], [8192, 256], DotConfig::new(1));

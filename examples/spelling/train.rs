@@ -59,7 +59,7 @@ pub fn untrained(settings: &Settings, features: &Features, device: &Device) -> S
     State::new(Towers::new(features, settings.dim, device), AdamConfig::new().init())
 }
 
-/// Batches that a model is trained on at least, by default. Fewer leave it near the untrained one.
+/// Batches that a model is trained on at least, by default: those of two epochs of all pairs.
 const BATCHES: usize = 140;
 
 /// Passes over so many pairs that make [`BATCHES`], and two at least.

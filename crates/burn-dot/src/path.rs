@@ -20,8 +20,8 @@ pub(crate) enum Pass {
 
 impl Path {
     /// A reduction, where an operand has a single vector for each batch index and the vectors of the other are not perpendicular to memory:
-    /// a matrix is read better by its rows there. Prefers the operand whose counterpart is not broadcast; takes one whose counterpart is
-    /// only if `allow_broadcast`. Its gradient would be a sum over batch and vectors at once, so that is for the forward pass.
+    /// a matrix is read better by its rows there. Prefers an operand whose counterpart has the whole batch. With `allow_broadcast` also takes
+    /// one whose counterpart is broadcast; only forward passes allow that, as its gradient would be a sum over batch and vectors at once.
     ///
     /// Strides may turn a reduction into a matrix product, but never exchange lhs for rhs. So backward finds what forward saved under the same
     /// operand. Where strides are not known, no vector is taken to be perpendicular.

@@ -88,6 +88,7 @@ pub struct DeviceRow {
 
 /// How a device agrees with the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Agreement {
     /// Equal within rounding.
     Ok,

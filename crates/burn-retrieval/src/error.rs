@@ -110,7 +110,7 @@ pub enum RetrievalError {
         expected: usize,
     },
     /// A temperature is out of range.
-    #[error("InBatchSoftmax: a temperature of {temperature} is not {range}")]
+    #[error("InBatchSoftmax: a temperature of {temperature:?} is not {range}")]
     Temperature {
         /// The temperature.
         temperature: f64,

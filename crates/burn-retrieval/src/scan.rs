@@ -105,22 +105,9 @@ impl Scan<'_> {
         let mut done = 0;
         for queries_of_chunk in ranges(queries, self.chunks.queries) {
             let mut best: Vec<Best<S>> = queries_of_chunk.clone().map(|_| Best::new(self.k, items)).collect();
-            let mut chunks = ranges(items, self.chunks.items)
-                .map(|items_of_chunk| Chunk { queries: queries_of_chunk.clone(), items: items_of_chunk });
-            let mut next = chunks.next().map(|chunk| (self.scores(&chunk), chunk));
-            while let Some((scores, chunk)) = next.take() {
-                let offer = || self.offer(&mut best, &chunk, scores?);
-                let mut score_next = || chunks.next().map(|chunk| (self.scores(&chunk), chunk));
-                if queries_of_chunk.len() < rayon::current_num_threads() {
-                    // A thread for each query: the others go on reading items.
-                    let (offered, scored) = rayon::join(offer, score_next);
-                    offered?;
-                    next = scored;
-                } else {
-                    // One chunk of scores at a time.
-                    offer()?;
-                    next = score_next();
-                }
+            for items_of_chunk in ranges(items, self.chunks.items) {
+                let chunk = Chunk { queries: queries_of_chunk.clone(), items: items_of_chunk };
+                self.offer(&mut best, &chunk)?;
                 done += chunk.queries.len() * chunk.items.len();
                 progress(done, queries * items);
             }
@@ -138,12 +125,9 @@ impl Scan<'_> {
         Ok((scores, indices))
     }
 
-    fn scores(&self, chunk: &Chunk) -> Result<Tensor<2>, RetrievalError> {
+    fn offer<S: Score>(&self, best: &mut [Best<S>], chunk: &Chunk) -> Result<(), RetrievalError> {
         let rows = |vectors: &Vectors, rows: &Range<usize>| vectors.rows.clone().slice(rows.clone());
-        Ok(self.dot.try_forward(rows(self.queries, &chunk.queries), rows(self.items, &chunk.items))?)
-    }
-
-    fn offer<S: Score>(&self, best: &mut [Best<S>], chunk: &Chunk, scores: Tensor<2>) -> Result<(), RetrievalError> {
+        let scores = self.dot.try_forward(rows(self.queries, &chunk.queries), rows(self.items, &chunk.items))?;
         if self.selection == Selection::Device && self.offer_from_device(best, chunk, scores.clone())? {
             return Ok(());
         }

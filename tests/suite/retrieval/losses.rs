@@ -209,6 +209,24 @@ fn the_loss_of_dot_products_near_the_end_of_the_range_is_finite() {
 }
 
 #[test]
+fn a_gradient_that_overflows_leaves_the_loss_finite() {
+    if !is_ieee() {
+        return;
+    }
+    let device = device().autodiff();
+    let loss = InBatchSoftmaxConfig::new().with_similarity(Similarity::Dot).with_temperature(Temperature::Fixed(1e-30));
+    let rows = |rows: [[f64; 2]; 2], scale: f64| (Tensor::<2>::from_data(rows, (&device, DType::F32)) * scale).require_grad();
+    // Scores up to 1e30; the gradient of the first query is 1e10 / 1e-30.
+    let queries = rows([[1.0, 0.0], [0.0, 1.0]], 1e-10);
+    let candidates = rows([[0.0, 0.0], [1.0, 1.0]], 1e10);
+    let value = loss.init(&device).forward(queries.clone(), candidates);
+    let grads = value.backward();
+    assert!((value.into_scalar::<f64>() / 5e29 - 1.0).abs() < 1e-6);
+    let grad = queries.grad(&grads).unwrap().into_data().iter::<f32>().collect::<Vec<_>>();
+    assert_eq!(grad[0], f32::MAX, "{grad:?}");
+}
+
+#[test]
 fn a_small_loss_and_its_gradient_keep_their_digits() {
     // One negative at a right angle: the loss is ln(1 + e^-30) = 9.36e-14, far below the ε of f32 beside 1.
     let device = device().autodiff();
@@ -353,15 +371,15 @@ fn every_error_of_a_loss_names_what_it_is_about() {
     let cases = [
         (
             init(config().with_temperature(Temperature::Fixed(0.0))),
-            "InBatchSoftmax: a temperature of 0 is not from 1e-30 to 1e30",
+            "InBatchSoftmax: a temperature of 0.0 is not from 1e-30 to 1e30",
         ),
         (
             init(config().with_temperature(Temperature::Fixed(1e-39))), // whose inverse f32 cannot hold
-            "InBatchSoftmax: a temperature of 0.000000000000000000000000000000000000001 is not from 1e-30 to 1e30",
+            "InBatchSoftmax: a temperature of 1e-39 is not from 1e-30 to 1e30",
         ),
         (
             init(config().with_temperature(Temperature::Learned(2.0))),
-            "InBatchSoftmax: a temperature of 2 is not from 0.01 to 1, where a learned one is kept",
+            "InBatchSoftmax: a temperature of 2.0 is not from 0.01 to 1, where a learned one is kept",
         ),
         (init(config().with_chunk(Some(0))), "InBatchSoftmax: a chunk of 0 rows holds nothing; give 1 or more"),
         (

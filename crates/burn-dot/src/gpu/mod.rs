@@ -71,7 +71,7 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
         return None;
     }
     let normalized = options.normalize.is_some();
-    // Single vectors against a broadcast matrix are a matrix product, so broadcast counts as rows only if m = n = 1.
+    // Vectors that meet a matrix broadcast along the batch are a matrix product; only if m = n = 1 does a broadcast input stay one of rows.
     let allow_broadcast = pass == Pass::Forward && plan.m == 1 && plan.n == 1;
     let path = Path::choose(plan, None, allow_broadcast);
     let has_kernels = match path {

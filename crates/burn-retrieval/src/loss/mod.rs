@@ -236,7 +236,10 @@ impl InBatchSoftmax {
             zero_with_gradient(scale, grad)
         });
         let of_rows = zero_with_gradient(queries, grad_queries) + zero_with_gradient(candidates, grad_candidates);
-        Ok(value.loss + of_scale.map_or(of_rows.clone(), |of_scale| of_rows + of_scale))
+        Ok(match of_scale {
+            Some(of_scale) => value.loss + of_rows + of_scale,
+            None => value.loss + of_rows,
+        })
     }
 
     /// The loss of vectors that are ready to be multiplied, and its gradients if they are asked for.
@@ -283,9 +286,11 @@ impl InBatchSoftmax {
     }
 }
 
-/// Zero, whose gradient with respect to `x` is `grad`. That is a plain tensor, a constant under any checkpointing strategy.
+/// Zero, whose gradient with respect to `x` is `grad`, or the largest number where that is infinite: zero times infinity is NaN. `grad` is a
+/// plain tensor, a constant under any checkpointing strategy.
 fn zero_with_gradient<const D: usize>(x: Tensor<D>, grad: Tensor<D>) -> Tensor<1> {
-    ((x.clone() - x.detach()) * grad).sum()
+    let largest = grad.dtype().finfo().expect("a float").max;
+    ((x.clone() - x.detach()) * grad.clamp(-largest, largest)).sum()
 }
 
 /// A loss, and its gradients with respect to queries and candidates.

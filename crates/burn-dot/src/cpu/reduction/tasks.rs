@@ -107,7 +107,8 @@ impl Factors {
 ///
 /// Both vectors, and the gradients that are wanted, have as many rows as `out_grads`, each of `len` initialized elements. The
 /// vectors can be read; the gradients nothing else reads or writes, before this thread's next [`Fence`] if they are streamed. The
-/// gradient of a row may be where the row is, and nowhere else among the rows.
+/// gradient of a row may be where the row is, and nowhere else among the rows; those of both vectors are so only where nothing is streamed
+/// and there is no sum.
 pub(super) struct Gradients<'a, T> {
     pub vectors: [StridedRows<T>; 2],
     pub len: usize,

@@ -41,8 +41,8 @@ fn find_vendor() {
     VENDOR.store(if name.as_flattened() == b"GenuineIntel" { INTEL } else { OTHER }, Relaxed);
 }
 
-/// Asks for memory on Intel's processors, whose own prefetch ends at each page's end: rows were read 1.3 times as fast. On AMD's Zen 4 they
-/// were read a tenth slower.
+/// Asks for memory on Intel's processors, whose own prefetch ends at each page's end: rows were read 1.4 times as fast. On AMD's Zen 4 they
+/// were read a seventh slower (benches/README.md); others were not measured.
 #[inline(always)]
 fn prefetch(at: *const u8) {
     if VENDOR.load(Relaxed) == INTEL {

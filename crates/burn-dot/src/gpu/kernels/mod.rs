@@ -111,7 +111,8 @@ pub fn own_row() -> usize {
 }
 
 /// A power of two that brings a row into a range where its products can be added, by the larger of its largest element and epsilon; 1 for
-/// most rows. After scaling, at least 2⁻⁶ in f32: dividing by the scale would magnify underflow.
+/// most rows. After scaling the larger of the two is at least 2⁻⁶ in f32: squares of smaller ones could underflow, and dividing by the scale
+/// would magnify what is lost.
 #[cube]
 pub fn safe_scale<A: Float>(largest: A, #[comptime] wide: bool) -> A {
     if comptime!(wide) {
