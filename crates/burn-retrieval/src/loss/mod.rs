@@ -137,7 +137,8 @@ impl InBatchSoftmaxConfig {
 ///
 /// f16 and bf16 are computed in f32, in which the loss then is. Scores are taken relative to the largest of their row, and the positive is
 /// kept apart from the sum, so that small losses keep their digits, and no temperature overflows with cosines, which are those of
-/// [`Similarity::Cosine`]. Dot products, divided by the temperature, must be within the dtype's range. The scores are `B × (B + H)`, their mask and their exponentials too; nothing else is of that size, and with
+/// [`Similarity::Cosine`]. Dot products, divided by the temperature, must be within the dtype's range; gradients saturate. The scores are
+/// `B × (B + H)`, their mask and their exponentials too; nothing else is of that size, and with
 /// [`chunk`](InBatchSoftmaxConfig::with_chunk) they exist for that many rows at a time.
 ///
 /// # Gradient
