@@ -30,6 +30,6 @@ pub use catalogue::{Catalogue, Search};
 pub use error::RetrievalError;
 pub use hits::Hits;
 #[cfg(feature = "autodiff")]
-pub use loss::gradient_cache;
+pub use loss::{Embed, gradient_cache};
 pub use loss::{InBatchSoftmax, InBatchSoftmaxConfig, Pairs, Reduction, Temperature};
 pub use similarity::Similarity;

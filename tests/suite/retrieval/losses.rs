@@ -5,7 +5,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::{DType, Distribution};
 use burn_gradcheck::GradCheck;
-use burn_retrieval::{InBatchSoftmax, InBatchSoftmaxConfig, Pairs, Reduction, Similarity, Temperature, gradient_cache};
+use burn_retrieval::{Embed, InBatchSoftmax, InBatchSoftmaxConfig, Pairs, Reduction, Similarity, Temperature, gradient_cache};
 
 use super::reference::score;
 use crate::device::{device, float_dtypes, float_dtypes_with_exp, is_cubecl, is_ieee, turn_to_draw};
@@ -356,7 +356,7 @@ fn a_frozen_tower_gets_no_cached_gradients() {
         assert_eq!(calls, 4);
         of(&accumulator.grads()).assert_approx_eq(&of(&expected), tolerance);
     }
-    let towers: [(usize, &dyn Fn(core::ops::Range<usize>) -> Tensor<2>); 2] =
+    let towers: [(usize, Embed); 2] =
         [(BATCH, &|rows| plain.forward(x.clone().inner().slice(rows))), (BATCH, &|rows| frozen.forward(x.clone().slice(rows)))];
     let value = gradient_cache(towers, 2, |[q, c]| loss.forward(q, c), |_| panic!("no tower is trained"));
     assert!(value.into_scalar::<f32>() > 0.0);

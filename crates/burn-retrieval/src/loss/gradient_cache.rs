@@ -1,10 +1,13 @@
-//! [`gradient_cache`].
+//! [`gradient_cache`], and what it takes: [`Embed`].
 
 use core::ops::Range;
 
 use burn_core::tensor::{Gradients, Tensor};
 
 use crate::scan::ranges;
+
+/// What embeds a range of rows, `m` of them as `(m, n)`.
+pub type Embed<'a> = &'a dyn Fn(Range<usize>) -> Tensor<2>;
 
 /// Trains on a batch whose towers do not fit into memory: the gradients of a large batch, in the memory of a chunk.
 ///
@@ -57,7 +60,7 @@ use crate::scan::ranges;
 /// ```
 #[track_caller]
 pub fn gradient_cache<const N: usize>(
-    towers: [(usize, &dyn Fn(Range<usize>) -> Tensor<2>); N],
+    towers: [(usize, Embed<'_>); N],
     chunk: usize,
     loss: impl FnOnce([Tensor<2>; N]) -> Tensor<1>,
     mut grads: impl FnMut(Gradients),

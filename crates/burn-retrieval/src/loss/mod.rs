@@ -19,7 +19,7 @@ mod pairs;
 mod softmax;
 
 #[cfg(feature = "autodiff")]
-pub use gradient_cache::gradient_cache;
+pub use gradient_cache::{Embed, gradient_cache};
 pub use pairs::Pairs;
 
 use softmax::{Part, Terms, cross_entropy};
