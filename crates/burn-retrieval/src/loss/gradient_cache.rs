@@ -29,7 +29,7 @@ pub type Embed<'a> = &'a dyn Fn(Range<usize>) -> Tensor<2>;
 ///
 /// A tower that is not tracked, frozen or without autodiff, gets no gradients. The sum of the gradients is that of the whole batch, but for
 /// rounding. Towers run twice, and must give the same both times: no dropout. Burn frees what a tower has saved in a backward pass only, so
-/// each chunk has two of them: a batch takes twice the time of one that fits into memory.
+/// each chunk has two of these as well. All that is trained must run within the towers: Burn consumes a graph in its first backward pass.
 ///
 /// # Panics
 ///
