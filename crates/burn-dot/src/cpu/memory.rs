@@ -8,7 +8,7 @@ use burn_core::backend::{
     flex::{FlexTensor, Layout},
 };
 
-use super::{Stored, pool::Loan};
+use super::{Stored, pool::Loan, streaming::STREAM_FROM};
 
 /// The first element of a tensor that is not empty, all of whose elements are within its memory.
 ///
@@ -50,9 +50,12 @@ pub(super) struct Fresh<T> {
 }
 
 impl<T: Stored> Fresh<T> {
-    /// For all elements of a layout without gaps.
+    /// For all elements of a layout without gaps. A `Vec` is made of it without a copy, unless it is so large that it may be streamed to.
     pub fn new(layout: Layout) -> Self {
-        Fresh { memory: Loan::new::<T>(count(layout.shape())), layout, dtype: PhantomData }
+        let count = count(layout.shape());
+        let streamed = count.saturating_mul(size_of::<T>()) >= STREAM_FROM;
+        let memory = if streamed { Loan::on_line::<T>(count) } else { Loan::new::<T>(count) };
+        Fresh { memory, layout, dtype: PhantomData }
     }
 
     /// [`Fresh::new`] for a gradient, which begins a cache line.

@@ -35,6 +35,7 @@ mod ops;
 mod pool;
 mod reduction;
 mod simd;
+mod streaming;
 mod strided;
 #[cfg(test)]
 mod tests;

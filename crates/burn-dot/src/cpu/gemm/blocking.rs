@@ -1,6 +1,6 @@
 //! How a product is cut: into tasks for threads, and into blocks for caches. Pure values; nothing here knows of memory.
 
-use super::threads;
+use super::{super::streaming::STREAM_FROM, threads};
 
 /// Sizes of a product. Its lanes are the free axis along which a vector register is filled; elements of the other, the broadcast one, are
 /// broadcast to all lanes.
@@ -40,6 +40,19 @@ pub(super) struct Blocking {
     pub compensated: bool,
     /// Whether lanes are packed even where they could be read in place.
     pub packs_lanes: bool,
+    /// Whether the output is written by non-temporal stores: it is large, and written once.
+    pub streams: bool,
+}
+
+/// What becomes of the sums of a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Destination {
+    pub whole: Whole,
+    /// The output is not of the compute dtype, or has no stride for its lanes or none for its broadcast vectors, so that sums cannot be
+    /// accumulated there.
+    pub needs_workspace: bool,
+    /// An epilogue reads complete sums again.
+    pub is_read_again: bool,
 }
 
 /// The length of K in a packed panel: with 64 lanes of f32, 64 KiB, which a tile reads once, from the second-level cache. The first-level cache
@@ -64,10 +77,9 @@ const PART_BROADCAST: usize = 16;
 const FEW: usize = 8;
 
 impl Blocking {
-    /// `needs_workspace`: the output is not of the compute dtype, or has no stride for its lanes or none for its broadcast vectors, so that
-    /// sums cannot be accumulated there.
-    pub fn new(sizes: Sizes, whole: Whole, needs_workspace: bool, threads: usize) -> Self {
-        let Sizes { lanes, broadcast, k, element, .. } = sizes;
+    pub fn new(sizes: Sizes, to: Destination, threads: usize) -> Self {
+        let Sizes { batches, lanes, broadcast, k, element } = sizes;
+        let Destination { whole, needs_workspace, is_read_again } = to;
         let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
         let k_block = K_BLOCK.min(k);
         let compensated = k > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
@@ -95,6 +107,7 @@ impl Blocking {
             workspace,
             compensated,
             packs_lanes: broadcast > FEW,
+            streams: !workspace && !is_read_again && k <= K_BLOCK && batches * lanes * broadcast * element >= STREAM_FROM,
         }
     }
 }
@@ -129,6 +142,9 @@ mod tests {
         Sizes { batches, lanes, broadcast, k, element: 4 }
     }
 
+    /// An output in which sums are accumulated, and left.
+    const OUTPUT: Destination = Destination { whole: Whole::Nothing, needs_workspace: false, is_read_again: false };
+
     #[test]
     fn a_product_is_cut_along_lanes_then_broadcast_vectors_then_k() {
         for (sizes, whole, threads, expected) in [
@@ -151,7 +167,7 @@ mod tests {
     #[test]
     fn long_sums_are_compensated_in_a_workspace_and_short_ones_added_in_the_output() {
         for k in [1, 256, 4096, 4097, 1 << 22] {
-            let blocking = Blocking::new(sizes(1, 40, 30, k), Whole::Nothing, false, 1);
+            let blocking = Blocking::new(sizes(1, 40, 30, k), OUTPUT, 1);
             assert_eq!((blocking.compensated, blocking.workspace), (k > 4096, k > 4096), "K = {k}");
             assert!(blocking.k_block <= 256 && blocking.k_block <= k);
         }
@@ -160,7 +176,23 @@ mod tests {
     #[test]
     fn lanes_are_packed_for_more_than_a_few_broadcast_vectors() {
         for (broadcast, packs) in [(1, false), (FEW, false), (FEW + 1, true)] {
-            assert_eq!(Blocking::new(sizes(1, 64, broadcast, 64), Whole::Nothing, false, 1).packs_lanes, packs, "{broadcast}");
+            assert_eq!(Blocking::new(sizes(1, 64, broadcast, 64), OUTPUT, 1).packs_lanes, packs, "{broadcast}");
+        }
+    }
+
+    #[test]
+    fn large_outputs_are_streamed_if_each_element_is_written_once_and_not_read_again() {
+        let rows = STREAM_FROM / 4 / 1000;
+        let (large, small) = (sizes(1, 1000, rows + 1, K_BLOCK), sizes(1, 1000, rows - 1, K_BLOCK));
+        for (sizes, to, streams) in [
+            (large, OUTPUT, true),
+            (Sizes { batches: 1000, lanes: 1, ..large }, OUTPUT, true),
+            (small, OUTPUT, false),
+            (Sizes { k: K_BLOCK + 1, ..large }, OUTPUT, false),
+            (large, Destination { is_read_again: true, ..OUTPUT }, false),
+            (large, Destination { needs_workspace: true, ..OUTPUT }, false),
+        ] {
+            assert_eq!(Blocking::new(sizes, to, 2).streams, streams, "{sizes:?}, {to:?}");
         }
     }
 
@@ -168,7 +200,8 @@ mod tests {
     fn a_workspace_holds_what_must_stay_whole_and_little_more() {
         for (lanes, broadcast) in [(1, 1), (16, 17), (1000, 3), (3, 1000), (70_000, 40), (40, 70_000)] {
             for whole in [Whole::Nothing, Whole::Lanes, Whole::Broadcast] {
-                let blocking = Blocking::new(sizes(1, lanes, broadcast, 100), whole, true, 1);
+                let blocking =
+                    Blocking::new(sizes(1, lanes, broadcast, 100), Destination { whole, needs_workspace: true, ..OUTPUT }, 1);
                 assert!(whole != Whole::Lanes || blocking.lane_block == lanes, "{blocking:?}");
                 assert!(whole != Whole::Broadcast || blocking.broadcast_block == broadcast, "{blocking:?}");
                 assert!(blocking.lane_block >= 1 && blocking.broadcast_block >= 1, "{blocking:?}");

@@ -12,9 +12,13 @@
 //!
 //! Rounding errors of both signs cancel: most often a few ε are left.
 
+use core::ops::Range;
+
 use super::{
+    aligned::LINE,
     element::Compute,
     layout::{Axes, Y_INDEX},
+    streaming::FenceOnDrop,
     threads,
 };
 
@@ -25,7 +29,7 @@ mod pack;
 mod tile;
 mod worker;
 
-use blocking::{Blocking, Sizes, Whole};
+use blocking::{Blocking, Destination, Sizes, Whole};
 pub(super) use epilogue::{Epilogue, Output};
 pub(super) use input::Input;
 use input::Side;
@@ -61,6 +65,7 @@ impl<R: Compute> Product<'_, R> {
         let factors = self.b_factors.map(|factors| (factors, Y_INDEX));
         let b = Side { free: self.columns, k: self.sum, input: self.b, factors };
         let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
+        let is_read_again = matches!(self.epilogue, Epilogue::Project { .. });
         let whole = match (&self.epilogue, lanes_are_rows) {
             (Epilogue::Project { dots: None, .. }, true) => Whole::Broadcast,
             (Epilogue::Project { dots: None, .. }, false) => Whole::Lanes,
@@ -76,7 +81,7 @@ impl<R: Compute> Product<'_, R> {
             element: size_of::<R>(),
         };
         let work = sizes.batches.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
-        let blocking = Blocking::new(sizes, whole, needs_workspace, threads::count(work));
+        let blocking = Blocking::new(sizes, Destination { whole, needs_workspace, is_read_again }, threads::count(work));
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
         // SAFETY: `task` has the axes and tensors of this product: every index is within them, nothing is empty, and nothing else reads or
         // writes `c`, which is initialized.
@@ -108,19 +113,27 @@ impl<R: Compute> Tasks<'_, R> {
     ///
     /// As for [`Product::run`].
     unsafe fn run(&self, work: usize) {
-        let Blocking { lane_parts, broadcast_parts, .. } = self.blocking;
+        let Blocking { lane_parts, broadcast_parts, streams, .. } = self.blocking;
         let per_batch = lane_parts * broadcast_parts;
         let tasks = per_batch * self.sizes.batches;
         threads::for_each_range(tasks, work / tasks, |range| {
+            let _fence = FenceOnDrop { streams };
             let mut worker = Worker::new(self);
             for task in range {
                 let (batch, part) = (task / per_batch, task % per_batch);
-                let lanes = threads::part(self.sizes.lanes, lane_parts, part % lane_parts);
+                let lanes = self.lanes_of(part % lane_parts);
                 let broadcast = threads::part(self.sizes.broadcast, broadcast_parts, part / lane_parts);
                 // SAFETY: the part is one of this batch index, and parts of the output are disjoint.
                 unsafe { worker.part(self.product.batch.offset(batch), lanes, broadcast) };
             }
         });
+    }
+
+    /// The lanes of a part: a multiple of a cache line of them, but for the last.
+    fn lanes_of(&self, part: usize) -> Range<usize> {
+        let (lanes, line) = (self.sizes.lanes, LINE / size_of::<R>());
+        let lines = threads::part(lanes.div_ceil(line), self.blocking.lane_parts, part);
+        lines.start * line..(lines.end * line).min(lanes)
     }
 
     /// Each task sums over a part of K, for all outputs of a batch index.

@@ -51,6 +51,8 @@ pub(super) struct Write<R> {
     pub add: bool,
     /// The factors of the tile's first row and first column, where the product is complete and normalized.
     pub scale: Option<[*const R; 2]>,
+    /// Whether by non-temporal stores, where registers begin at multiples of their size. Not with `add`.
+    pub streams: bool,
 }
 
 /// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart.
@@ -62,8 +64,8 @@ pub(super) struct Write<R> {
 /// # Safety
 ///
 /// The panel holds, `k` times, as many vectors as `rows` fit in; `b` so many columns of `k` elements. `to` has room for `rows` elements
-/// in each of `columns` columns, which nothing else reads or writes, and which are initialized where they are added to. There is a
-/// factor for each row and column.
+/// in each of `columns` columns, which nothing else reads or writes, before this thread's next [`Isa::fence`] if they are streamed, and which
+/// are initialized where they are added to. There is a factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     isa: S,
@@ -156,6 +158,9 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
+        let register = size_of::<R::Vector<S>>();
+        let streams =
+            write.streams && to.addr().is_multiple_of(register) && (stride as usize * size_of::<R>()).is_multiple_of(register);
         // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
         // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
@@ -166,6 +171,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
                     &sums,
                     (to, stride),
                     whole,
+                    streams,
                     #[inline(always)]
                     |x, _, _, _| x,
                 ),
@@ -174,6 +180,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
                     &sums,
                     (to, stride),
                     whole,
+                    false,
                     #[inline(always)]
                     |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
                 ),
@@ -182,6 +189,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
                     &sums,
                     (to, stride),
                     whole,
+                    streams,
                     #[inline(always)]
                     |x, to, row, column| {
                         let x = if add { R::add_vectors(isa, x, R::load_vector(isa, to)) } else { x };
@@ -293,29 +301,35 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
 }
 
 /// Stores a tile; `end` maps each register, given its destination, row and column. The last vector of each column is stored only if
-/// `with_last`.
+/// `with_last`, and all by non-temporal stores if `streams`.
 ///
 /// What `end` does was chosen before, and the counts are known when this is compiled, so that the sums stay in registers.
 ///
 /// # Safety
 ///
-/// `to` has room for these vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes.
+/// `to` has room for these vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes; if `streams`, before
+/// this thread's next [`Isa::fence`], and each vector is aligned.
 #[inline(always)]
 unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
     sums: &[[R::Vector<S>; V]; N],
     (to, stride): (*mut R, isize),
     with_last: bool,
+    streams: bool,
     end: impl Fn(R::Vector<S>, *const R, usize, usize) -> R::Vector<S>,
 ) {
     for (column, sums) in sums.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
             if v + 1 < V || with_last {
                 let row = v * R::lanes::<S>();
-                // SAFETY: this is one of the vectors of a column.
+                // SAFETY: this is one of the vectors of a column, aligned where it is streamed.
                 unsafe {
                     let to = to.offset(column as isize * stride).add(row);
-                    R::store_vector(isa, end(sum, to, row, column), to);
+                    let x = end(sum, to, row, column);
+                    match streams {
+                        true => isa.stream((&raw const x).cast(), to.cast()),
+                        false => R::store_vector(isa, x, to),
+                    }
                 }
             }
         }
@@ -347,7 +361,10 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::{
-        super::super::simd::{self, Task},
+        super::super::{
+            aligned::AlignedBuffer,
+            simd::{self, Task},
+        },
         *,
     };
 
@@ -392,17 +409,22 @@ mod tests {
         let row_factors: Vec<R> = (0..rows).map(|row| element(2f64.powi(-((row % 3) as i32)))).collect();
         let column_factors: Vec<R> = (0..columns).map(|column| element(2f64.powi(-((column % 2) as i32 + 5)))).collect();
         let sums: Vec<f64> = (0..rows * columns).map(|i| (0..k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
-        for (add, scaled) in [(false, false), (true, false), (false, true), (true, true)] {
+        let ways = [(false, false), (true, false), (false, true), (true, true)].map(|(add, scaled)| (add, scaled, false));
+        for (add, scaled, streams) in ways.into_iter().chain([(false, false, true), (false, true, true)]) {
             let before = |i: usize| number(i + 4);
-            let column_stride = rows + 3;
-            let mut to: Vec<R> = (0..columns * column_stride).map(|i| element(before(i))).collect();
+            // Each column on a line of its own, where it is to be streamed.
+            let column_stride = if streams { (rows + 3).next_multiple_of(MAX_LANES) } else { rows + 3 };
+            let mut buffer = AlignedBuffer::default();
+            let to = buffer.resize(columns * column_stride);
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = element(before(i)));
             let panel = Panel { at: panel.as_ptr(), k_stride: width as isize };
             let columns_of_b = BroadcastColumns { at: elements.as_ptr(), order, stride: stride as isize };
             let scale = scaled.then_some([row_factors.as_ptr(), column_factors.as_ptr()]);
             // SAFETY: all of them are as large as this tile asks for.
             unsafe {
                 let to = (to.as_mut_ptr(), column_stride as isize);
-                multiply(isa, k, panel, columns_of_b, to, (rows, columns), Write { add, scale });
+                multiply(isa, k, panel, columns_of_b, to, (rows, columns), Write { add, scale, streams });
+                isa.fence();
             }
             for (i, given) in to.iter().enumerate() {
                 let (column, row) = (i / column_stride, i % column_stride);
@@ -413,7 +435,7 @@ mod tests {
                 } else {
                     before(i)
                 };
-                let case = (rows, columns, k, order, add, scaled);
+                let case = (rows, columns, k, order, add, scaled, streams);
                 assert_eq!(given.to_f64(), expected, "row {row} of column {column} of {case:?}");
             }
         }

@@ -212,6 +212,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     broadcast_k: &self.broadcast_k,
                     panels: &mut self.panels,
                     packs_lanes: self.tasks.blocking.packs_lanes,
+                    streams: self.tasks.blocking.streams,
                     factors: scale.then_some([lane_factors, broadcast_factors]),
                     block,
                     add,
@@ -286,8 +287,8 @@ struct Panels<R> {
 /// # Safety
 ///
 /// The vectors of both blocks are within their inputs along this block of K, and nobody writes to them. `block` has an element
-/// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes. There
-/// is a factor for each vector, if any.
+/// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes, before this
+/// thread's next [`Isa::fence`] if it is streamed. There is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -295,6 +296,8 @@ struct MultiplyBlock<'w, 'a, R> {
     broadcast_k: &'w KBlock<'a, R>,
     panels: &'w mut Panels<R>,
     packs_lanes: bool,
+    /// Whether the block is written by non-temporal stores.
+    streams: bool,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
     block: Block<R>,
@@ -306,7 +309,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, packs_lanes, factors, block, add } = self;
+        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, packs_lanes, streams, factors, block, add } = self;
         let width = S::VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
@@ -338,7 +341,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
                 // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(isa, k, a, b, to, size, Write { add, scale }) };
+                unsafe { tile::multiply(isa, k, a, b, to, size, Write { add, scale, streams }) };
             }
         }
     }

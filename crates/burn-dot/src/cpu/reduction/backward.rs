@@ -12,7 +12,7 @@ use super::{
         threads,
     },
     Normalized, RowProduct, Rows, SavedRow, all_ranges,
-    chunks::{Chunks, FenceOnDrop, GROUP, GradRows, GradWriter, Group, Scratch},
+    chunks::{Chunks, GROUP, GradRows, GradWriter, Group, Scratch},
 };
 
 /// Rows of a vector for each task that shares it, at least.
@@ -156,7 +156,7 @@ impl<T: Element, O: Element<Compute = T::Compute>> RowProduct<'_, T, BackwardTen
             });
         }
         let sums = threads::map(vectors * shares, cost, |task| {
-            let _fence = FenceOnDrop(self.writer);
+            let _fence = self.writer.fence();
             let mut sum = BroadcastSum::new(width);
             share(task / shares, task % shares, &mut sum).then_some(sum)
         });

@@ -9,18 +9,15 @@ use super::{
         element::Element,
         layout::{self, Axes, Axis, DX, DY, Offsets, X, Y, advance},
         simd,
+        streaming::{FenceOnDrop, STREAM_FROM},
         strided::{CHUNK, Strided, StridedMut},
     },
     Normalized,
-    tasks::{Fence, GradientOfSum, Gradients, StridedRows, SumRows},
+    tasks::{GradientOfSum, Gradients, StridedRows, SumRows},
 };
 
 /// Rows that go to the loops at once.
 pub(super) const GROUP: usize = 64;
-
-/// Bytes of gradients that would not stay in the caches beside the inputs. Their lines need not be read first, if they are written by
-/// non-temporal stores (benches/README.md). Fewer in the kernels' own tests, which valgrind runs too.
-const STREAM_FROM: usize = if cfg!(test) { 1 << 20 } else { 20 << 20 };
 
 /// How gradients are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,18 +41,10 @@ impl GradWriter {
             true => GradWriter::Direct,
         }
     }
-}
 
-/// At the end of a task, also of one that panics, orders what it streamed before whatever this thread does next: others then hear
-/// that the task is done, or take over the memory that it wrote to.
-pub(super) struct FenceOnDrop(pub GradWriter);
-
-impl Drop for FenceOnDrop {
-    fn drop(&mut self) {
-        if self.0 == GradWriter::Stream {
-            // SAFETY: the task has no pointers.
-            unsafe { simd::dispatch(Fence) };
-        }
+    /// To be held while a task writes.
+    pub fn fence(self) -> FenceOnDrop {
+        FenceOnDrop { streams: self == GradWriter::Stream }
     }
 }
 

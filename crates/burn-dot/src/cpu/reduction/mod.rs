@@ -23,7 +23,7 @@ mod forward;
 mod tasks;
 
 pub(super) use backward::{BackwardTensors, backward};
-use chunks::{Chunks, FenceOnDrop, GROUP, GradWriter, Group, Scratch};
+use chunks::{Chunks, GROUP, GradWriter, Group, Scratch};
 pub(super) use forward::{ForwardTensors, forward};
 
 /// The tensors of a product whose `x` has nothing free, each by its first element: the inputs, and [`ForwardTensors`] or
@@ -87,7 +87,7 @@ pub(super) fn is_infallible<T: Element>() -> bool {
 fn all_ranges(count: usize, cost: usize, writer: GradWriter, task: impl Fn(Range<usize>) -> bool + Send + Sync) -> bool {
     let all = AtomicBool::new(true);
     threads::for_each_range(count, cost, |range| {
-        let _fence = FenceOnDrop(writer);
+        let _fence = writer.fence();
         if !task(range) {
             all.store(false, Ordering::Relaxed);
         }

@@ -83,27 +83,6 @@ pub(super) trait Isa: pulp::Simd {
     fn fence(self);
 }
 
-/// Copies elements to where they will not be read soon, by non-temporal (streaming) stores.
-///
-/// # Safety
-///
-/// There is room for them, that nothing else reads or writes before this thread's next [`Isa::fence`].
-#[inline(always)]
-pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
-    let lanes = size_of::<S::f64s>() / size_of::<T>();
-    let mut at = to.align_offset(size_of::<S::f64s>()).min(from.len());
-    // SAFETY: the caller has room for `from.len()` elements, and `at` never passes that; from the first multiple of a register's size on,
-    // `to` is aligned.
-    unsafe {
-        core::ptr::copy_nonoverlapping(from.as_ptr(), to, at);
-        while at + lanes <= from.len() {
-            isa.stream(from.as_ptr().add(at).cast(), to.add(at).cast());
-            at += lanes;
-        }
-        core::ptr::copy_nonoverlapping(from.as_ptr().add(at), to.add(at), from.len() - at);
-    }
-}
-
 /// Work that is compiled once for each instruction set.
 ///
 /// A type, not a closure: everything down to the loops must be inlined for the instruction set to be used in them, and only functions that

@@ -182,6 +182,22 @@ fn streamed_gradients_agree_with_plain_loops() {
     case([2, 65, 1027], DType::F64, None);
 }
 
+/// With columns of which each begins a cache line, and with others; the output is streamed, then the gradient of the long side.
+#[test]
+fn streamed_matrices_agree_with_plain_loops() {
+    for (m, n, k, dtype) in [
+        (130, 2064, 5, DType::F32),
+        (130, 2065, 5, DType::F32),
+        (2064, 130, 5, DType::F32),
+        (70, 2056, 3, DType::F64),
+        (12, 4400, 64, DType::F32),
+    ] {
+        for epsilon in [None, Some(1e-6)] {
+            Case { batch: 1, m, n, k, k_last: [true; 2], dtype, epsilon }.check();
+        }
+    }
+}
+
 /// Axes of the second matrix that are not contiguous are collapsed, perpendicular the edges of its blocks.
 #[test]
 fn collapsed_axes_agree_with_plain_loops() {

@@ -1,0 +1,55 @@
+//! Non-temporal (streaming) stores: past the caches, for results that would not stay there. Lines that are written whole are then not read first.
+
+use super::simd::{self, Isa, Task};
+
+/// Bytes of results that would not stay in the caches beside the inputs (benches/README.md). Fewer in the kernels' own tests, which valgrind
+/// runs too.
+pub(super) const STREAM_FROM: usize = if cfg!(test) { 1 << 20 } else { 20 << 20 };
+
+/// Copies elements to where they will not be read soon.
+///
+/// # Safety
+///
+/// There is room for them, that nothing else reads or writes before this thread's next [`Isa::fence`].
+#[inline(always)]
+pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
+    let lanes = size_of::<S::f64s>() / size_of::<T>();
+    let mut at = to.align_offset(size_of::<S::f64s>()).min(from.len());
+    // SAFETY: the caller has room for `from.len()` elements, and `at` never passes that; from the first multiple of a register's size on,
+    // `to` is aligned.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from.as_ptr(), to, at);
+        while at + lanes <= from.len() {
+            isa.stream(from.as_ptr().add(at).cast(), to.add(at).cast());
+            at += lanes;
+        }
+        core::ptr::copy_nonoverlapping(from.as_ptr().add(at), to.add(at), from.len() - at);
+    }
+}
+
+/// At the end of a task, also of one that panics, orders what it streamed, if it did, before whatever this thread does next: others then
+/// hear that the task is done, or take over the memory that it wrote to.
+pub(super) struct FenceOnDrop {
+    pub streams: bool,
+}
+
+impl Drop for FenceOnDrop {
+    fn drop(&mut self) {
+        if self.streams {
+            // SAFETY: the task has no pointers.
+            unsafe { simd::dispatch(Fence) };
+        }
+    }
+}
+
+/// Orders non-temporal stores before what this thread writes next.
+struct Fence;
+
+impl Task for Fence {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self, isa: S) {
+        isa.fence();
+    }
+}
