@@ -11,6 +11,8 @@
 
 #[path = "dot/answer.rs"]
 mod answer;
+#[path = "../tests/suite/arrive.rs"]
+mod arrive;
 #[path = "dot/gemm.rs"]
 mod bare_gemm;
 #[path = "dot/cells.rs"]
@@ -25,6 +27,8 @@ mod engines;
 mod machine;
 #[path = "dot/measure.rs"]
 mod measure;
+#[path = "dot/memory.rs"]
+mod memory;
 #[path = "dot/pictures.rs"]
 mod pictures;
 #[path = "dot/process.rs"]
@@ -53,20 +57,18 @@ use burn::tensor::Device;
 use clap::{Parser, builder::PossibleValuesParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use cells::Case;
 use common::Place;
 use device::Speed;
 use machine::Machine;
-use process::{BURN, Launch, ON_GPU, PYTHON, RUST, SYSTEM, Worker, YARDSTICK};
+use process::{BURN, GEMM, Launch, MEMORY, ON_GPU, PYTHON, RUST, SYSTEM, Worker, YARDSTICKS};
 use report::{Destination, Report};
 use results::Run;
 use shared::bandwidth::Bandwidth;
-use worker::Pass;
 
 /// Engines of the growth of costs: enough lines for one picture.
 const GROWING: [&str; 5] = ["fused", "composed", "torch", "torch-compile", "jax"];
 /// Bytes far beyond any cache, to say how fast memory itself is.
-const MEMORY: usize = 1 << 29;
+const BEYOND_CACHES: usize = 1 << 29;
 
 /// Time Dot against other engines, one process each, in turn.
 #[derive(Parser)]
@@ -110,9 +112,9 @@ struct Args {
     /// Be the worker of one engine (the driver starts it so)
     #[arg(long, hide = true)]
     worker: Option<String>,
-    /// Print the speed of memory for these numbers of bytes, in JSON (the driver starts it so)
+    /// Print the speed of memory, in JSON (the driver starts it so)
     #[arg(long, hide = true)]
-    bandwidth: Option<String>,
+    bandwidth: bool,
     /// Print the speed of the device, in JSON (the driver starts it so)
     #[arg(long, hide = true)]
     speed: bool,
@@ -142,10 +144,8 @@ fn run(args: &Args) -> Result<()> {
     let cores = thread::available_parallelism()?.get();
     let threads = args.threads.map_or(cores, usize::from);
     ensure!(threads <= cores, "--threads {threads}, but this machine has {cores} cores");
-    if let Some(sizes) = &args.bandwidth {
-        let sizes: Vec<usize> = serde_json::from_str(sizes)?;
-        let measured: Vec<Bandwidth> = sizes.into_iter().map(|size| Bandwidth::measure(size, threads)).collect();
-        println!("{}", serde_json::to_string(&measured)?);
+    if args.bandwidth {
+        println!("{}", serde_json::to_string(&Bandwidth::measure(BEYOND_CACHES, threads))?);
         return Ok(());
     }
     if args.speed {
@@ -158,10 +158,10 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn work(engine: &str, place: Option<Place>) -> Result<()> {
-    if engine == YARDSTICK {
-        // It lives inside the pool: no call has to wake it from outside.
+    if YARDSTICKS.contains(&engine) {
+        // They live inside the pool: no call has to wake them from outside.
         let pool = rayon::ThreadPoolBuilder::new().build()?;
-        return pool.install(|| worker::serve(bare_gemm::load));
+        return pool.install(|| worker::serve(if engine == GEMM { bare_gemm::load } else { memory::load }));
     }
     let device = place.map_or_else(|| Ok(Device::flex()), common::open)?;
     worker::serve(|case, inputs| engines::load(engine, &device, case, inputs))
@@ -184,8 +184,9 @@ fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
         _ => cells::cases(&args.cells),
     };
     let mut machine = Machine::new(launch.threads, launch.cores);
-    let working_sets = if args.device.is_some() { Vec::new() } else { working_sets(&cases) };
-    machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    if args.device.is_none() {
+        machine.add_bandwidth(launch.bandwidth()?);
+    }
     machine.device = args.device.map(|place| launch.speed(place)).transpose()?;
     let mut workers = start(args, launch, folder)?;
     workers.iter().filter_map(|worker| worker.versions.as_ref()).for_each(|versions| machine.add_versions(versions));
@@ -210,7 +211,9 @@ fn drive(args: &Args, launch: &Launch, folder: &Path) -> Result<()> {
     }
     drop(workers);
     run.machine.load_after = shared::load_average();
-    run.machine.add_bandwidth(launch.bandwidth(&working_sets)?);
+    if args.device.is_none() {
+        run.machine.add_bandwidth(launch.bandwidth()?);
+    }
     if let (Some(place), Some(device)) = (args.device, &mut run.machine.device) {
         *device = launch.speed(place)?.better(device.clone());
     }
@@ -240,15 +243,6 @@ fn destination(args: &Args) -> Destination {
     if args.record { Destination::recorded() } else { Destination::folder(args.out.clone().unwrap_or_else(own)) }
 }
 
-/// What the speed of memory is asked for.
-fn working_sets(cases: &[Case]) -> Vec<usize> {
-    let bound = cases.iter().filter(|case| case.is_memory_bound());
-    let mut sizes: Vec<usize> = bound.flat_map(|case| Pass::ALL.map(|pass| case.working_set(pass))).chain([MEMORY]).collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-    sizes
-}
-
 fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
     for library in &args.preload {
         // The loader only warns about a library that is not there, and the times would be those of the system's allocator.
@@ -256,8 +250,9 @@ fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
         ensure!(there, "--preload {}: give the whole path of a library", library.display());
     }
     let wanted = |engine: &&&str| {
-        let growing = !args.growth || GROWING.contains(*engine);
-        let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine);
+        let growing = !args.growth || GROWING.contains(*engine) || **engine == MEMORY;
+        // What waits for memory is always held against it.
+        let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine) || **engine == MEMORY;
         let there = match args.device {
             Some(place) => BURN.contains(*engine) || on_cuda(place) && ON_GPU.contains(*engine),
             None => true,

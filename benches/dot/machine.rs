@@ -5,10 +5,8 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cells::Case,
     device::Speed,
     shared::{self, bandwidth::Bandwidth, said},
-    worker::Pass,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -17,8 +15,8 @@ pub struct Machine {
     pub cores: usize,
     pub caches: Vec<String>,
     pub threads: usize,
-    /// Bytes per second, for each working set of the cells.
-    pub bandwidth: Vec<Bandwidth>,
+    /// Bytes per second, far beyond any cache.
+    pub bandwidth: Option<Bandwidth>,
     /// Where Burn's engines compute, if not on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Speed>,
@@ -41,7 +39,7 @@ impl Machine {
             cores,
             caches: (0..5).filter_map(cache).collect(),
             threads,
-            bandwidth: Vec::new(),
+            bandwidth: None,
             device: None,
             system: said("uname", &["-sr"]) + ", " + said("ldd", &["--version"]).lines().next().unwrap_or_default(),
             versions,
@@ -61,29 +59,9 @@ impl Machine {
         }
     }
 
-    /// The better of two measurements of each working set.
-    pub fn add_bandwidth(&mut self, measured: Vec<Bandwidth>) {
-        for new in measured {
-            match self.bandwidth.iter_mut().find(|known| known.working_set == new.working_set) {
-                Some(known) => *known = known.better(new),
-                None => self.bandwidth.push(new),
-            }
-        }
-    }
-
-    /// The bandwidth of the largest working set: that of memory rather than of caches.
-    pub fn memory(&self) -> Option<&Bandwidth> {
-        self.bandwidth.iter().max_by_key(|measured| measured.working_set)
-    }
-
-    /// The microseconds that a pass takes at least: on a CPU where memory bounds it. A small working set is at least as fast as a larger one.
-    pub fn least_us(&self, case: &Case, pass: Pass) -> Option<f64> {
-        if let Some(device) = &self.device {
-            return device.least_us(case, pass);
-        }
-        let as_large = self.bandwidth.iter().filter(|measured| measured.working_set >= case.working_set(pass));
-        let best = as_large.map(Bandwidth::best).reduce(f64::max)?;
-        case.is_memory_bound().then(|| 1e6 * case.bytes_moved(pass) as f64 / best)
+    /// The better of two measurements.
+    pub fn add_bandwidth(&mut self, measured: Bandwidth) {
+        self.bandwidth = Some(self.bandwidth.map_or(measured, |known| known.better(measured)));
     }
 }
 

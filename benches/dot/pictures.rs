@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::{coord::Shift, prelude::*};
 
 use crate::{
-    process::{OURS, YARDSTICK},
+    process::{GEMM, MEMORY, OURS},
     results::{Entry, Run},
     worker::Pass,
 };
@@ -14,13 +14,14 @@ use crate::{
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Dark enough on white, and apart from each other.
-const COLOURS: [(&str, RGBColor); 11] = [
+const COLOURS: [(&str, RGBColor); 12] = [
     (OURS, RGBColor(0x00, 0x00, 0x00)),
     ("composed", RGBColor(0x7f, 0x7f, 0x7f)),
     ("burn", RGBColor(0xd6, 0x5a, 0x0a)),
     ("candle", RGBColor(0xd4, 0xa0, 0x17)),
     ("ndarray", RGBColor(0x8c, 0x56, 0x4b)),
-    (YARDSTICK, RGBColor(0x17, 0xa5, 0xb0)),
+    (GEMM, RGBColor(0x17, 0xa5, 0xb0)),
+    (MEMORY, RGBColor(0xb0, 0xb0, 0xd8)),
     ("torch", RGBColor(0xd6, 0x27, 0x28)),
     ("torch-compile", RGBColor(0xf0, 0x7f, 0xb5)),
     ("torch-autotune", RGBColor(0x2c, 0xa0, 0x2c)),

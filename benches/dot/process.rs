@@ -15,13 +15,16 @@ use crate::{
     worker::{Ask, Reply},
 };
 
-/// The engine that all others are compared with, and the yardstick, which is no engine: it writes into memory that is reused.
+/// The engine that all others are compared with.
 pub const OURS: &str = "fused";
-pub const YARDSTICK: &str = "gemm";
+/// Yardsticks are no engines: products into memory that is reused, and loops that move as many bytes.
+pub const GEMM: &str = "gemm";
+pub const MEMORY: &str = "memory";
+pub const YARDSTICKS: [&str; 2] = [GEMM, MEMORY];
 /// Engines that compute where `--device` says; of the others these, on CUDA.
 pub const BURN: [&str; 3] = [OURS, "composed", "burn"];
 pub const ON_GPU: [&str; 4] = ["torch", "torch-compile", "torch-autotune", "jax"];
-pub const RUST: [&str; 6] = [OURS, "composed", "burn", "candle", "ndarray", YARDSTICK];
+pub const RUST: [&str; 7] = [OURS, "composed", "burn", "candle", "ndarray", GEMM, MEMORY];
 pub const PYTHON: [&str; 5] = ["torch", "torch-compile", "torch-autotune", "jax", "keras-tf"];
 /// The allocator of a process that preloads none.
 pub const SYSTEM: &str = "system";
@@ -85,10 +88,9 @@ impl Launch {
     }
 
     /// The speed of memory, measured by a process pinned as the engines are.
-    pub fn bandwidth(&self, working_sets: &[usize]) -> Result<Vec<Bandwidth>> {
-        let sizes = serde_json::to_string(working_sets)?;
+    pub fn bandwidth(&self) -> Result<Bandwidth> {
         let threads = self.threads.to_string();
-        let output = self.command(&env::current_exe()?, &["--bandwidth", &sizes, "--threads", &threads]).output()?;
+        let output = self.command(&env::current_exe()?, &["--bandwidth", "--threads", &threads]).output()?;
         ensure!(output.status.success(), "the bandwidth probe failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     }

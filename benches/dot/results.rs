@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cells::{Case, Kind},
     machine::Machine,
-    process::{OURS, YARDSTICK},
+    process::{GEMM, MEMORY, OURS, YARDSTICKS},
     worker::Pass,
 };
 
@@ -88,10 +88,10 @@ pub struct Row<'a> {
     pub best: Option<(&'a str, f64)>,
     /// In how many rounds ours was the faster of the two.
     pub ahead: usize,
-    /// The least time at the speed of memory, where that bounds the pass.
-    pub least: Option<f64>,
-    /// The time of the yardstick.
+    /// The time to move its bytes, where it waits for memory; on a device to move them or to multiply, whichever takes longer.
     pub yardstick: Option<f64>,
+    /// The time of the product alone, by the gemm crate.
+    pub gemm: Option<f64>,
 }
 
 impl Row<'_> {
@@ -111,6 +111,11 @@ impl Row<'_> {
 }
 
 impl Run {
+    /// All but ours and the yardsticks.
+    pub fn others(&self) -> impl Iterator<Item = &String> {
+        self.engines.iter().filter(|engine| *engine != OURS && !YARDSTICKS.contains(&&engine[..]))
+    }
+
     pub fn rows<'a>(&'a self, allocator: &'a str) -> impl Iterator<Item = Row<'a>> {
         let passes = self.cases.iter().flat_map(|entry| Pass::ALL.map(|pass| (entry, pass)));
         passes.map(move |(entry, pass)| self.row(entry, pass, allocator))
@@ -119,14 +124,17 @@ impl Run {
     fn row<'a>(&'a self, entry: &'a Entry, pass: Pass, allocator: &str) -> Row<'a> {
         let median = |engine: &str| entry.of(engine, allocator)?.median(pass);
         let others = entry.measured.iter().filter(|other| other.allocator == allocator);
-        let others = others.filter(|other| other.engine != OURS && other.engine != YARDSTICK);
+        let others = others.filter(|other| other.engine != OURS && !YARDSTICKS.contains(&&other.engine[..]));
         let best = others.filter_map(|other| Some((&other.engine[..], other.median(pass)?))).min_by(|a, b| a.1.total_cmp(&b.1));
         let times = |engine: &str| entry.of(engine, allocator).map_or(&[][..], |measured| measured.times(pass));
         let pairs = times(OURS).iter().zip(best.map_or(&[][..], |(engine, _)| times(engine)));
         let ahead = pairs.filter(|(ours, other)| ours < other).count();
-        let least = self.machine.least_us(&entry.case, pass);
-        let yardstick = (entry.case.kind == Kind::Matmul).then(|| median(YARDSTICK)).flatten();
-        Row { entry, pass, ours: median(OURS), best, ahead, least, yardstick }
+        let yardstick = match &self.machine.device {
+            Some(device) => device.least_us(&entry.case, pass),
+            None => median(MEMORY),
+        };
+        let gemm = (entry.case.kind == Kind::Matmul).then(|| median(GEMM)).flatten();
+        Row { entry, pass, ours: median(OURS), best, ahead, yardstick, gemm }
     }
 
     pub fn read(file: &Path) -> Result<Self> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     cells::Dtype,
     machine::Machine,
-    process::{OURS, YARDSTICK},
+    process::{GEMM, OURS, YARDSTICKS},
     results::{Row, Run},
     worker::Pass,
 };
@@ -35,7 +35,7 @@ pub fn growth(run: &Run) -> String {
 fn machine(machine: &Machine) -> String {
     let mut text = format!("- {}, {} cores; {}\n", machine.cpu, machine.cores, machine.caches.join(", "));
     text += &format!("- threads of each engine: {}; {}\n", machine.threads, machine.system);
-    if let Some(memory) = machine.memory() {
+    if let Some(memory) = &machine.bandwidth {
         let [read, copy, triad] = [memory.read, memory.copy, memory.triad].map(|speed| short(speed / 1e9));
         let size = memory.working_set >> 20;
         text += &format!("- memory ({size} MiB): read {read}, copy {copy}, triad {triad} GB/s\n");
@@ -138,7 +138,7 @@ pub fn in_short(run: &Run) -> String {
         text += &format!("| {} · {}{all} | {} | {others} |\n", shape(&case.lhs), shape(&case.rhs), or_dash(time(OURS)));
     }
     let (score, machine) = (Score::new(&rows), &run.machine);
-    let others = run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK).count();
+    let others = run.others().count();
     text += &format!(
         "\n{}, {} cores, default allocator, every engine's turn in each round (commit `{}`, {}). Against the fastest of the {others} other\n\
          engines, this crate's own composition among them, {} of {} rows are won and {} lost, with a geometric mean of the ratios of {}",
@@ -174,7 +174,7 @@ fn loss(ratio: f64, row: &Row) -> String {
 /// The same against each engine alone.
 fn by_engine(run: &Run, allocator: &str) -> String {
     let mut text = String::from("| against | rows | lost | geometric mean |\n|---|---:|---:|---:|\n");
-    for engine in run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK) {
+    for engine in run.others() {
         let ratios: Vec<f64> = run.rows(allocator).filter_map(|row| ratio(&row, engine, allocator)).collect();
         if !ratios.is_empty() {
             let lost = ratios.iter().filter(|ratio| **ratio < 1.0).count();
@@ -189,10 +189,10 @@ fn ratio(row: &Row, engine: &str, allocator: &str) -> Option<f64> {
 }
 
 fn cells(run: &Run, rows: &[Row], allocator: &str) -> String {
-    let engines: Vec<&String> = run.engines.iter().filter(|engine| *engine != OURS && *engine != YARDSTICK).collect();
+    let engines: Vec<&String> = run.others().collect();
     let names = engines.iter().map(|engine| engine.as_str()).collect::<Vec<_>>().join(" | ");
     let mut text = format!(
-        "| cell | pass | fastest other | **its ratio** | {names} | {OURS}, µs | least, µs | part of its speed | {YARDSTICK} |\n\
+        "| cell | pass | fastest other | **its ratio** | {names} | {OURS}, µs | yardstick, µs | part of its speed | {GEMM} |\n\
          |---|---|---|---:|{}---:|---:|---:|---:|\n",
         "---:|".repeat(engines.len())
     );
@@ -210,9 +210,9 @@ fn cells(run: &Run, rows: &[Row], allocator: &str) -> String {
             or_dash(row.ratio()),
             each.collect::<Vec<_>>().join(" | "),
             or_dash(row.ours),
-            or_dash(row.least),
-            or_dash(row.least.zip(row.ours).map(|(least, ours)| least / ours)),
+            or_dash(row.yardstick),
             or_dash(row.yardstick.zip(row.ours).map(|(yardstick, ours)| yardstick / ours)),
+            or_dash(row.gemm.zip(row.ours).map(|(gemm, ours)| gemm / ours)),
         );
     }
     text
@@ -222,8 +222,8 @@ fn cells(run: &Run, rows: &[Row], allocator: &str) -> String {
 fn remarks(run: &Run) -> String {
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let all = run.cases.iter().flat_map(|entry| entry.measured.iter().map(move |measured| (entry, measured)));
-    // The yardstick is for matrices by its nature.
-    for (entry, measured) in all.filter(|(_, measured)| measured.engine != YARDSTICK) {
+    // Each yardstick is for some cells by its nature.
+    for (entry, measured) in all.filter(|(_, measured)| !YARDSTICKS.contains(&&measured.engine[..])) {
         if let Some(reason) = measured.wrong.as_ref().or(measured.skip.as_ref()) {
             let cells = reasons.entry(format!("{}: {reason}", measured.engine)).or_default();
             let title = entry.case.title();

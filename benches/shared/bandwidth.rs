@@ -24,31 +24,15 @@ impl Bandwidth {
     pub fn measure(working_set: usize, threads: usize) -> Self {
         let each = working_set.div_ceil(threads * size_of::<u64>());
         let read = best(threads, working_set, || vec![1; each], |a: &mut Vec<u64>| sum(a));
-        // Integers: compilers do not reorder a sum of floats, and then it waits for the adder, not for memory.
         let copy = best(
             threads,
             working_set,
             || (vec![0; each / 2], vec![1; each / 2]),
-            |(a, b): &mut (Vec<u64>, Vec<u64>)| {
-                a.copy_from_slice(b);
-                a.len() as u64
-            },
+            |(a, b): &mut (Vec<u64>, Vec<u64>)| copy(a, b),
         );
-        let triad = best(
-            threads,
-            working_set,
-            || [0, 1, 2].map(|x| vec![x; each / 3]),
-            |[a, b, c]: &mut [Vec<u64>; 3]| {
-                a.iter_mut().zip(b).zip(c).for_each(|((a, b), c)| *a = b.wrapping_add(c.wrapping_mul(3)));
-                a.len() as u64
-            },
-        );
+        let triad =
+            best(threads, working_set, || [0, 1, 2].map(|x| vec![x; each / 3]), |[a, b, c]: &mut [Vec<u64>; 3]| triad(a, b, c));
         Bandwidth { working_set, read, copy, triad }
-    }
-
-    /// The fastest loop: a bound from it is too low rather than too high.
-    pub fn best(&self) -> f64 {
-        self.read.max(self.copy).max(self.triad)
     }
 
     pub fn better(self, other: Self) -> Self {
@@ -58,8 +42,19 @@ impl Bandwidth {
     }
 }
 
-fn sum(a: &[u64]) -> u64 {
+/// Of integers: compilers do not reorder a sum of floats, and then it waits for the adder, not for memory.
+pub fn sum(a: &[u64]) -> u64 {
     a.iter().fold(0, |sum, x| sum.wrapping_add(*x))
+}
+
+pub fn copy(a: &mut [u64], b: &[u64]) -> u64 {
+    a.copy_from_slice(b);
+    a.len() as u64
+}
+
+pub fn triad(a: &mut [u64], b: &[u64], c: &[u64]) -> u64 {
+    a.iter_mut().zip(b).zip(c).for_each(|((a, b), c)| *a = b.wrapping_add(c.wrapping_mul(3)));
+    a.len() as u64
 }
 
 /// Each thread repeats the loop over arrays of its own, so that starting threads does not count.

@@ -3,6 +3,7 @@
 //! The device comes from `BURN_DEVICE` (`flex` by default; `ndarray`, `wgpu`, `cuda`, `remote`, … when the feature of that name is on).
 //! A device that is asked for and missing is a failure.
 
+mod arrive;
 mod beyond_keras;
 mod cases;
 mod compare_devices;

@@ -1,16 +1,6 @@
 //! A case on the device under test: forward and backward by Burn, whatever the ranks.
-#![cfg_attr(feature = "ndarray", allow(deprecated, reason = "burn-ndarray is, and still supported here"))]
 
-use burn::backend::{
-    Autodiff, Backend, Dispatch, DispatchTensor, TensorMetadata,
-    autodiff::{
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients as InnerGradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    tensor::FloatTensor,
-};
+use burn::backend::{Dispatch, DispatchTensor};
 use burn::prelude::*;
 use burn::tensor::{
     DType, Gradients,
@@ -20,6 +10,7 @@ use burn_dot::Dot;
 
 use super::case::{Case, Holder, Numbers};
 use crate::{
+    arrive::Arrive,
     device::device,
     oracle::Array,
     run::{apply, out_rank},
@@ -156,59 +147,4 @@ fn product_of_ranks<const L: usize, const R: usize, const O: usize, K: Numeric>(
     rhs: DispatchTensor,
 ) -> DispatchTensor {
     apply::<L, R, O, K>(dot, Tensor::from_dispatch(lhs), Tensor::from_dispatch(rhs)).into_dispatch()
-}
-
-/// A gradient that arrives at a tensor as it lies in memory: no operation of Burn copies it on its way.
-#[backend_extension(
-    Autodiff,
-    Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu")),
-    LibTorch: cfg(feature = "tch"),
-    Remote: cfg(feature = "remote"),
-    Capture: cfg(feature = "capture"),
-)]
-trait Arrive: Backend {
-    /// A scalar, of which the gradient with respect to `out` is `cotangent`.
-    fn float_arrive(out: FloatTensor<Self>, _cotangent: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_zeros([1].into(), &out.device(), out.dtype().into())
-    }
-}
-
-#[cfg(feature = "flex")]
-impl Arrive for burn::backend::Flex {}
-#[cfg(feature = "ndarray")]
-impl Arrive for burn::backend::NdArray {}
-#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
-impl Arrive for burn::backend::Cube {}
-#[cfg(feature = "tch")]
-impl Arrive for burn::backend::LibTorch {}
-#[cfg(feature = "remote")]
-impl Arrive for burn::backend::Remote {}
-#[cfg(feature = "capture")]
-impl Arrive for burn::backend::Capture {}
-
-#[derive(Debug)]
-struct Arrival;
-
-impl<B: Backend> Backward<B, 1> for Arrival {
-    type State = FloatTensor<B>;
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut InnerGradients, _: &mut Checkpointer) {
-        grads.consume::<B>(&ops.node);
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, ops.state);
-        }
-    }
-}
-
-impl<B: Arrive, C: CheckpointStrategy> Arrive for Autodiff<B, C> {
-    fn float_arrive(out: FloatTensor<Self>, cotangent: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (node, cotangent) = (out.node(), cotangent.into_primitive());
-        let scalar = B::float_arrive(out.into_primitive(), cotangent.clone());
-        match Arrival.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(cotangent, scalar),
-            OpsKind::UnTracked(prep) => prep.finish(scalar),
-        }
-    }
 }
