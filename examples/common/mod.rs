@@ -21,6 +21,7 @@ use plotters::{
 };
 
 pub mod checkpoint;
+mod panics;
 pub mod remote;
 pub mod traffic;
 
@@ -40,13 +41,13 @@ pub fn report(run: impl FnOnce() -> Result<()>) -> ExitCode {
         if env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
             print(panic);
         }
-        first_panic().get_or_insert_with(|| panic.payload_as_str().and_then(|text| text.lines().next()).unwrap_or("").into());
+        first_panic().get_or_insert_with(|| panics::in_a_line(panic.payload_as_str().unwrap_or_default()));
     }));
     let result = catch(run).and_then(|result| match first_panic().take() {
         Some(reason) if result.is_ok() => Err(reason),
         _ => Ok(result),
     });
-    match result.unwrap_or_else(|reason| Err(anyhow!("a panic: {reason}"))) {
+    match result.unwrap_or_else(|reason| Err(anyhow!("{reason}"))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -135,7 +136,7 @@ pub fn open(place: Place) -> Result<Device> {
             let name = Place { index: None, ..place };
             bail!("device {name} is not in this build; add --features {name} to the cargo command")
         }
-        Err(reason) => bail!("device {place} is not available: {reason}"),
+        Err(reason) => bail!("device {place} is not available: {}", reason.trim_start_matches("a panic: ")),
     }
 }
 

@@ -8,6 +8,11 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_dot::DotConfig;
 
+#[path = "../../examples/common/panics.rs"]
+mod panics;
+
+use panics::in_a_line;
+
 use crate::{
     cases::{Case, table},
     device::{backend, device, float_dtypes, int_dtypes, is_cubecl, variable},
@@ -230,4 +235,42 @@ fn burn_alone_panics_at_an_operation_on_an_empty_batch() {
     let empty = move || array(&(Tensor::<2>::from_data(TensorData::new(Vec::<f32>::new(), [0, 3]), &device) * 2.0)).data;
     let given = std::panic::catch_unwind(std::panic::AssertUnwindSafe(empty));
     assert_eq!(given.is_err(), is_cubecl() && cfg!(debug_assertions), "{given:?}");
+}
+
+/// In a process of its own: the device is of no use afterwards.
+#[test]
+fn a_device_without_memory_left_is_named_in_a_line() {
+    const IS_CHILD: &str = "BURN_DOT_CHILD";
+    if !is_cubecl() {
+        return;
+    }
+    if std::env::var_os(IS_CHILD).is_some() {
+        // 4 GiB each, as many elements as wgpu can count; more together than any device has.
+        let all: Vec<f32> = (0..1 << 10)
+            .map(|_| Tensor::<2>::ones([1 << 15, 1 << 15], &device()))
+            .scan(Vec::new(), |held, x| {
+                held.push(x.clone());
+                Some(DotConfig::new(1).init().forward::<2, 2, 2, _>(x.clone(), x).sum().into_scalar::<f32>())
+            })
+            .collect();
+        panic!("all of it was there: {all:?}");
+    }
+    let name = "cubecl::a_device_without_memory_left_is_named_in_a_line";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", name, "--nocapture"]).env(IS_CHILD, "").env("RUST_BACKTRACE", "0").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let panic = said.split_once(" panicked at ").and_then(|(_, panic)| panic.split_once(":\n")).expect(&said).1;
+    let line = in_a_line(panic);
+    assert!(line.starts_with("the device has no memory left: can't allocate buffer of size: "), "{line}\nof\n{said}");
+}
+
+#[test]
+fn a_panic_is_said_by_its_first_line_and_its_innermost_cause() {
+    for (panic, line) in [
+        ("", "a panic: "),
+        ("index out of bounds\nnote: more", "a panic: index out of bounds"),
+        ("it failed\nCaused by:\n  one thing\nCaused by:\n  another\nNo backtrace", "a panic: it failed: another"),
+    ] {
+        assert_eq!(in_a_line(panic), line);
+    }
 }
