@@ -66,7 +66,7 @@ use results::Run;
 use shared::bandwidth::Bandwidth;
 
 /// Engines of the growth of costs: enough lines for one picture.
-const GROWING: [&str; 5] = ["fused", "composed", "torch", "torch-compile", "jax"];
+const GROWING: [&str; 6] = ["fused", "composed", "torch", "torch-compile", "jax", MEMORY];
 /// Bytes far beyond any cache, to say how fast memory itself is.
 const BEYOND_CACHES: usize = 1 << 29;
 
@@ -250,7 +250,7 @@ fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
         ensure!(there, "--preload {}: give the whole path of a library", library.display());
     }
     let wanted = |engine: &&&str| {
-        let growing = !args.growth || GROWING.contains(*engine) || **engine == MEMORY;
+        let growing = !args.growth || GROWING.contains(*engine);
         // What waits for memory is always held against it.
         let asked = args.engines.is_empty() || args.engines.iter().any(|name| name == **engine) || **engine == MEMORY;
         let there = match args.device {
@@ -266,7 +266,8 @@ fn start(args: &Args, launch: &Launch, folder: &Path) -> Result<Vec<Worker>> {
             workers.push(launch.engine(engine, Some(library), folder)?);
         }
     }
-    ensure!(!workers.is_empty(), "no engine left: {} need --peers PYTHON", PYTHON.join(", "));
+    let is_asked = |worker: &Worker| worker.engine != MEMORY || args.engines.iter().any(|name| name == MEMORY);
+    ensure!(workers.iter().any(is_asked), "no engine left: {} need --peers PYTHON", PYTHON.join(", "));
     Ok(workers)
 }
 

@@ -78,8 +78,8 @@ fn load_one(case: &Case, answer: &Answer, worker: &mut Worker, files: &Files) ->
     match worker.start().and_then(|()| worker.ask(&ask)) {
         // It gives no answers.
         Ok(reply) if worker.engine == MEMORY => {
-            (measured.skip, measured.note, measured.passes) =
-                (reply.skip.clone(), reply.note, if reply.skip.is_none() { 2 } else { 0 })
+            measured.passes = if reply.skip.is_none() { 2 } else { 0 };
+            (measured.skip, measured.note) = (reply.skip, reply.note);
         }
         Ok(reply) => {
             let given = files.results[..reply.results].iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;

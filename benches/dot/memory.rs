@@ -1,9 +1,8 @@
 //! A yardstick for what waits for memory: loops over integers, by all threads, that move as many bytes as a pass must.
 
-use std::{cell::RefCell, hint::black_box, rc::Rc};
+use std::{hint::black_box, rc::Rc, sync::Mutex};
 
 use anyhow::{Result, ensure};
-use rayon::prelude::*;
 
 use crate::cells::Case;
 use crate::shared::bandwidth::{copy, sum, triad};
@@ -21,12 +20,16 @@ pub fn load(case: &Case, _inputs: [Vec<u8>; 2]) -> Result<Loaded> {
 fn ways(case: &Case, pass: Pass) -> Vec<Way> {
     let words = |bytes: usize| bytes.div_ceil(rayon::current_num_threads() * size_of::<u64>());
     let (len, again) = (words(case.working_set(pass)), words(case.bytes_moved(pass) - case.working_set(pass)));
-    let arrays = Rc::new(RefCell::new(vec![vec![1u64; len]; rayon::current_num_threads()]));
+    let arrays: Rc<Vec<_>> = Rc::new((0..rayon::current_num_threads()).map(|_| Mutex::new(vec![1u64; len])).collect());
     let way = |name: &'static str, run: fn(&mut [u64]) -> u64| {
         let arrays = arrays.clone();
         let call = move || {
-            let run = |array: &mut Vec<u64>| run(array).wrapping_add(sum(&array[..again]));
-            black_box(arrays.borrow_mut().par_iter_mut().map(run).reduce(|| 0, u64::wrapping_add));
+            let arrays = &arrays[..];
+            // Each thread has an array of its own: a parallel iterator may well leave two to one of them.
+            rayon::broadcast(|thread| {
+                let mut array = arrays[thread.index()].lock().expect("a loop over integers");
+                black_box(run(&mut array).wrapping_add(sum(&array[..again])));
+            });
         };
         (name, Box::new(call) as Box<dyn FnMut()>)
     };

@@ -77,6 +77,23 @@ pub fn in_huge_pages<const D: usize>(x: burn_core::tensor::Tensor<D>) -> burn_co
     burn_core::tensor::Tensor::from_dispatch(burn_core::backend::Dispatch::float_in_huge_pages(x.into_dispatch()))
 }
 
+/// For burn-retrieval: calls `f` once for each of `0..tasks`, which together are work like so many multiplications. Threads share them as
+/// they share a product: the caller's does tasks, others help if they come in time. Without the feature `flex` the caller's does all.
+///
+/// # Panics
+///
+/// If `f` panics, on whichever thread.
+#[doc(hidden)]
+pub fn for_each_task(tasks: usize, work: usize, f: impl Fn(usize) + Send + Sync) {
+    #[cfg(feature = "flex")]
+    cpu::for_each_task(tasks, work, f);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = work;
+        (0..tasks).for_each(f);
+    }
+}
+
 /// Gives memory that is cached for results on flex back to the allocator: at most 192 MiB of results that were freed.
 ///
 /// They are cached because new memory costs more than many products: the next result of the same size takes a freed one. Without the

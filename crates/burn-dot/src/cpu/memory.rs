@@ -50,12 +50,15 @@ pub(super) struct Fresh<T> {
 }
 
 impl<T: Stored> Fresh<T> {
-    /// For all elements of a layout without gaps. A `Vec` is made of it without a copy, unless it is so large that it may be streamed to.
+    /// For all elements of a layout without gaps. A `Vec` is made of it without a copy.
     pub fn new(layout: Layout) -> Self {
-        let count = count(layout.shape());
-        let streamed = count.saturating_mul(size_of::<T>()) >= STREAM_FROM;
-        let memory = if streamed { Loan::on_line::<T>(count) } else { Loan::new::<T>(count) };
-        Fresh { memory, layout, dtype: PhantomData }
+        Fresh { memory: Loan::new::<T>(count(layout.shape())), layout, dtype: PhantomData }
+    }
+
+    /// [`Fresh::new`] for a product of matrices: one that may be streamed begins a cache line, and a `Vec` of it is a copy.
+    pub fn product(layout: Layout) -> Self {
+        let streams = T::IS_COMPUTE && count(layout.shape()).saturating_mul(size_of::<T>()) >= STREAM_FROM;
+        if streams { Fresh::gradient(layout) } else { Fresh::new(layout) }
     }
 
     /// [`Fresh::new`] for a gradient, which begins a cache line.

@@ -42,6 +42,7 @@ mod tests;
 mod threads;
 
 pub(crate) use pool::release as release_memory;
+pub(crate) use threads::for_each as for_each_task;
 
 use element::Element;
 use matrices::Matrices;
@@ -173,7 +174,9 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     epsilon: Option<f64>,
     save: bool,
 ) -> Option<Forward> {
-    let mut out = Fresh::<O>::new(Layout::contiguous(plan.output.clone()));
+    let path = |pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass == Pass::Forward);
+    let (layout, forward_path) = (Layout::contiguous(plan.output.clone()), path(Pass::Forward));
+    let mut out = if forward_path == Path::Gemm { Fresh::<O>::product(layout) } else { Fresh::<O>::new(layout) };
     let mut space = Space::new(
         plan,
         Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.strides(), ..Default::default() },
@@ -181,8 +184,7 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let (x, y) = (base_ptr::<T>(lhs), base_ptr::<T>(rhs));
     let inputs = lhs.layout().num_elements().saturating_add(rhs.layout().num_elements()).saturating_mul(size_of::<T>());
     let worth = |count: usize, size: usize| save && epsilon.is_some() && count.saturating_mul(size) <= inputs / SAVED_PART;
-    let path = |pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass == Pass::Forward);
-    let Path::Reduction { vector } = path(Pass::Forward) else {
+    let Path::Reduction { vector } = forward_path else {
         let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
         let scales = match epsilon {
             // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty.

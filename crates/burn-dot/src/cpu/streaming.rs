@@ -2,8 +2,8 @@
 
 use super::simd::{self, Isa, Task};
 
-/// Bytes of results that would not stay in the caches beside the inputs (benches/README.md). Fewer in the kernels' own tests, which valgrind
-/// runs too.
+/// Bytes of results that would not stay in a cache of 32 MiB beside the inputs, where it was measured (benches/README.md). Fewer in the
+/// kernels' own tests, which valgrind runs too.
 pub(super) const STREAM_FROM: usize = if cfg!(test) { 1 << 20 } else { 20 << 20 };
 
 /// Copies elements to where they will not be read soon.
@@ -27,8 +27,8 @@ pub(super) unsafe fn stream<S: Isa, T: Copy>(isa: S, from: &[T], to: *mut T) {
     }
 }
 
-/// At the end of a task, also of one that panics, orders what it streamed, if it did, before whatever this thread does next: others then
-/// hear that the task is done, or take over the memory that it wrote to.
+/// Held by a task. When it ends, also by a panic, what it streamed comes before whatever the thread does next, such as saying that the task
+/// is done.
 pub(super) struct FenceOnDrop {
     pub streams: bool,
 }

@@ -73,7 +73,7 @@ pub(super) fn tasks(multiplications: usize) -> usize {
 /// # Panics
 ///
 /// If `f` panics, on whichever thread.
-pub(super) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) + Send + Sync) {
+pub(crate) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) + Send + Sync) {
     #[cfg(feature = "rayon")]
     if let (2.., threads @ 2..) = (tasks, count(multiplications)) {
         let at_once = tasks.div_ceil(TASKS_PER_THREAD * threads);
@@ -118,4 +118,10 @@ pub(super) fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (len, longer) = (count / parts, count % parts);
     let start = index * len + index.min(longer);
     start..start + len + usize::from(index < longer)
+}
+
+/// [`part`], of whole units but for the last. Empty, where there are more parts than units.
+pub(super) fn part_of(count: usize, parts: usize, index: usize, unit: usize) -> Range<usize> {
+    let units = part(count.div_ceil(unit), parts, index);
+    (units.start * unit).min(count)..(units.end * unit).min(count)
 }

@@ -44,9 +44,10 @@ pub(super) struct Blocking {
     pub streams: bool,
 }
 
-/// What becomes of the sums of a product.
+/// Where the sums of a product go, and what is done with them there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Destination {
+    /// What its epilogue needs together.
     pub whole: Whole,
     /// The output is not of the compute dtype, or has no stride for its lanes or none for its broadcast vectors, so that sums cannot be
     /// accumulated there.
@@ -97,6 +98,7 @@ impl Blocking {
             (true, Whole::Lanes) => (lanes, (WORKSPACE / lanes).max(PART_BROADCAST)),
             (true, Whole::Nothing) => (most_lanes, (WORKSPACE / most_lanes).max(PART_BROADCAST)),
         };
+        let output = batches.saturating_mul(lanes).saturating_mul(broadcast).saturating_mul(element);
         Blocking {
             lane_parts,
             broadcast_parts,
@@ -107,7 +109,7 @@ impl Blocking {
             workspace,
             compensated,
             packs_lanes: broadcast > FEW,
-            streams: !workspace && !is_read_again && k <= K_BLOCK && batches * lanes * broadcast * element >= STREAM_FROM,
+            streams: !workspace && !is_read_again && k <= K_BLOCK && output >= STREAM_FROM,
         }
     }
 }

@@ -65,7 +65,10 @@ impl<R: Compute> Product<'_, R> {
         let factors = self.b_factors.map(|factors| (factors, Y_INDEX));
         let b = Side { free: self.columns, k: self.sum, input: self.b, factors };
         let (lanes, broadcast) = if lanes_are_rows { (a, b) } else { (b, a) };
-        let is_read_again = matches!(self.epilogue, Epilogue::Project { .. });
+        let is_read_again = match self.epilogue {
+            Epilogue::None | Epilogue::Scale { .. } => false,
+            Epilogue::Project { .. } => true,
+        };
         let whole = match (&self.epilogue, lanes_are_rows) {
             (Epilogue::Project { dots: None, .. }, true) => Whole::Broadcast,
             (Epilogue::Project { dots: None, .. }, false) => Whole::Lanes,
@@ -129,11 +132,10 @@ impl<R: Compute> Tasks<'_, R> {
         });
     }
 
-    /// The lanes of a part: a multiple of a cache line of them, but for the last.
+    /// The lanes of a part. Where they are streamed each part begins a cache line, if the first does.
     fn lanes_of(&self, part: usize) -> Range<usize> {
-        let (lanes, line) = (self.sizes.lanes, LINE / size_of::<R>());
-        let lines = threads::part(lanes.div_ceil(line), self.blocking.lane_parts, part);
-        lines.start * line..(lines.end * line).min(lanes)
+        let unit = if self.blocking.streams { LINE / size_of::<R>() } else { 1 };
+        threads::part_of(self.sizes.lanes, self.blocking.lane_parts, part, unit)
     }
 
     /// Each task sums over a part of K, for all outputs of a batch index.

@@ -1,7 +1,7 @@
 //! The micro-kernel: a tile of the product that stays in registers while it is summed along K.
 
 use super::super::{
-    aligned::MAX_LANES,
+    aligned::{LINE, MAX_LANES},
     element::{Compute, clamp_to_one},
     simd::Isa,
 };
@@ -51,7 +51,7 @@ pub(super) struct Write<R> {
     pub add: bool,
     /// The factors of the tile's first row and first column, where the product is complete and normalized.
     pub scale: Option<[*const R; 2]>,
-    /// Whether by non-temporal stores, where registers begin at multiples of their size. Not with `add`.
+    /// Whether by non-temporal stores, where each column begins a cache line. What is added to is not.
     pub streams: bool,
 }
 
@@ -158,9 +158,10 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
-        let register = size_of::<R::Vector<S>>();
-        let streams =
-            write.streams && to.addr().is_multiple_of(register) && (stride as usize * size_of::<R>()).is_multiple_of(register);
+        // A register of `R`, as large as what is streamed at once: the scalar fallback has smaller ones. Whole lines, each written at once.
+        let is_register = const { size_of::<R::Vector<S>>() == size_of::<S::f64s>() };
+        let on_lines = to.addr().is_multiple_of(LINE) && (stride * size_of::<R>() as isize).unsigned_abs().is_multiple_of(LINE);
+        let streams = is_register && write.streams && !write.add && on_lines;
         // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
         // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
@@ -180,7 +181,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
                     &sums,
                     (to, stride),
                     whole,
-                    false,
+                    streams,
                     #[inline(always)]
                     |x, to, _, _| R::add_vectors(isa, x, R::load_vector(isa, to)),
                 ),
@@ -308,7 +309,7 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
 /// # Safety
 ///
 /// `to` has room for these vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes; if `streams`, before
-/// this thread's next [`Isa::fence`], and each vector is aligned.
+/// this thread's next [`Isa::fence`], and each vector is aligned, and as large as [`Isa::stream`] takes.
 #[inline(always)]
 unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
@@ -322,7 +323,7 @@ unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
         for (v, &sum) in sums.iter().enumerate() {
             if v + 1 < V || with_last {
                 let row = v * R::lanes::<S>();
-                // SAFETY: this is one of the vectors of a column, aligned where it is streamed.
+                // SAFETY: this is one of the vectors of a column, aligned and of the right size where it is streamed.
                 unsafe {
                     let to = to.offset(column as isize * stride).add(row);
                     let x = end(sum, to, row, column);

@@ -72,7 +72,7 @@ pub(super) trait Isa: pulp::Simd {
     /// As for [`Isa::transpose_f32`], with [`Isa::F64_BLOCK`].
     unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize);
 
-    /// Copies a register by a non-temporal (streaming) store, where there is an instruction for it.
+    /// Copies a register of f64 by a non-temporal (streaming) store, where there is an instruction for it.
     ///
     /// # Safety
     ///

@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use burn_core::backend::flex::{FlexTensor, Layout};
 use burn_core::tensor::{Bytes, DType};
 
-use super::super::{Wanted, float_dot, float_dot_grads, in_huge_pages, strided::CHUNK};
+use super::super::{Wanted, aligned::LINE, float_dot, float_dot_grads, in_huge_pages, strided::CHUNK};
 use super::case::*;
 use crate::{
     axes::Axes,
@@ -42,6 +42,23 @@ fn what_is_large_and_contiguous_is_copied_to_huge_pages_and_all_else_is_left() {
             assert_eq!(moved.bytes().as_ptr() != at, moves && cfg!(target_os = "linux"), "{dtype:?}, {:?}", moved.layout());
             assert_eq!(moved.into_data(), data);
         }
+    }
+}
+
+/// Else nothing is streamed, and nothing else would tell.
+#[test]
+fn a_large_product_of_matrices_begins_a_cache_line() {
+    let options = FloatOptions { normalize: None, output: None };
+    let (lhs_shape, rhs_shape) = ([1, 130, 4], [1, 2064, 4]);
+    let plan = Plan::new(&Axes::Both(2), 1, false, &lhs_shape, &rhs_shape).unwrap();
+    for dtype in [DType::F32, DType::F64] {
+        // Each at another place: by chance one in four begins a line.
+        let products: Vec<_> = (0..8)
+            .map(|_| {
+                float_dot(&waves(lhs_shape, 0.1, dtype), &waves(rhs_shape, 0.2, dtype), &plan, options, false).unwrap().out
+            })
+            .collect();
+        assert!(products.iter().all(|out| out.bytes().as_ptr().addr().is_multiple_of(LINE)), "{dtype:?}");
     }
 }
 

@@ -136,6 +136,8 @@ fn work_over_threads() {
         {
             Case { batch, m, n, k, k_last: [true, true], dtype: DType::F32, epsilon }.check();
         }
+        // Streamed, by several tasks.
+        Case { batch: 3, m: 20, n: 4672, k: 3, k_last: [true, true], dtype: DType::F32, epsilon }.check();
         // More than one block of vectors, whose norms are made by several threads.
         for k_last in [[true, true], [false, false]] {
             Case { batch: 1, m: 600, n: 2, k: 96, k_last, dtype: DType::F32, epsilon }.check();
@@ -182,7 +184,7 @@ fn streamed_gradients_agree_with_plain_loops() {
     case([2, 65, 1027], DType::F64, None);
 }
 
-/// With columns of which each begins a cache line, and with others; the output is streamed, then the gradient of the long side.
+/// The output is streamed, in the last case the gradient of rhs; in columns of which each begins a cache line, and in others (2065, 130).
 #[test]
 fn streamed_matrices_agree_with_plain_loops() {
     for (m, n, k, dtype) in [

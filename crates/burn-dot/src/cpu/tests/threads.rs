@@ -12,7 +12,7 @@ use std::{
 use burn_core::tensor::DType;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::super::threads::{for_each, for_each_range, map, part};
+use super::super::threads::{for_each, for_each_range, map, part, part_of};
 use super::case::Case;
 
 /// Work that is worth all threads.
@@ -80,6 +80,16 @@ fn ranges_make_the_whole_even_where_their_products_would_overflow() {
         let parts: Vec<_> = (0..32).map(|index| part(count, 32, index)).collect();
         assert_eq!((parts[0].start, parts[31].end), (0, count));
         assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+}
+
+#[test]
+fn parts_of_units_make_the_whole_and_begin_at_multiples() {
+    for (count, parts, unit) in [(100_000, 8, 16), (72, 2, 16), (17, 2, 16), (16, 3, 16), (5, 4, 1), (1 << 20, 7, 8)] {
+        let ranges: Vec<_> = (0..parts).map(|index| part_of(count, parts, index, unit)).collect();
+        assert_eq!((ranges[0].start, ranges[parts - 1].end), (0, count));
+        assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert!(ranges.iter().all(|range| range.start.is_multiple_of(unit) || range.start == count), "{ranges:?}");
     }
 }
 
