@@ -12,7 +12,7 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-/// No operation of Burn copies the gradient on its way.
+/// An operation that gives a tensor its gradient. None of Burn's copies it on its way.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
