@@ -141,8 +141,7 @@ impl Scan<'_> {
         let mut scores = read(scores)?;
         let scores = scores.as_mut_slice::<S>().expect("scores have the dtype they were asked for");
         let factors = self.factors::<S>(chunk);
-        // By the threads that shared the product, in the same way: those of rayon's parallel iterators wait elsewhere meanwhile, and take
-        // a fifth longer to come.
+        // By the threads that shared the product. Those of rayon's parallel iterators are others, and waking them took a tenth longer.
         let (work, rows) = (scores.len(), best.len().div_ceil(TASKS));
         let tasks: Vec<_> = best.chunks_mut(rows).zip(scores.chunks_mut(rows * chunk.items.len())).map(Mutex::new).collect();
         for_each_task(tasks.len(), work, |task| {
