@@ -1,4 +1,4 @@
-//! Non-temporal (streaming) stores: past the caches, for results that would not stay there. Lines that are written whole are then not read first.
+//! Non-temporal (streaming) stores, for results that would not stay in a cache. A cache line that is written whole is then not read first.
 
 use super::simd::{self, Isa, Task};
 
