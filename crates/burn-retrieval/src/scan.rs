@@ -1,6 +1,6 @@
 //! The scan over a catalogue: chunks of scores, each scored by `Dot` and reduced to its best before the next one is.
 
-use core::{mem, ops::Range};
+use core::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use burn_core::backend::{Device as _, DispatchDeviceId};
@@ -146,7 +146,7 @@ impl Scan<'_> {
         let tasks: Vec<_> = best.chunks_mut(rows).zip(scores.chunks_mut(rows * chunk.items.len())).map(Mutex::new).collect();
         for_each_task(tasks.len(), work, |task| {
             let mut rows_of_task = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
-            let (best, scores) = mem::take(&mut *rows_of_task);
+            let (best, scores) = &mut *rows_of_task;
             for (i, (best, scores)) in best.iter_mut().zip(scores.chunks_mut(chunk.items.len())).enumerate() {
                 let query = task * rows + i;
                 if let Some((queries, items)) = factors {

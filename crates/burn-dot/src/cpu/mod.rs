@@ -2,7 +2,8 @@
 //!
 //! A tensor passes `ops` (casts, or the composition) → `mod` (dtypes, path) → `memory` (who may read and write what) →
 //! `reduction`, or `matrices` and `gemm` → `simd` (chooses the instruction set for a task) → `loops`, or `gemm`'s micro-kernel. `layout` has
-//! its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `streaming` its non-temporal stores, `threads` the sharing of work.
+//! its axes and strides, `norms` the factors of normalized vectors, `pool` the memory of results, `streaming` its non-temporal stores,
+//! `threads` the sharing of work.
 //! CONTRIBUTING.md follows one tensor all the way.
 //!
 //! Sizes were checked by the [`Plan`], also that they can be counted, and [`assert_planned`] checks that the tensors have them; strides are
