@@ -199,6 +199,13 @@ impl Axes {
         (Axes(with), Axes(without))
     }
 
+    /// The axes along which a tensor is iterated, in the order that its elements have in memory.
+    pub fn in_memory_order(&self, tensor: usize) -> Axes {
+        let mut axes = self.split_by(tensor).0;
+        axes.0.sort_by_key(|axis| core::cmp::Reverse(axis.stride[tensor].unsigned_abs()));
+        axes
+    }
+
     /// The segments along the last axis that together make these indices: for each, how many came before it, its length, and where it
     /// begins.
     pub fn segments(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, usize, Offsets)> {

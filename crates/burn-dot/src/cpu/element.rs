@@ -4,7 +4,7 @@ use core::ops::{Add, Mul, RangeInclusive, Sub};
 
 use burn_core::tensor::{bf16, f16};
 
-use super::simd::Isa;
+use super::simd::{Isa, Pairs};
 
 /// A dtype of tensors.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
@@ -54,6 +54,8 @@ pub(super) trait Compute:
     fn mul_vectors<S: Isa>(isa: S, x: Self::Vector<S>, y: Self::Vector<S>) -> Self::Vector<S>;
     /// `x y + z`.
     fn mul_add<S: Isa>(isa: S, x: Self::Vector<S>, y: Self::Vector<S>, z: Self::Vector<S>) -> Self::Vector<S>;
+    /// [`Pairs::add`], in f32 alone.
+    fn add_pairs<S: Isa>(pairs: S::Pairs, x: Self::Vector<S>, y: Self::Vector<S>, sum: Self::Vector<S>) -> Self::Vector<S>;
     fn reduce_sum<S: Isa>(isa: S, x: Self::Vector<S>) -> Self;
     /// Clamps to [-max, max]; NaN stays NaN.
     fn clamp<S: Isa>(isa: S, x: Self::Vector<S>, max: Self) -> Self::Vector<S>;
@@ -192,6 +194,10 @@ impl Compute for f32 {
         transpose_f32
     );
 
+    #[inline(always)]
+    fn add_pairs<S: Isa>(pairs: S::Pairs, x: S::f32s, y: S::f32s, sum: S::f32s) -> S::f32s {
+        pairs.add(x, y, sum)
+    }
     // No loop converts f64 on its way in, or to f64 on its way out; so these need not be fast.
     #[inline(always)]
     fn load_f64<S: Isa>(isa: S, from: &[f64]) -> S::f32s {
@@ -248,6 +254,9 @@ impl Compute for f64 {
         transpose_f64
     );
 
+    fn add_pairs<S: Isa>(_: S::Pairs, _: S::f64s, _: S::f64s, _: S::f64s) -> S::f64s {
+        unreachable!("pairs of bf16 are added in f32")
+    }
     #[inline(always)]
     fn load_f64<S: Isa>(isa: S, from: &[f64]) -> S::f64s {
         isa.load_f64(from)

@@ -118,11 +118,11 @@ pub(super) fn to_compute<S: Isa, T: Element>(isa: S, from: &[T], to: &mut [T::Co
 pub(super) fn from_compute<S: Isa, T: Element>(isa: S, from: &[T::Compute], to: &mut [T], finite: bool) {
     let lanes = <T::Compute>::lanes::<S>();
     let finite = finite && !T::IS_COMPUTE;
-    let max = <T::Compute>::from_f64(if finite { T::SATURATION } else { f64::INFINITY });
+    let max = <T::Compute>::from_f64(T::SATURATION);
     let (mut from, mut to) = (from.chunks_exact(lanes), to.chunks_exact_mut(lanes));
     for (from, to) in (&mut from).zip(&mut to) {
         let mut x = <T::Compute as Element>::load::<T::Compute, S>(isa, from);
-        if !T::IS_COMPUTE {
+        if finite {
             x = <T::Compute>::clamp(isa, x, max);
         }
         T::store::<T::Compute, S>(isa, x, to);

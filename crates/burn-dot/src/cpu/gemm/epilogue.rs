@@ -7,7 +7,7 @@ use super::{
     super::{
         compensated::{self, Compensated},
         element::{self, Compute, Element},
-        layout::{Axes, Offsets, X_INDEX, sum},
+        layout::{Axes, Offsets, X_INDEX},
         loops, norms,
         simd::{self, Isa, Task},
         strided::{CHUNK, StridedMut},
@@ -16,6 +16,7 @@ use super::{
 };
 
 /// What is done with complete sums.
+#[derive(Clone, Copy)]
 pub(in super::super) enum Epilogue<'a, R> {
     None,
     /// Multiplies each element by the factors of its row and its column, and keeps it in [-1, 1].
@@ -61,12 +62,22 @@ unsafe impl<R> Send for Output<R> {}
 // SAFETY: as above.
 unsafe impl<R> Sync for Output<R> {}
 
-/// Rounds contiguous elements to strided ones; finite where `finite` says that none may become infinite.
+/// Rounds a segment of each column to where it belongs; finite where `finite` says that none may become infinite.
 ///
 /// # Safety
 ///
-/// `len` elements can be read, and there are as many to write, `stride` elements apart, initialized, which nothing else reads or writes.
-type Store<R> = unsafe fn(from: *const R, len: usize, to: *mut u8, stride: isize, finite: bool);
+/// The block has these columns, with `segment.len` elements each, initialized. The columns are within the output, initialized, too, and nothing
+/// else reads or writes there.
+type Store<R> = unsafe fn(block: Block<R>, segment: Segment, columns: &Places, to: Output<R>, finite: bool);
+
+/// Elements of each column that have one stride in the output.
+#[derive(Clone, Copy)]
+struct Segment {
+    len: usize,
+    /// Where the first is in the output, from the first of its column.
+    offset: isize,
+    stride: isize,
+}
 
 impl<R: Compute> Output<R> {
     pub fn new<C: Element<Compute = R>>(at: *mut C, tensor: usize) -> Self {
@@ -86,11 +97,9 @@ impl<R: Compute> Output<R> {
     pub(super) unsafe fn write(self, block: Block<R>, lanes: (&Axes, Range<usize>), columns: &Places, finite: bool) {
         let stride = lanes.0.inner_stride()[self.tensor];
         for (first, len, from) in lanes.0.segments_in(self.tensor, lanes.1) {
-            for (column, at) in columns.iter().enumerate() {
-                let to = self.at(sum(at, from)[self.tensor]);
-                // SAFETY: the segment is a part of a column of the block, which is within the output, the caller says.
-                unsafe { (self.store)(block.column(column).add(first), len, to, stride, finite) };
-            }
+            let block = Block { at: block.at.wrapping_add(first), ..block };
+            // SAFETY: the segment is a part of each column of the block, which is within the output, the caller says.
+            unsafe { (self.store)(block, Segment { len, offset: from[self.tensor], stride }, columns, self, finite) };
         }
     }
 }
@@ -98,45 +107,53 @@ impl<R: Compute> Output<R> {
 /// # Safety
 ///
 /// As for [`Store`]; the output has this dtype.
-unsafe fn store<C: Element>(from: *const C::Compute, len: usize, to: *mut u8, stride: isize, finite: bool) {
-    // SAFETY: as `Store` asks, `len` elements can be read, and as many be written, `stride` apart, which nothing else reads or writes. They
-    // are of dtype `C`: `Output::new::<C>` alone takes this function.
-    unsafe {
-        let from = core::slice::from_raw_parts(from, len);
-        simd::dispatch(StoreStrided::<C> { from, to: to.cast(), stride, finite });
-    }
+unsafe fn store<C: Element>(
+    block: Block<C::Compute>,
+    segment: Segment,
+    columns: &Places,
+    to: Output<C::Compute>,
+    finite: bool,
+) {
+    // SAFETY: the elements are of dtype `C`: `Output::new::<C>` alone takes this function. The rest is as `Store` asks.
+    unsafe { simd::dispatch(StoreColumns::<C> { block, segment, columns, to, finite }) };
 }
 
 /// See [`Store`].
 ///
 /// # Safety
 ///
-/// From `to` on there are as many elements as in `from`, `stride` apart, initialized, which nothing else reads or writes.
-struct StoreStrided<'a, C: Element> {
-    from: &'a [C::Compute],
-    to: *mut C,
-    stride: isize,
+/// As there, of an output of this dtype.
+struct StoreColumns<'a, C: Element> {
+    block: Block<C::Compute>,
+    segment: Segment,
+    columns: &'a Places,
+    to: Output<C::Compute>,
     finite: bool,
 }
 
-impl<C: Element> Task for StoreStrided<'_, C> {
+impl<C: Element> Task for StoreColumns<'_, C> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        if self.stride == 1 {
-            // SAFETY: the task says that there are so many.
-            let to = unsafe { core::slice::from_raw_parts_mut(self.to, self.from.len()) };
-            return loops::from_compute(isa, self.from, to, self.finite);
-        }
-        let mut buffer = [C::default(); CHUNK];
-        let mut at = self.to;
-        for from in self.from.chunks(CHUNK) {
-            let rounded = &mut buffer[..from.len()];
-            loops::from_compute(isa, from, rounded, self.finite);
-            // SAFETY: the task says that there are so many.
-            unsafe { StridedMut { at, stride: self.stride }.scatter(rounded) };
-            at = at.wrapping_offset(from.len() as isize * self.stride);
+        let StoreColumns { block, segment: Segment { len, offset, stride }, columns, to, finite } = self;
+        for (column, at) in columns.iter().enumerate() {
+            let mut to = to.at(at[to.tensor] + offset).cast::<C>();
+            // SAFETY: the task says that the block has so many elements in this column.
+            let from = unsafe { core::slice::from_raw_parts(block.column(column), len) };
+            if stride == 1 {
+                // SAFETY: the task says that the output has so many, too.
+                loops::from_compute(isa, from, unsafe { core::slice::from_raw_parts_mut(to, len) }, finite);
+                continue;
+            }
+            let mut buffer = [C::default(); CHUNK];
+            for from in from.chunks(CHUNK) {
+                let rounded = &mut buffer[..from.len()];
+                loops::from_compute(isa, from, rounded, finite);
+                // SAFETY: as above.
+                unsafe { StridedMut { at: to, stride }.scatter(rounded) };
+                to = to.wrapping_offset(from.len() as isize * stride);
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Inputs: where their elements are, and how they are read in the compute dtype.
 
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::{any::TypeId, ops::Range};
+
+use burn_core::tensor::bf16;
 
 use super::super::{
     element::{Compute, Element},
@@ -9,6 +11,7 @@ use super::super::{
     loops,
     simd::{self, Isa, Task},
 };
+use super::pairs::LoadPairs;
 
 /// One input of a product: where its elements are, and how they are read in the compute dtype `R`.
 #[derive(Clone, Copy)]
@@ -21,6 +24,9 @@ pub(in super::super) struct Input<R> {
     load: Load<R>,
     /// Whether its elements are of the compute dtype.
     pub is_compute: bool,
+    pub is_bf16: bool,
+    /// Where elements are read in pairs, how far the second of a pair is from the first.
+    pair_stride: Option<isize>,
 }
 
 // SAFETY: an input is only read, and its elements, plain data, may be read on any thread. Dereferencing it needs a safety
@@ -35,11 +41,44 @@ unsafe impl<R> Sync for Input<R> {}
 ///
 /// The elements are within one allocation, and can be read. `to` has elements for all segments, which are initialized, and which
 /// nothing else reads or writes.
-type Load<R> = unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
+pub(super) type Load<R> =
+    unsafe fn(from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize);
 
 impl<R: Compute> Input<R> {
     pub fn new<T: Element<Compute = R>>(at: *const T, tensor: usize) -> Self {
-        Input { at: at.cast(), size: size_of::<T>(), tensor, load: load::<T>, is_compute: T::IS_COMPUTE }
+        let is_bf16 = TypeId::of::<T>() == TypeId::of::<bf16>();
+        Input {
+            at: at.cast(),
+            size: size_of::<T>(),
+            tensor,
+            load: load::<T>,
+            is_compute: T::IS_COMPUTE,
+            is_bf16,
+            pair_stride: None,
+        }
+    }
+
+    /// Read in pairs along an axis of K. Only of bf16.
+    pub fn in_pairs(self, along: &Axis) -> Self {
+        assert!(self.is_bf16, "only bf16 is read in pairs");
+        Input { pair_stride: Some(self.stride(along)), ..self }
+    }
+
+    pub fn is_in_pairs(self) -> bool {
+        self.pair_stride.is_some()
+    }
+
+    /// Whether elements are contiguous along an axis of K.
+    pub fn is_contiguous(self, k: &Axis) -> bool {
+        self.pair_stride.unwrap_or(self.stride(k)) == 1
+    }
+
+    /// These strides in elements of the compute dtype, or in contiguous pairs, where nothing is to be converted.
+    pub fn strides_in_place(self, stride: isize, k_stride: isize) -> Option<(isize, isize)> {
+        match self.pair_stride {
+            None => self.is_compute.then_some((stride, k_stride)),
+            Some(pair_stride) => (pair_stride == 1 && stride % 2 == 0).then_some((stride / 2, k_stride / 2)),
+        }
     }
 
     pub fn offset(self, at: Offsets) -> *const u8 {
@@ -61,8 +100,16 @@ impl<R: Compute> Input<R> {
     ///
     /// As there.
     pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
-        // SAFETY: `new` took `load` for the dtype of the elements; what it reads and writes is within memory, as `Load` asks.
-        unsafe { (self.load)(from, outer, inner, to, to_stride) }
+        // SAFETY: `new` took `load` for the dtype of the elements; what it reads and writes is within memory, as `Load` asks. Of a pair so is
+        // its second element: there is an index of K for each two.
+        unsafe {
+            match self.pair_stride {
+                None => (self.load)(from, outer, inner, to, to_stride),
+                Some(pair_stride) => {
+                    simd::dispatch(LoadPairs { from: from.cast(), pair_stride, outer, inner, to: to.cast(), to_stride });
+                }
+            }
+        }
     }
 }
 

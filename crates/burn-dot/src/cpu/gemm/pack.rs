@@ -45,7 +45,7 @@ pub(super) const BROADCAST: usize = 48;
 impl<'a, R: Compute> Vectors<'a, R> {
     pub fn new(side: Side<'a, R>) -> Self {
         let (free, k) = (side.free.inner().1, side.k.inner().1);
-        let order = if side.input.stride(&k) != 1 && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
+        let order = if !side.input.is_contiguous(&k) && side.input.stride(&free) == 1 { Order::ByK } else { Order::ByVector };
         let (batch_at, places) = (Offsets::default(), Places::default());
         Vectors { side, batch_at, places, order, buffer: Vec::new(), panel_segments: Vec::new() }
     }
@@ -75,10 +75,12 @@ impl<'a, R: Compute> Vectors<'a, R> {
 
     /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
     fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
-        if !self.side.input.is_compute || self.side.factors.is_some() {
+        if self.side.factors.is_some() {
             return None;
         }
-        self.strides(vectors, k).map(|(at, stride, k_stride)| (at.cast(), stride, k_stride))
+        let (at, stride, k_stride) = self.strides(vectors, k)?;
+        let (stride, k_stride) = self.side.input.strides_in_place(stride, k_stride)?;
+        Some((at.cast(), stride, k_stride))
     }
 
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
@@ -345,7 +347,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
         while i < count {
             let whole = i + block <= count;
             let mut j = 0;
-            // SAFETY: the task says that the rows can be read; the panel's size was checked above.
+            // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may begin between two f32.
             unsafe {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];
@@ -357,7 +359,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
                 }
                 for r in i..count.min(i + block) {
                     for j in j..len {
-                        to[j * width + r] = *rows.offset(r as isize * stride).add(j);
+                        to[j * width + r] = rows.offset(r as isize * stride).add(j).read_unaligned();
                     }
                 }
             }

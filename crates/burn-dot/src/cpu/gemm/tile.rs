@@ -3,12 +3,66 @@
 use super::super::{
     aligned::{LINE, MAX_LANES},
     element::{Compute, clamp_to_one},
-    simd::Isa,
+    simd::{Isa, Pairs},
 };
 
 /// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most; adding the
 /// totals costs two operations in a hundred.
 const CHAIN: usize = 64;
+
+/// How terms are multiplied and added.
+trait Terms<S: Isa, R: Compute>: Copy {
+    /// Indices of K that have [`CHAIN`] terms.
+    const CHAIN: usize;
+
+    /// Calls a function that is compiled for the instructions of [`Terms::add`].
+    fn vectorize<F: pulp::NullaryFnOnce>(self, isa: S, f: F) -> F::Output;
+    /// `sum + x y`, of a vector each.
+    fn add(self, isa: S, x: R::Vector<S>, y: R::Vector<S>, sum: R::Vector<S>) -> R::Vector<S>;
+}
+
+/// An element of the compute dtype for each index of K.
+#[derive(Clone, Copy)]
+struct Elements;
+
+impl<S: Isa, R: Compute> Terms<S, R> for Elements {
+    const CHAIN: usize = CHAIN;
+
+    #[inline(always)]
+    fn vectorize<F: pulp::NullaryFnOnce>(self, isa: S, f: F) -> F::Output {
+        struct Call<F>(F);
+        impl<F: pulp::NullaryFnOnce> pulp::WithSimd for Call<F> {
+            type Output = F::Output;
+
+            #[inline(always)]
+            fn with_simd<Same: pulp::Simd>(self, _: Same) -> F::Output {
+                self.0.call()
+            }
+        }
+        isa.vectorize(Call(f))
+    }
+    #[inline(always)]
+    fn add(self, isa: S, x: R::Vector<S>, y: R::Vector<S>, sum: R::Vector<S>) -> R::Vector<S> {
+        R::mul_add(isa, x, y, sum)
+    }
+}
+
+/// A pair of bf16 for each index of K, in the bits of an f32.
+#[derive(Clone, Copy)]
+struct InPairs<P>(P);
+
+impl<S: Isa, R: Compute> Terms<S, R> for InPairs<S::Pairs> {
+    const CHAIN: usize = CHAIN / 2;
+
+    #[inline(always)]
+    fn vectorize<F: pulp::NullaryFnOnce>(self, _: S, f: F) -> F::Output {
+        self.0.vectorize(f)
+    }
+    #[inline(always)]
+    fn add(self, _: S, x: R::Vector<S>, y: R::Vector<S>, sum: R::Vector<S>) -> R::Vector<S> {
+        R::add_pairs(self.0, x, y, sum)
+    }
+}
 
 /// How vectors of an input are read: along what is contiguous there.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -55,7 +109,8 @@ pub(super) struct Write<R> {
     pub streams: bool,
 }
 
-/// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart.
+/// The product of a panel and some columns, written to `to`, column by column, `stride` elements apart. With `pairs`, the elements of both are
+/// the bits of pairs of bf16.
 ///
 /// # Panics
 ///
@@ -68,7 +123,7 @@ pub(super) struct Write<R> {
 /// are initialized where they are added to. There is a factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
-    isa: S,
+    (isa, pairs): (S, Option<S::Pairs>),
     k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
@@ -94,9 +149,13 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
                         };
                         let write = Write { scale, ..write };
                         let tile = Tile::<S, R, $vectors, $n> { isa, k, a, b, to, rows, write };
-                        match b.order {
-                            Order::ByVector => tile.multiply::<false>(),
-                            Order::ByK => tile.multiply::<true>(),
+                        match (pairs, b.order) {
+                            (Some(pairs), order) if const { !R::IS_F64 } => match order {
+                                Order::ByVector => tile.multiply::<false>(InPairs(pairs)),
+                                Order::ByK => tile.multiply::<true>(InPairs(pairs)),
+                            },
+                            (_, Order::ByVector) => tile.multiply::<false>(Elements),
+                            (_, Order::ByK) => tile.multiply::<true>(Elements),
                         }
                         done += $n;
                     }
@@ -125,16 +184,18 @@ struct Tile<S, R, const V: usize, const N: usize> {
     write: Write<R>,
 }
 
-/// A tile whose columns are in [`Order::ByK`], or in the other.
-struct InOrder<T, const BY_K: bool>(T);
+/// A tile whose columns are in [`Order::ByK`], or in the other, and how its terms are added.
+struct InOrder<T, M, const BY_K: bool>(T, M);
 
-impl<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool> pulp::WithSimd for InOrder<Tile<S, R, V, N>, BY_K> {
+impl<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N: usize, const BY_K: bool> pulp::NullaryFnOnce
+    for InOrder<Tile<S, R, V, N>, M, BY_K>
+{
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<Same: pulp::Simd>(self, _: Same) {
+    fn call(self) {
         // SAFETY: `Tile::multiply` alone makes one, and calls this at once: what its caller says holds here.
-        unsafe { self.0.run::<BY_K>() };
+        unsafe { self.0.run::<M, BY_K>(self.1) };
     }
 }
 
@@ -146,15 +207,15 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
     ///
     /// As for [`multiply`], with columns in this order.
     #[inline(never)]
-    unsafe fn multiply<const BY_K: bool>(self) {
-        self.isa.vectorize(InOrder::<_, BY_K>(self));
+    unsafe fn multiply<const BY_K: bool>(self, terms: impl Terms<S, R>) {
+        terms.vectorize(self.isa, InOrder::<_, _, BY_K>(self, terms));
     }
 
     /// # Safety
     ///
     /// As for [`Tile::multiply`].
     #[inline(always)]
-    unsafe fn run<const BY_K: bool>(self) {
+    unsafe fn run<M: Terms<S, R>, const BY_K: bool>(self, terms: M) {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
@@ -165,7 +226,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
         // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
-            let sums = accumulate::<S, R, V, N, BY_K>(isa, k, a, b);
+            let sums = accumulate::<S, R, M, V, N, BY_K>((isa, terms), k, a, b);
             match (write.add, write.scale) {
                 (false, None) => write_vectors(
                     isa,
@@ -219,8 +280,8 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
 ///
 /// `a` has `k` times `V` vectors, `b` so many elements in each of `N` columns, all of which can be read.
 #[inline(always)]
-unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const BY_K: bool>(
-    isa: S,
+unsafe fn accumulate<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N: usize, const BY_K: bool>(
+    (isa, terms): (S, M),
     k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
@@ -231,19 +292,19 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
     let mut left = k;
     let mut totals: Option<[[R::Vector<S>; V]; N]> = None;
     loop {
-        let terms = left.min(CHAIN);
+        let chain = left.min(M::CHAIN);
         let mut sums = [[R::splat(isa, R::default()); V]; N];
         // SAFETY: all chains together have `k` terms, each at the next index of K, where `V` vectors and `N` elements can be read.
         unsafe {
             // By fours: where another hardware thread shares the core, the instructions of the loop itself would cost a tenth.
-            for _ in 0..terms / 4 {
-                add_term(isa, &mut at, &mut sums);
-                add_term(isa, &mut at, &mut sums);
-                add_term(isa, &mut at, &mut sums);
-                add_term(isa, &mut at, &mut sums);
+            for _ in 0..chain / 4 {
+                add_term(isa, terms, &mut at, &mut sums);
+                add_term(isa, terms, &mut at, &mut sums);
+                add_term(isa, terms, &mut at, &mut sums);
+                add_term(isa, terms, &mut at, &mut sums);
             }
-            for _ in 0..terms % 4 {
-                add_term(isa, &mut at, &mut sums);
+            for _ in 0..chain % 4 {
+                add_term(isa, terms, &mut at, &mut sums);
             }
         }
         if let Some(totals) = &totals {
@@ -253,7 +314,7 @@ unsafe fn accumulate<S: Isa, R: Compute, const V: usize, const N: usize, const B
                 }
             }
         }
-        left -= terms;
+        left -= chain;
         if left == 0 {
             return sums;
         }
@@ -280,19 +341,21 @@ struct Cursor<R> {
 #[inline(always)]
 unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
+    terms: impl Terms<S, R>,
     at: &mut Cursor<R>,
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
-    // SAFETY: the cursor is at one of the `k` indices: `a` has `V` contiguous vectors there, and `b` elements `column` apart.
+    // SAFETY: the cursor is at one of the `k` indices: `a` has `V` contiguous vectors there, and `b` elements `column` apart. Pairs of bf16
+    // may begin between two f32.
     unsafe {
         let mut vectors = [R::splat(isa, R::default()); V];
         for (v, vector) in vectors.iter_mut().enumerate() {
             *vector = R::load_vector(isa, at.a.add(v * R::lanes::<S>()));
         }
         for (n, sums) in sums.iter_mut().enumerate() {
-            let element = R::splat(isa, *at.b.offset(n as isize * at.column));
+            let element = R::splat(isa, at.b.offset(n as isize * at.column).read_unaligned());
             for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                *sum = R::mul_add(isa, vector, element, *sum);
+                *sum = terms.add(isa, vector, element, *sum);
             }
         }
     }
@@ -361,6 +424,8 @@ unsafe fn write_rows<R: Compute>(sums: &[R], to: *mut R, add: bool, scale: Optio
 mod tests {
     use alloc::vec::Vec;
 
+    use burn_core::tensor::bf16;
+
     use super::{
         super::super::{
             aligned::AlignedBuffer,
@@ -384,7 +449,11 @@ mod tests {
                 for columns in [1, 2, 3, 5, 6, 7, 11, 16, 17] {
                     for k in [1, 6, CHAIN, 2 * CHAIN + 3] {
                         for order in [Order::ByVector, Order::ByK] {
-                            check::<S, R>(isa, k, (rows, columns), rows.next_multiple_of(lanes), order);
+                            let width = rows.next_multiple_of(lanes);
+                            check::<S, R>((isa, None), k, (rows, columns), width, order);
+                            if let (Some(pairs), false) = (isa.pairs(), R::IS_F64) {
+                                check::<S, R>((isa, Some(pairs)), k, (rows, columns), width, order);
+                            }
                         }
                     }
                 }
@@ -392,24 +461,39 @@ mod tests {
         }
     }
 
-    fn check<S: Isa, R: Compute>(isa: S, k: usize, (rows, columns): (usize, usize), width: usize, order: Order) {
+    fn check<S: Isa, R: Compute>(
+        (isa, pairs): (S, Option<S::Pairs>),
+        k: usize,
+        (rows, columns): (usize, usize),
+        width: usize,
+        order: Order,
+    ) {
         let number = |i: usize| (i % 7) as f64 - 3.0;
         let a = |row: usize, k: usize| number(row + 5 * k);
         let b = |column: usize, k: usize| number(2 * column + 3 * k + 1);
         let element = R::from_f64;
-        // What is beside the rows must not matter.
-        let panel: Vec<R> =
-            (0..k * width).map(|i| element(if i % width < rows { a(i % width, i / width) } else { f64::NAN })).collect();
-        let (stride, elements): (usize, Vec<R>) = match order {
-            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| element(b(i / (k + 2), i % (k + 2)))).collect()),
-            Order::ByK => {
-                (columns + 2, (0..k * (columns + 2)).map(|i| element(b(i % (columns + 2), i / (columns + 2)))).collect())
+        // An element at an index of K, or the pair in its place.
+        let at = |x: &dyn Fn(usize) -> f64, k: usize| match pairs {
+            None => element(x(k)),
+            Some(_) => {
+                let [first, second] = [2 * k, 2 * k + 1].map(|k| u32::from(bf16::from_f64(x(k)).to_bits()));
+                element(f32::from_bits(first | second << 16).into())
             }
+        };
+        let terms = if pairs.is_some() { 2 * k } else { k };
+        // What is beside the rows must not matter.
+        let beside = element(f64::NAN);
+        let panel: Vec<R> =
+            (0..k * width).map(|i| if i % width < rows { at(&|k| a(i % width, k), i / width) } else { beside }).collect();
+        let b_at = |column: usize, k: usize| at(&|k| b(column, k), k);
+        let (stride, elements): (usize, Vec<R>) = match order {
+            Order::ByVector => (k + 2, (0..columns * (k + 2)).map(|i| b_at(i / (k + 2), i % (k + 2))).collect()),
+            Order::ByK => (columns + 2, (0..k * (columns + 2)).map(|i| b_at(i % (columns + 2), i / (columns + 2))).collect()),
         };
         // Powers of two, so that scaling is exact, too; some products stay above 1.
         let row_factors: Vec<R> = (0..rows).map(|row| element(2f64.powi(-((row % 3) as i32)))).collect();
         let column_factors: Vec<R> = (0..columns).map(|column| element(2f64.powi(-((column % 2) as i32 + 5)))).collect();
-        let sums: Vec<f64> = (0..rows * columns).map(|i| (0..k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
+        let sums: Vec<f64> = (0..rows * columns).map(|i| (0..terms).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
         let ways = [(false, false), (true, false), (false, true), (true, true)].map(|(add, scaled)| (add, scaled, false));
         for (add, scaled, streams) in ways.into_iter().chain([(false, false, true), (false, true, true)]) {
             let before = |i: usize| number(i + 4);
@@ -424,7 +508,7 @@ mod tests {
             // SAFETY: all of them are as large as this tile asks for.
             unsafe {
                 let to = (to.as_mut_ptr(), column_stride as isize);
-                multiply(isa, k, panel, columns_of_b, to, (rows, columns), Write { add, scale, streams });
+                multiply((isa, pairs), k, panel, columns_of_b, to, (rows, columns), Write { add, scale, streams });
                 isa.fence();
             }
             for (i, given) in to.iter().enumerate() {
@@ -436,7 +520,7 @@ mod tests {
                 } else {
                     before(i)
                 };
-                let case = (rows, columns, k, order, add, scaled, streams);
+                let case = (rows, columns, k, order, add, scaled, streams, pairs.is_some());
                 assert_eq!(given.to_f64(), expected, "row {row} of column {column} of {case:?}");
             }
         }

@@ -201,10 +201,13 @@ impl<'a, R: Compute> Worker<'a, R> {
         let scale = last && !self.tasks.blocking.compensated && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
         let lanes = self.lanes.places().len();
+        let in_pairs = self.tasks.lanes.input.is_in_pairs();
+        // AVX2 has no pairs.
+        let bytes = if in_pairs { usize::MAX } else { size_of::<R>() * lanes };
         // SAFETY: both blocks were set within the product, `block` is as the caller says, and the factors were set with them.
         unsafe {
             simd::dispatch_narrow(
-                size_of::<R>() * lanes,
+                bytes,
                 MultiplyBlock {
                     lanes: &mut self.lanes,
                     broadcast: &mut self.broadcast,
@@ -213,6 +216,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     panels: &mut self.panels,
                     packs_lanes: self.tasks.blocking.packs_lanes,
                     streams: self.tasks.blocking.streams,
+                    in_pairs,
                     factors: scale.then_some([lane_factors, broadcast_factors]),
                     block,
                     add,
@@ -298,6 +302,8 @@ struct MultiplyBlock<'w, 'a, R> {
     packs_lanes: bool,
     /// Whether the block is written by non-temporal stores.
     streams: bool,
+    /// Whether the elements of both inputs are pairs of bf16.
+    in_pairs: bool,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
     block: Block<R>,
@@ -309,7 +315,20 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let MultiplyBlock { lanes, broadcast, lane_k, broadcast_k, panels, packs_lanes, streams, factors, block, add } = self;
+        let MultiplyBlock {
+            lanes,
+            broadcast,
+            lane_k,
+            broadcast_k,
+            panels,
+            packs_lanes,
+            streams,
+            in_pairs,
+            factors,
+            block,
+            add,
+        } = self;
+        let pairs = in_pairs.then(|| isa.pairs().expect("the instruction that the product was cut for"));
         let width = S::VECTORS * R::lanes::<S>();
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
@@ -341,7 +360,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                 let to = (block.column(first).wrapping_add(lane), block.stride);
                 let size = (width.min(lane_count - lane), columns);
                 // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply(isa, k, a, b, to, size, Write { add, scale, streams }) };
+                unsafe { tile::multiply((isa, pairs), k, a, b, to, size, Write { add, scale, streams }) };
             }
         }
     }

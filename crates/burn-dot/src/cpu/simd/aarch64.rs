@@ -3,7 +3,7 @@
 //! Loads, stores and conversions by `core::arch`, arithmetic by pulp. No intrinsic reaches `stnp`, the non-temporal store.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "one reason holds for all of a group, and stands before it")]
 
-use core::{arch::aarch64::*, mem::transmute};
+use core::{arch::aarch64::*, convert::Infallible, mem::transmute};
 
 use burn_core::tensor::{bf16, f16};
 use pulp::{Simd, aarch64::Neon, cast};
@@ -40,6 +40,12 @@ impl Isa for Neon {
     const ACCUMULATORS: usize = 24;
     const F32_BLOCK: usize = 4;
     const F64_BLOCK: usize = 2;
+    type Pairs = Infallible;
+
+    #[inline(always)]
+    fn pairs(self) -> Option<Infallible> {
+        None
+    }
 
     #[inline(always)]
     fn load_f64(self, from: &[f64]) -> Self::f64s {

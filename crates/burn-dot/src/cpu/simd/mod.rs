@@ -2,6 +2,8 @@
 //!
 //! Each file is the instruction sets of one architecture, [`scalar`] the fallback of all. A new architecture is a file, and its `cfg` below.
 
+use core::convert::Infallible;
+
 use burn_core::tensor::{bf16, f16};
 
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -33,6 +35,11 @@ pub(super) trait Isa: pulp::Simd {
     const F32_BLOCK: usize;
     /// Rows, and elements of each, that [`Isa::transpose_f64`] takes at once: at most 8.
     const F64_BLOCK: usize;
+    /// Its instruction for pairs of bf16.
+    type Pairs: Pairs<Self>;
+
+    /// The instruction for pairs of bf16, if the processor has one.
+    fn pairs(self) -> Option<Self::Pairs>;
 
     // Load-convert and convert-store, from and to the front of a slice. Conversions to f16 and bf16 round by way of f32.
 
@@ -81,6 +88,41 @@ pub(super) trait Isa: pulp::Simd {
     unsafe fn stream(self, from: *const Self::f64s, to: *mut Self::f64s);
     /// Orders streaming stores before what this thread writes next: other threads see them first.
     fn fence(self);
+}
+
+/// An instruction that multiplies and adds pairs of bf16, on top of an instruction set.
+///
+/// It takes subnormal numbers for zero, and gives zero for them. A value shows that the processor has the instruction.
+pub(super) trait Pairs<S: Isa>: Copy {
+    /// Calls a function that is compiled for this instruction, too.
+    fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output;
+    /// `x₀ y₀ + x₁ y₁ + sum`, where the bits of each f32 of `x` and `y` are a pair of bf16.
+    fn add(self, x: S::f32s, y: S::f32s, sum: S::f32s) -> S::f32s;
+}
+
+/// Where there is none.
+impl<S: Isa> Pairs<S> for Infallible {
+    fn vectorize<F: pulp::NullaryFnOnce>(self, _: F) -> F::Output {
+        match self {}
+    }
+    fn add(self, _: S::f32s, _: S::f32s, _: S::f32s) -> S::f32s {
+        match self {}
+    }
+}
+
+/// Whether [`dispatch`] gives a task an instruction set with [`Isa::pairs`].
+pub(super) fn has_pairs() -> bool {
+    struct HasPairs;
+    impl Task for HasPairs {
+        type Output = bool;
+
+        #[inline(always)]
+        unsafe fn run<S: Isa>(self, isa: S) -> bool {
+            isa.pairs().is_some()
+        }
+    }
+    // SAFETY: the task has no pointers.
+    unsafe { dispatch(HasPairs) }
 }
 
 /// Work that is compiled once for each instruction set.

@@ -1,5 +1,7 @@
 //! The scalar fallback: a register is one element.
 
+use core::convert::Infallible;
+
 use burn_core::tensor::{bf16, f16};
 use pulp::Scalar;
 
@@ -40,6 +42,12 @@ impl Isa for Scalar {
     const ACCUMULATORS: usize = 8;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
+    type Pairs = Infallible;
+
+    #[inline(always)]
+    fn pairs(self) -> Option<Infallible> {
+        None
+    }
 
     #[inline(always)]
     fn load_f64(self, from: &[f64]) -> f64 {

@@ -9,6 +9,7 @@ use core::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::*;
 
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use burn_core::tensor::{bf16, f16};
@@ -16,6 +17,8 @@ use burn_core::tensor::{bf16, f16};
 use pulp::x86::V4;
 use pulp::{Simd, cast, x86::V3};
 
+#[cfg(feature = "x86-v4")]
+use super::Pairs;
 use super::{By, Isa, Task, scalar};
 
 // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
@@ -25,6 +28,25 @@ pulp::simd_type!({
         avx2: f!("avx2"),
         fma: f!("fma"),
         f16c: f!("f16c"),
+    }
+});
+
+// Pairs of bf16, on top of V4's instructions.
+#[cfg(feature = "x86-v4")]
+pulp::simd_type!({
+    pub struct Bf16 {
+        avx2: f!("avx2"),
+        fma: f!("fma"),
+        bmi1: f!("bmi1"),
+        bmi2: f!("bmi2"),
+        lzcnt: f!("lzcnt"),
+        popcnt: f!("popcnt"),
+        avx512f: f!("avx512f"),
+        avx512bw: f!("avx512bw"),
+        avx512cd: f!("avx512cd"),
+        avx512dq: f!("avx512dq"),
+        avx512vl: f!("avx512vl"),
+        avx512bf16: f!("avx512bf16"),
     }
 });
 
@@ -105,6 +127,12 @@ impl Isa for V4 {
     const ACCUMULATORS: usize = 24;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
+    type Pairs = Bf16;
+
+    #[inline(always)]
+    fn pairs(self) -> Option<Bf16> {
+        Bf16::try_new()
+    }
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
@@ -189,6 +217,25 @@ impl Isa for V4 {
     }
 }
 
+#[cfg(feature = "x86-v4")]
+impl Pairs<V4> for Bf16 {
+    #[inline(always)]
+    fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output {
+        self.vectorize(f)
+    }
+    #[inline(always)]
+    fn add(self, x: <V4 as Simd>::f32s, y: <V4 as Simd>::f32s, sum: <V4 as Simd>::f32s) -> <V4 as Simd>::f32s {
+        // SAFETY: `self` shows that the processor has the instruction. A register of f32 has as many bits as one of pairs.
+        cast(unsafe {
+            _mm512_dpbf16_ps(
+                cast(sum),
+                core::mem::transmute::<__m512, __m512bh>(cast(x)),
+                core::mem::transmute::<__m512, __m512bh>(cast(y)),
+            )
+        })
+    }
+}
+
 // SAFETY of all: `self` shows that the processor has AVX2, and, as `dispatch` gave it, F16C. Slices and pointers as above.
 impl Isa for V3 {
     // Of 16 registers, 12 are accumulators, and 3 are inputs.
@@ -196,6 +243,12 @@ impl Isa for V3 {
     const ACCUMULATORS: usize = 12;
     const F32_BLOCK: usize = 8;
     const F64_BLOCK: usize = 4;
+    type Pairs = Infallible;
+
+    #[inline(always)]
+    fn pairs(self) -> Option<Infallible> {
+        None
+    }
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {

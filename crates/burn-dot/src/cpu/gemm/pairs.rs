@@ -1,0 +1,171 @@
+//! Products of bf16 by pairs along K, where the processor has an instruction for them: each pair takes the place of one element of f32.
+//!
+//! The instruction takes what is below the smallest normal number for zero. [`halved`] looks at the inputs first: where no product of theirs, and
+//! no sum of such products, can be so small, nothing is lost.
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use super::super::{
+    element::Compute,
+    layout::{Axes, Axis, TENSORS},
+    simd::{self, Isa, Task},
+    threads,
+};
+use super::{Input, Product};
+
+/// The axes of K with a pair for each two indices of the last, if the product may be taken by pairs.
+///
+/// # Safety
+///
+/// Every index of the product's axes is within its inputs, and nobody writes to them.
+pub(super) unsafe fn halved<R: Compute>(product: &Product<'_, R>) -> Option<Axes> {
+    let Product { batch, rows, columns, sum, a, b, b_factors, .. } = product;
+    let (outer, last) = sum.inner();
+    let can_be = a.is_bf16 && b.is_bf16 && b_factors.is_none() && last.size.is_multiple_of(2);
+    if !(can_be && simd::has_pairs()) {
+        return None;
+    }
+    // SAFETY: these are all axes of either input.
+    let exponents = unsafe { [(a, rows), (b, columns)].map(|(input, free)| least_exponent(input, [batch, free, sum])) };
+    lose_nothing(exponents).then(|| {
+        let pairs =
+            Axis { size: last.size / 2, stride: core::array::from_fn::<_, TENSORS, _>(|tensor| 2 * last.stride[tensor]) };
+        outer.followed_by(&Axes::new([pairs]))
+    })
+}
+
+/// Whether sums of products of elements with these least exponents, biased as in their bits, are zero or normal numbers.
+///
+/// A bf16 is a multiple of its last bit, 7 below its exponent; so each product, and each sum, rounded or not, is a multiple of that 14 below both.
+fn lose_nothing([x, y]: [u32; 2]) -> bool {
+    const BIAS: u32 = 127;
+    const SMALLEST_NORMAL: u32 = 1;
+    let normal = x >= SMALLEST_NORMAL && y >= SMALLEST_NORMAL;
+    normal && x + y >= BIAS + SMALLEST_NORMAL + 14
+}
+
+/// Elements of a task that looks at them.
+const BLOCK: usize = 1 << 14;
+
+/// The least exponent of an element that is not zero, as it is in its bits.
+///
+/// # Safety
+///
+/// Every index of these axes is within the input, and nobody writes to it.
+unsafe fn least_exponent<R: Compute>(input: &Input<R>, axes: [&Axes; 3]) -> u32 {
+    // Each element once, in the order that they have in memory.
+    let axes = axes[0].followed_by(axes[1]).followed_by(axes[2]).in_memory_order(input.tensor);
+    let stride = axes.inner_stride()[input.tensor];
+    let least = AtomicU32::new(u32::MAX);
+    let len = axes.len();
+    threads::for_each_range(len.div_ceil(BLOCK), BLOCK / 16, |blocks| {
+        for (_, len, at) in axes.segments_in(input.tensor, blocks.start * BLOCK..len.min(blocks.end * BLOCK)) {
+            // SAFETY: the segment is within the input.
+            let exponent = unsafe { simd::dispatch(LeastExponent { from: input.offset(at).cast(), len, stride }) };
+            least.fetch_min(exponent, Relaxed);
+        }
+    });
+    least.into_inner()
+}
+
+/// # Safety
+///
+/// So many elements, so far apart, can be read, and nobody writes to them.
+struct LeastExponent {
+    from: *const u16,
+    len: usize,
+    stride: isize,
+}
+
+impl Task for LeastExponent {
+    type Output = u32;
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self, _: S) -> u32 {
+        // Zero comes last.
+        let before = |x: u16| (x & 0x7fff).wrapping_sub(1);
+        // SAFETY: the task says that the elements can be read.
+        let least = unsafe {
+            match self.stride {
+                1 => core::slice::from_raw_parts(self.from, self.len).iter().fold(u16::MAX, |least, &x| least.min(before(x))),
+                stride => (0..self.len as isize).fold(u16::MAX, |least, i| least.min(before(*self.from.offset(i * stride)))),
+            }
+        };
+        (u32::from(least) + 1) >> 7
+    }
+}
+
+/// [`Load`](super::input::Load), of pairs: each of an element and the one `pair_stride` after it.
+///
+/// # Safety
+///
+/// As there, of bf16 and of f32.
+pub(super) struct LoadPairs {
+    pub from: *const u16,
+    pub pair_stride: isize,
+    pub outer: (usize, isize),
+    pub inner: (usize, isize),
+    pub to: *mut u32,
+    pub to_stride: usize,
+}
+
+impl Task for LoadPairs {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self, _: S) {
+        let LoadPairs { from, pair_stride, outer, inner: (len, stride), to, to_stride } = self;
+        let pair = |x: u16, y: u16| u32::from(x) | u32::from(y) << 16;
+        for i in 0..outer.0 {
+            // SAFETY: the task says that a segment of pairs can be read, and `to` written.
+            unsafe {
+                let from = from.offset(i as isize * outer.1);
+                let to = core::slice::from_raw_parts_mut(to.add(i * to_stride), len);
+                match (pair_stride, stride) {
+                    (1, 2) => {
+                        let pairs = core::slice::from_raw_parts(from.cast::<[u16; 2]>(), len);
+                        to.iter_mut().zip(pairs).for_each(|(to, &[x, y])| *to = pair(x, y));
+                    }
+                    (_, 1) => {
+                        let (x, y) = (
+                            core::slice::from_raw_parts(from, len),
+                            core::slice::from_raw_parts(from.offset(pair_stride), len),
+                        );
+                        to.iter_mut().zip(x.iter().zip(y)).for_each(|(to, (&x, &y))| *to = pair(x, y));
+                    }
+                    _ => {
+                        for (j, to) in to.iter_mut().enumerate() {
+                            let from = from.offset(j as isize * stride);
+                            *to = pair(*from, *from.offset(pair_stride));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_core::tensor::bf16;
+
+    use super::*;
+
+    #[test]
+    fn pairs_are_taken_only_where_no_sum_of_products_is_below_the_smallest_normal_number() {
+        let exponent = |x: f32| u32::from(bf16::from_f32(x).to_bits() >> 7);
+        for (x, y, expected) in [
+            (1.0, 1.0, true),
+            (2f32.powi(-56), 2f32.powi(-56), true),
+            (2f32.powi(-56), 2f32.powi(-57), false),
+            (2f32.powi(-112), 1.0, true),
+            (2f32.powi(-113), 1.0, false),
+            (f32::MIN_POSITIVE, 2f32.powi(14), true),
+            // Subnormal, however large the other is.
+            (f32::MIN_POSITIVE / 2.0, 2f32.powi(100), false),
+        ] {
+            assert_eq!(lose_nothing([exponent(x), exponent(y)]), expected, "{x:e} and {y:e}");
+            assert_eq!(lose_nothing([exponent(y), exponent(x)]), expected, "{y:e} and {x:e}");
+        }
+    }
+}
