@@ -34,8 +34,7 @@ pub(super) struct Blocking {
     pub lane_block: usize,
     pub broadcast_block: usize,
     pub k_block: usize,
-    /// Whether a block is accumulated in a workspace, not in the output.
-    pub workspace: bool,
+    pub sums: Sums,
     /// Whether partial sums are added with their rounding errors.
     pub compensated: bool,
     /// Whether lanes are packed even where they could be read in place.
@@ -44,14 +43,25 @@ pub(super) struct Blocking {
     pub streams: bool,
 }
 
+/// Where sums are accumulated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sums {
+    Output,
+    /// In registers alone: K is one block. Few columns at a time are rounded to the output, so that it is written while others are multiplied.
+    Registers,
+    /// Block by block.
+    Workspace,
+}
+
 /// Where the sums of a product go, and what is done with them there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Destination {
     /// What its epilogue needs together.
     pub whole: Whole,
-    /// The output is not of the compute dtype, or has no stride for its lanes or none for its broadcast vectors, so that sums cannot be
-    /// accumulated there.
-    pub needs_workspace: bool,
+    /// The output is of the compute dtype.
+    pub is_compute: bool,
+    /// Its lanes are contiguous in the output, and its broadcast vectors have one stride there.
+    pub is_regular: bool,
     /// An epilogue reads complete sums again.
     pub is_read_again: bool,
 }
@@ -80,11 +90,16 @@ const FEW: usize = 8;
 impl Blocking {
     pub fn new(sizes: Sizes, to: Destination, threads: usize) -> Self {
         let Sizes { batches, lanes, broadcast, k, element } = sizes;
-        let Destination { whole, needs_workspace, is_read_again } = to;
+        let Destination { whole, is_compute, is_regular, is_read_again } = to;
         let [lane_parts, broadcast_parts, k_parts] = parts(sizes, whole, threads);
         let k_block = K_BLOCK.min(k);
         let compensated = k > PLAIN_BLOCKS * K_BLOCK || k_parts > 1;
-        let workspace = needs_workspace || compensated;
+        let sums = match (is_regular && !compensated, is_compute) {
+            (true, true) => Sums::Output,
+            (true, false) if k <= K_BLOCK && !is_read_again => Sums::Registers,
+            _ => Sums::Workspace,
+        };
+        let workspace = sums == Sums::Workspace;
         let most_lanes = (PACKED / (element * K_BLOCK)).min(lanes);
         let (lane_block, broadcast_block) = match (workspace, whole) {
             // Partial sums of the whole product are added when all are there.
@@ -106,10 +121,10 @@ impl Blocking {
             lane_block: lane_block.min(lanes),
             broadcast_block: broadcast_block.min(broadcast),
             k_block,
-            workspace,
+            sums,
             compensated,
             packs_lanes: broadcast > FEW,
-            streams: !workspace && !is_read_again && k <= K_BLOCK && output >= STREAM_FROM,
+            streams: sums == Sums::Output && !is_read_again && k <= K_BLOCK && output >= STREAM_FROM,
         }
     }
 }
@@ -145,7 +160,7 @@ mod tests {
     }
 
     /// An output in which sums are accumulated, and left.
-    const OUTPUT: Destination = Destination { whole: Whole::Nothing, needs_workspace: false, is_read_again: false };
+    const OUTPUT: Destination = Destination { whole: Whole::Nothing, is_compute: true, is_regular: true, is_read_again: false };
 
     #[test]
     fn a_product_is_cut_along_lanes_then_broadcast_vectors_then_k() {
@@ -170,8 +185,23 @@ mod tests {
     fn long_sums_are_compensated_in_a_workspace_and_short_ones_added_in_the_output() {
         for k in [1, 256, 4096, 4097, 1 << 22] {
             let blocking = Blocking::new(sizes(1, 40, 30, k), OUTPUT, 1);
-            assert_eq!((blocking.compensated, blocking.workspace), (k > 4096, k > 4096), "K = {k}");
+            let sums = if k > 4096 { Sums::Workspace } else { Sums::Output };
+            assert_eq!((blocking.compensated, blocking.sums), (k > 4096, sums), "K = {k}");
             assert!(blocking.k_block <= 256 && blocking.k_block <= k);
+        }
+    }
+
+    #[test]
+    fn sums_of_another_dtype_are_rounded_from_registers_where_they_are_complete_there() {
+        let other = Destination { is_compute: false, ..OUTPUT };
+        for (k, to, sums) in [
+            (K_BLOCK, other, Sums::Registers),
+            (K_BLOCK + 1, other, Sums::Workspace),
+            (K_BLOCK, Destination { is_read_again: true, ..other }, Sums::Workspace),
+            (K_BLOCK, Destination { is_regular: false, ..other }, Sums::Workspace),
+            (K_BLOCK, Destination { is_regular: false, ..OUTPUT }, Sums::Workspace),
+        ] {
+            assert_eq!(Blocking::new(sizes(1, 40, 30, k), to, 1).sums, sums, "K = {k}, {to:?}");
         }
     }
 
@@ -192,7 +222,8 @@ mod tests {
             (small, OUTPUT, false),
             (Sizes { k: K_BLOCK + 1, ..large }, OUTPUT, false),
             (large, Destination { is_read_again: true, ..OUTPUT }, false),
-            (large, Destination { needs_workspace: true, ..OUTPUT }, false),
+            (large, Destination { is_compute: false, ..OUTPUT }, false),
+            (large, Destination { is_regular: false, ..OUTPUT }, false),
         ] {
             assert_eq!(Blocking::new(sizes, to, 2).streams, streams, "{sizes:?}, {to:?}");
         }
@@ -203,7 +234,7 @@ mod tests {
         for (lanes, broadcast) in [(1, 1), (16, 17), (1000, 3), (3, 1000), (70_000, 40), (40, 70_000)] {
             for whole in [Whole::Nothing, Whole::Lanes, Whole::Broadcast] {
                 let blocking =
-                    Blocking::new(sizes(1, lanes, broadcast, 100), Destination { whole, needs_workspace: true, ..OUTPUT }, 1);
+                    Blocking::new(sizes(1, lanes, broadcast, 100), Destination { whole, is_regular: false, ..OUTPUT }, 1);
                 assert!(whole != Whole::Lanes || blocking.lane_block == lanes, "{blocking:?}");
                 assert!(whole != Whole::Broadcast || blocking.broadcast_block == broadcast, "{blocking:?}");
                 assert!(blocking.lane_block >= 1 && blocking.broadcast_block >= 1, "{blocking:?}");

@@ -68,15 +68,15 @@ unsafe impl<R> Sync for Output<R> {}
 ///
 /// The block has these columns, with `segment.len` elements each, initialized. The columns are within the output, initialized, too, and nothing
 /// else reads or writes there.
-type Store<R> = unsafe fn(block: Block<R>, segment: Segment, columns: &Places, to: Output<R>, finite: bool);
+type Store<R> = unsafe fn(block: Block<R>, segment: Segment, columns: (&Places, Range<usize>), to: Output<R>, finite: bool);
 
 /// Elements of each column that have one stride in the output.
 #[derive(Clone, Copy)]
-struct Segment {
-    len: usize,
+pub(super) struct Segment {
+    pub len: usize,
     /// Where the first is in the output, from the first of its column.
-    offset: isize,
-    stride: isize,
+    pub offset: isize,
+    pub stride: isize,
 }
 
 impl<R: Compute> Output<R> {
@@ -98,9 +98,26 @@ impl<R: Compute> Output<R> {
         let stride = lanes.0.inner_stride()[self.tensor];
         for (first, len, from) in lanes.0.segments_in(self.tensor, lanes.1) {
             let block = Block { at: block.at.wrapping_add(first), ..block };
+            let segment = Segment { len, offset: from[self.tensor], stride };
             // SAFETY: the segment is a part of each column of the block, which is within the output, the caller says.
-            unsafe { (self.store)(block, Segment { len, offset: from[self.tensor], stride }, columns, self, finite) };
+            unsafe { self.write_columns(block, segment, (columns, 0..columns.len()), finite) };
         }
+    }
+
+    /// Rounds columns of a block to where they belong. See [`Store`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub(super) unsafe fn write_columns(
+        self,
+        block: Block<R>,
+        segment: Segment,
+        columns: (&Places, Range<usize>),
+        finite: bool,
+    ) {
+        // SAFETY: `new` took `store` for the dtype of the output; the rest the caller says.
+        unsafe { (self.store)(block, segment, columns, self, finite) }
     }
 }
 
@@ -110,7 +127,7 @@ impl<R: Compute> Output<R> {
 unsafe fn store<C: Element>(
     block: Block<C::Compute>,
     segment: Segment,
-    columns: &Places,
+    columns: (&Places, Range<usize>),
     to: Output<C::Compute>,
     finite: bool,
 ) {
@@ -126,7 +143,7 @@ unsafe fn store<C: Element>(
 struct StoreColumns<'a, C: Element> {
     block: Block<C::Compute>,
     segment: Segment,
-    columns: &'a Places,
+    columns: (&'a Places, Range<usize>),
     to: Output<C::Compute>,
     finite: bool,
 }
@@ -136,9 +153,9 @@ impl<C: Element> Task for StoreColumns<'_, C> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let StoreColumns { block, segment: Segment { len, offset, stride }, columns, to, finite } = self;
-        for (column, at) in columns.iter().enumerate() {
-            let mut to = to.at(at[to.tensor] + offset).cast::<C>();
+        let StoreColumns { block, segment: Segment { len, offset, stride }, columns: (places, columns), to, finite } = self;
+        for (column, place) in columns.enumerate() {
+            let mut to = to.at(places.offset(place, to.tensor) + offset).cast::<C>();
             // SAFETY: the task says that the block has so many elements in this column.
             let from = unsafe { core::slice::from_raw_parts(block.column(column), len) };
             if stride == 1 {

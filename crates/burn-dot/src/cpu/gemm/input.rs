@@ -244,10 +244,6 @@ impl Places {
         let stride = self.stride[tensor];
         self.segments(0..self.len, tensor).map(move |(_, len, at)| (0..len as isize).map(move |i| at + i * stride))
     }
-
-    pub fn iter(&self) -> impl Iterator<Item = Offsets> {
-        (0..self.len).map(|vector| self.at(vector))
-    }
 }
 
 /// One block of K, and where its elements are.

@@ -91,8 +91,8 @@ impl<R: Compute> Product<'_, R> {
             (Epilogue::Project { dots: None, .. }, false) => Whole::Lanes,
             _ => Whole::Nothing,
         };
-        let regular = stride(lanes.free) == Some(1) && stride(broadcast.free).is_some();
-        let needs_workspace = !(self.c.is_compute && regular);
+        let is_regular = stride(lanes.free) == Some(1) && stride(broadcast.free).is_some();
+        let to = Destination { whole, is_compute: self.c.is_compute, is_regular, is_read_again };
         let sizes = Sizes {
             batches: self.batch.len(),
             lanes: lanes.free.len(),
@@ -101,7 +101,7 @@ impl<R: Compute> Product<'_, R> {
             element: size_of::<R>(),
         };
         let work = sizes.batches.saturating_mul(sizes.lanes).saturating_mul(sizes.broadcast).saturating_mul(sizes.k);
-        let blocking = Blocking::new(sizes, Destination { whole, needs_workspace, is_read_again }, threads::count(work));
+        let blocking = Blocking::new(sizes, to, threads::count(work));
         let task = Tasks { product: self, lanes, broadcast, lanes_are_rows, whole, sizes, blocking };
         // SAFETY: `task` has the axes and tensors of this product: every index is within them, nothing is empty, and nothing else reads or
         // writes `c`, which is initialized.

@@ -84,9 +84,10 @@ pub(super) struct BroadcastColumns<T> {
 }
 
 impl<T> BroadcastColumns<T> {
-    /// The column so many after the first.
-    fn column(self, n: usize) -> *const T {
-        self.at.wrapping_offset(n as isize * if self.order == Order::ByVector { self.stride } else { 1 })
+    /// Those from the column so many after the first.
+    pub fn from(self, n: usize) -> Self {
+        let stride = if self.order == Order::ByVector { self.stride } else { 1 };
+        BroadcastColumns { at: self.at.wrapping_offset(n as isize * stride), ..self }
     }
 }
 
@@ -141,7 +142,7 @@ pub(super) unsafe fn multiply<S: Isa, R: Compute>(
                 // Known when this is compiled: tiles too large for the instruction set are not.
                 if const { $vectors <= S::VECTORS && $vectors * $n <= S::ACCUMULATORS } {
                     while columns - done >= $n {
-                        let b = BroadcastColumns { at: b.column(done), ..b };
+                        let b = b.from(done);
                         let to = (to.offset(done as isize * stride), stride);
                         let scale = match write.scale {
                             Some([row, column]) => Some([row, column.add(done)]),

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::super::{
-    aligned::AlignedBuffer,
+    aligned::{AlignedBuffer, MAX_LANES},
     compensated,
     element::Compute,
     layout::{Offsets, X_INDEX, Y_INDEX},
@@ -12,8 +12,8 @@ use super::super::{
 };
 use super::{
     Tasks,
-    blocking::{self, Blocking, Whole},
-    epilogue::{Block, Epilogue, Project, Scale},
+    blocking::{self, Blocking, Sums, Whole},
+    epilogue::{Block, Epilogue, Output, Project, Scale, Segment},
     input::KBlock,
     pack::{BROADCAST, Vectors, panel_width},
     tile::{self, Panel, Write},
@@ -94,10 +94,10 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// `batch_at` is the offset of a batch index, the ranges are of its lanes and broadcast vectors, and no other task
     /// writes their part of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn part(&mut self, batch_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
-        let Blocking { lane_block, broadcast_block, k_block, workspace, .. } = self.tasks.blocking;
+        let Blocking { lane_block, broadcast_block, k_block, sums, .. } = self.tasks.blocking;
         let k = self.tasks.sizes.k;
         // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
-        let together = !workspace && self.tasks.whole == Whole::Lanes;
+        let together = sums == Sums::Output && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
         let once = lanes.len() <= lane_block && k <= k_block;
         let first = broadcast.start;
@@ -135,10 +135,14 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// A block of the batch index at `batch_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
     /// if it is accumulated there. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn accumulate(&mut self, batch_at: Offsets, k_range: Range<usize>) {
-        let Blocking { k_block, workspace, compensated, .. } = self.tasks.blocking;
+        let Blocking { k_block, sums, compensated, .. } = self.tasks.blocking;
         self.set_factors();
-        if workspace {
-            self.accumulators.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
+        match sums {
+            Sums::Output => {}
+            Sums::Registers => self.accumulators.reset(ROUNDED_LANES * ROUNDED_COLUMNS, false),
+            Sums::Workspace => {
+                self.accumulators.reset(self.lanes.places().len() * self.broadcast.places().len(), compensated);
+            }
         }
         let block = self.block();
         let count = k_range.len().div_ceil(k_block);
@@ -160,11 +164,13 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
     }
 
-    /// Where the block is accumulated: in the output or in the workspace.
+    /// Where the block is accumulated; from registers, where the next columns are on their way to the output.
     fn block(&mut self) -> Block<R> {
-        match self.tasks.blocking.workspace {
-            true => Block { at: self.accumulators.partial.as_mut_ptr(), stride: self.lanes.places().len() as isize },
-            false => self.block_in_output(),
+        let workspace = self.accumulators.partial.as_mut_ptr();
+        match self.tasks.blocking.sums {
+            Sums::Output => self.block_in_output(),
+            Sums::Registers => Block { at: workspace, stride: ROUNDED_LANES as isize },
+            Sums::Workspace => Block { at: workspace, stride: self.lanes.places().len() as isize },
         }
     }
 
@@ -201,6 +207,12 @@ impl<'a, R: Compute> Worker<'a, R> {
         let scale = last && !self.tasks.blocking.compensated && matches!(self.tasks.product.epilogue, Epilogue::Scale { .. });
         let [lane_factors, broadcast_factors] = &self.factors;
         let lanes = self.lanes.places().len();
+        let output = self.tasks.product.c;
+        let rounded = (self.tasks.blocking.sums == Sums::Registers).then(|| Rounded {
+            output,
+            lanes: self.lanes.offset_in_batch(output.tensor),
+            finite: matches!(self.tasks.product.epilogue, Epilogue::Scale { .. }),
+        });
         let in_pairs = self.tasks.lanes.input.is_in_pairs();
         // AVX2 has no pairs.
         let bytes = if in_pairs { usize::MAX } else { size_of::<R>() * lanes };
@@ -219,6 +231,7 @@ impl<'a, R: Compute> Worker<'a, R> {
                     in_pairs,
                     factors: scale.then_some([lane_factors, broadcast_factors]),
                     block,
+                    rounded,
                     add,
                 },
             )
@@ -232,7 +245,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     /// The block that was set is summed over all of K, `lanes` are its lanes, and nothing else reads or writes its part of the
     /// output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn end(&mut self, lanes: Range<usize>) {
-        let Blocking { workspace, compensated, .. } = self.tasks.blocking;
+        let Blocking { sums, compensated, .. } = self.tasks.blocking;
         let product = self.tasks.product;
         if compensated {
             self.accumulators.complete();
@@ -262,7 +275,7 @@ impl<'a, R: Compute> Worker<'a, R> {
             // Scaled as the last block of K was multiplied.
             Epilogue::Scale { .. } | Epilogue::None => {}
         }
-        if workspace {
+        if sums == Sums::Workspace {
             let finite = match product.epilogue {
                 Epilogue::None => false,
                 Epilogue::Scale { .. } | Epilogue::Project { .. } => true,
@@ -292,7 +305,8 @@ struct Panels<R> {
 ///
 /// The vectors of both blocks are within their inputs along this block of K, and nobody writes to them. `block` has an element
 /// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes, before this
-/// thread's next [`Isa::fence`] if it is streamed. There is a factor for each vector, if any.
+/// thread's next [`Isa::fence`] if it is streamed; or [`ROUNDED_LANES`] in each of [`ROUNDED_COLUMNS`], if sums are rounded from there. That
+/// output, where lanes are contiguous, has such elements, too. There is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
@@ -306,9 +320,25 @@ struct MultiplyBlock<'w, 'a, R> {
     in_pairs: bool,
     /// Of lanes and of broadcast vectors, where the product is scaled.
     factors: Option<[&'w [R]; 2]>,
+    /// Of the sums.
     block: Block<R>,
+    /// Where they are rounded to from there, if they are.
+    rounded: Option<Rounded<R>>,
     add: bool,
 }
+
+/// An output that complete sums are rounded to.
+struct Rounded<R> {
+    output: Output<R>,
+    /// How far the block's first lane is there from the first of its column.
+    lanes: isize,
+    finite: bool,
+}
+
+/// Columns that are rounded at once, so few that they are on their way to memory while the next ones are multiplied.
+const ROUNDED_COLUMNS: usize = 24;
+/// Lanes of the widest panel: four registers of f32.
+const ROUNDED_LANES: usize = 4 * MAX_LANES;
 
 impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
     type Output = ();
@@ -326,10 +356,12 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
             in_pairs,
             factors,
             block,
+            rounded,
             add,
         } = self;
         let pairs = in_pairs.then(|| isa.pairs().expect("the instruction that the product was cut for"));
         let width = S::VECTORS * R::lanes::<S>();
+        const { assert!(S::VECTORS <= 4, "a panel is no wider than what is rounded at once") };
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
@@ -349,6 +381,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
             let columns = BROADCAST.min(broadcast_count - first);
             // SAFETY: the task says that the broadcast vectors are within their input.
             let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
+            let at_once = if rounded.is_some() { ROUNDED_COLUMNS } else { columns };
             for lane in (0..lane_count).step_by(width) {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
@@ -356,11 +389,22 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                     let panel = panel_width(width.min(lane_count - lane), R::lanes::<S>());
                     Panel { at: packed[(lane - first_packed) * k..][..panel * k].as_ptr(), k_stride: panel as isize }
                 };
-                let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[first..].as_ptr()]);
-                let to = (block.column(first).wrapping_add(lane), block.stride);
-                let size = (width.min(lane_count - lane), columns);
-                // SAFETY: the tile is in the block, and panel, columns and factors are those of it.
-                unsafe { tile::multiply((isa, pairs), k, a, b, to, size, Write { add, scale, streams }) };
+                for done in (0..columns).step_by(at_once) {
+                    let column = first + done;
+                    let scale = factors.map(|[lanes, broadcast]| [lanes[lane..].as_ptr(), broadcast[column..].as_ptr()]);
+                    let to = if rounded.is_some() { block.at } else { block.column(column).wrapping_add(lane) };
+                    let (rows, columns) = (width.min(lane_count - lane), at_once.min(columns - done));
+                    let write = Write { add, scale, streams };
+                    // SAFETY: the tile is in the block, or as large as what is rounded at once. Panel, columns and factors are those of it.
+                    unsafe { tile::multiply((isa, pairs), k, a, b.from(done), (to, block.stride), (rows, columns), write) };
+                    if let Some(Rounded { output, lanes, finite }) = rounded {
+                        let segment = Segment { len: rows, offset: lanes + lane as isize, stride: 1 };
+                        // SAFETY: these are the sums of a tile of the output, in which lanes are contiguous.
+                        unsafe {
+                            output.write_columns(block, segment, (broadcast.places(), column..column + columns), finite);
+                        }
+                    }
+                }
             }
         }
     }
