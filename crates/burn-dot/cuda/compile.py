@@ -5,11 +5,13 @@ registers than a few that are outside of its loops.
 """
 
 import ctypes
+import itertools
 import multiprocessing
 import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import nvidia
 
@@ -18,6 +20,8 @@ WHEELS = pathlib.Path(list(nvidia.__path__)[0])
 PTXAS = WHEELS / "cuda_nvcc/bin/ptxas"
 MOST_SPILLED = 128  # bytes
 INCLUDE = f"--include-path={WHEELS / 'cuda_runtime/include'}"
+# Sources that are compiled as one program: reading CUDA's headers takes longer than compiling a kernel.
+TOGETHER = 30
 
 
 def check(nvrtc, code, program=None):
@@ -49,34 +53,59 @@ def ptx(source, architecture):
     return text.value
 
 
-def compile(path):
-    """What is wrong with a source, if anything, and the most registers that its kernel takes and bytes that it spills."""
-    registers, spilled = 0, 0
-    for architecture in ARCHITECTURES:
-        try:
-            assembled = path.with_suffix(f".{architecture}.ptx")
-            assembled.write_bytes(ptx(path.read_bytes(), architecture))
-        except RuntimeError as error:
-            return f"{path.name}, sm_{architecture}: {error}", 0, 0
-        command = [PTXAS, "-v", f"-arch=sm_{architecture}", assembled, "-o", "/dev/null"]
+def includes(path):
+    return tuple(line for line in path.read_text().splitlines() if line.startswith("#include"))
+
+
+def program(paths):
+    """One program of sources with the same headers: a namespace for each, and a name for its kernel that no other has."""
+    parts = list(includes(paths[0]))
+    for i, path in enumerate(paths):
+        lines = ["" if line.startswith("#include") else line for line in path.read_text().splitlines()]
+        source = re.sub(r"(__global__\s+void\s+__launch_bounds__\([^)]*\)\s+)(\w+)", rf"\1kernel_{i}_\2", "\n".join(lines))
+        parts.append(f'namespace source_{i} {{\n#line 1 "{path.name}"\n{source}\n}}')
+    return "\n".join(parts).encode()
+
+
+def compile(task):
+    """What is wrong with sources, if anything, and the registers that each kernel takes and bytes that it spills."""
+    paths, architecture = task
+    try:
+        text = ptx(program(paths), architecture)
+    except RuntimeError as error:
+        if len(paths) == 1:
+            return [f"{paths[0].name}, sm_{architecture}: {error}"], []
+        faults, used = zip(*(compile(([path], architecture)) for path in paths))
+        return sum(faults, []), sum(used, [])
+    with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
+        file.write(text)
+        file.flush()
+        command = [PTXAS, "-v", f"-arch=sm_{architecture}", file.name, "-o", "/dev/null"]
         result = subprocess.run(command, capture_output=True, text=True)
-        spills, used = (re.search(pattern, result.stderr) for pattern in [r"(\d+) bytes spill stores", r"Used (\d+) registers"])
-        if result.returncode or not spills or not used or int(spills[1]) > MOST_SPILLED:
-            return f"{path.name}, sm_{architecture}: {result.stderr}", 0, 0
-        registers, spilled = max(registers, int(used[1])), max(spilled, int(spills[1]))
-    return None, registers, spilled
+    pattern = r"Compiling entry function 'kernel_(\d+)_.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+    kernels = [tuple(map(int, found)) for found in re.findall(pattern, result.stderr, re.DOTALL)]
+    if result.returncode or sorted(i for i, _, _ in kernels) != list(range(len(paths))):
+        return [f"{paths[0].name} and {len(paths) - 1} others, sm_{architecture}: {result.stderr}"], []
+    used = [(paths[i].name, registers, spilled) for i, spilled, registers in kernels]
+    faults = [f"{name}, sm_{architecture}: {spilled} bytes spilled" for name, _, spilled in used if spilled > MOST_SPILLED]
+    return faults, used
 
 
 if __name__ == "__main__":
     sources = sorted(pathlib.Path(sys.argv[1]).glob("*.cu"))
     if not sources:
         sys.exit(f"error: no CUDA source in {sys.argv[1]}")
+    alike = [list(paths) for _, paths in itertools.groupby(sorted(sources, key=includes), key=includes)]
+    groups = [paths[i : i + TOGETHER] for paths in alike for i in range(0, len(paths), TOGETHER)]
+    tasks = [(paths, architecture) for paths in groups for architecture in ARCHITECTURES]
     with multiprocessing.Pool() as pool:
-        results = pool.map(compile, sources, chunksize=1)
-    faults = [fault for fault, _, _ in results if fault]
+        faults, used = zip(*pool.map(compile, tasks, chunksize=1))
+    faults, used = sum(faults, []), sum(used, [])
     print(*faults, sep="\n", end="\n" if faults else "")
-    print(f"{len(sources) - len(faults)} of {len(sources)} compiled for sm_{' and sm_'.join(ARCHITECTURES)}")
+    compiled = f"{len(used)} of {len(sources) * len(ARCHITECTURES)} compiled: {len(sources)} sources for sm_{' and sm_'.join(ARCHITECTURES)}"
+    print(compiled)
     for what, place in [("registers", 1), ("bytes spilled", 2)]:
-        most, name = max((result[place], path.name) for result, path in zip(results, sources))
-        print(f"at most {most} {what}: {name}")
+        most = max(used, key=lambda kernel: kernel[place], default=None)
+        if most:
+            print(f"at most {most[place]} {what}: {most[0]}")
     sys.exit(bool(faults))
