@@ -81,7 +81,8 @@ pub(super) trait Compute:
     ///
     /// # Safety
     ///
-    /// [`Compute::block`] elements can be read at each of as many pointers, and as many written at each of as many strides.
+    /// [`Compute::block`] elements can be read at each of as many pointers, aligned to 2 bytes at least, and as many written at each of as many
+    /// strides.
     unsafe fn transpose<S: Isa>(isa: S, from: &[*const Self], to: *mut Self, stride: usize);
 }
 

@@ -10,6 +10,7 @@ pub(super) struct Sizes {
     pub batches: usize,
     pub lanes: usize,
     pub broadcast: usize,
+    /// Elements, or pairs of bf16.
     pub k: usize,
     /// Bytes of an element of the compute dtype.
     pub element: usize,
@@ -71,11 +72,11 @@ pub(super) struct Destination {
 const K_BLOCK: usize = 256;
 /// Bytes of the packed lanes of a block: half of a second-level cache.
 const PACKED: usize = 256 << 10;
-/// Columns of a block that is accumulated in the output.
+/// Columns of a block that is not accumulated in a workspace.
 const BROADCAST_BLOCK: usize = 1024;
 /// Elements of a block that is accumulated in a workspace.
 const WORKSPACE: usize = 1 << 15;
-/// Blocks of K that are added without their rounding errors: up to K = 4096.
+/// Blocks of K that are added without their rounding errors: up to 4096 elements, or pairs of bf16.
 pub(super) const PLAIN_BLOCKS: usize = 16;
 /// The least multiplications of a task, unless a thread would have none: nearly a millisecond. Packing the other side again costs little
 /// beside that.

@@ -33,6 +33,16 @@ pub(in super::super) enum Epilogue<'a, R> {
     },
 }
 
+impl<R> Epilogue<'_, R> {
+    /// Whether none of its results may become infinite.
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Epilogue::None => false,
+            Epilogue::Scale { .. } | Epilogue::Project { .. } => true,
+        }
+    }
+}
+
 /// A block in the output or in a workspace: columns of contiguous lanes, `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Block<R> {
@@ -66,8 +76,8 @@ unsafe impl<R> Sync for Output<R> {}
 ///
 /// # Safety
 ///
-/// The block has these columns, with `segment.len` elements each, initialized. The columns are within the output, initialized, too, and nothing
-/// else reads or writes there.
+/// From its first on, the block has a column for each of these, with `segment.len` elements, initialized. They are within the output,
+/// initialized, too, and nothing else reads or writes there.
 type Store<R> = unsafe fn(block: Block<R>, segment: Segment, columns: (&Places, Range<usize>), to: Output<R>, finite: bool);
 
 /// Elements of each column that have one stride in the output.

@@ -77,7 +77,10 @@ impl<R: Compute> Input<R> {
     pub fn strides_in_place(self, stride: isize, k_stride: isize) -> Option<(isize, isize)> {
         match self.pair_stride {
             None => self.is_compute.then_some((stride, k_stride)),
-            Some(pair_stride) => (pair_stride == 1 && stride % 2 == 0).then_some((stride / 2, k_stride / 2)),
+            // Strides of whole pairs: with a K of several axes, another one than that of the pairs may be the last.
+            Some(pair_stride) => {
+                (pair_stride == 1 && stride % 2 == 0 && k_stride % 2 == 0).then_some((stride / 2, k_stride / 2))
+            }
         }
     }
 
@@ -100,8 +103,8 @@ impl<R: Compute> Input<R> {
     ///
     /// As there.
     pub unsafe fn load(self, from: *const u8, outer: (usize, isize), inner: (usize, isize), to: *mut R, to_stride: usize) {
-        // SAFETY: `new` took `load` for the dtype of the elements; what it reads and writes is within memory, as `Load` asks. Of a pair so is
-        // its second element: there is an index of K for each two.
+        // SAFETY: `new` took `load` for the dtype of the elements; what it reads and writes is within memory, as `Load` asks. The second
+        // element of a pair is at the next index of K, and so within the input, too.
         unsafe {
             match self.pair_stride {
                 None => (self.load)(from, outer, inner, to, to_stride),

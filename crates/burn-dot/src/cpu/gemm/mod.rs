@@ -2,13 +2,14 @@
 //!
 //! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
 //! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]), and
-//! ends what is complete ([`epilogue`]). Matrices of bf16 are multiplied by [`pairs`] where the processor can.
+//! ends what is complete ([`epilogue`]). Matrices of bf16 are multiplied by [`pairs`]
+//! where the processor has an instruction for them, K is even, and nothing is so small that it would be lost. So another row's elements may decide
+//! how a row's sums are rounded.
 //!
 //! # Accuracy
 //!
 //! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. On the way to an output there are at most 88: 64 in a
-//! register ([`CHAIN`](tile)), 4 as a tile adds the sums of its block of K, 8 where these are [`pairs`] of bf16, 16 as an output adds such
-//! blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
+//! register ([`CHAIN`](tile)), 4, or 8 of pairs, as a tile adds the sums of its block of K, and 16 as an output adds such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
 //!
 //! Rounding errors of both signs cancel: most often a few ε are left.
 
@@ -55,25 +56,27 @@ impl<R: Compute> Product<'_, R> {
     ///
     /// # Safety
     ///
-    /// Every index of the axes is within the tensors and the factors, none of them is empty, and nothing else reads or writes `c`, which is
-    /// initialized.
+    /// Every index of the axes is within the tensors and the factors, none of them is empty, and nobody writes to them. Nothing else reads or
+    /// writes `c`, which is initialized.
     pub unsafe fn run(&self) {
         // SAFETY: every index is within the inputs, and of two indices along the last axis of K, one pair takes the place.
         unsafe {
             match pairs::halved(self) {
                 Some(sum) => {
                     let [a, b] = [self.a, self.b].map(|input| input.in_pairs(&self.sum.inner().1));
-                    Product { sum: &sum, a, b, ..*self }.run_as_is();
+                    Product { sum: &sum, a, b, ..*self }.multiply();
                 }
-                None => self.run_as_is(),
+                None => self.multiply(),
             }
         }
     }
 
+    /// [`Product::run`], of the elements, or the pairs, that the inputs give.
+    ///
     /// # Safety
     ///
-    /// As for [`Product::run`].
-    unsafe fn run_as_is(&self) {
+    /// As there.
+    unsafe fn multiply(&self) {
         let stride = |axes: &Axes| axes.stride_of(self.c.tensor);
         let inner = |axes: &Axes| axes.inner_stride()[self.c.tensor];
         // The lanes are those that are contiguous in the output, if any are.

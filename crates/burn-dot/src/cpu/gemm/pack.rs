@@ -347,7 +347,7 @@ impl<R: Compute> Task for Transpose<'_, R> {
         while i < count {
             let whole = i + block <= count;
             let mut j = 0;
-            // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may begin between two f32.
+            // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may be aligned to 2 bytes only.
             unsafe {
                 while whole && j + block <= len {
                     let mut from = [rows; 8];

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::{
     element::Compute,
-    layout::{Axes, Axis, TENSORS},
+    layout::{Axes, Axis},
     simd::{self, Isa, Task},
     threads,
 };
@@ -28,15 +28,15 @@ pub(super) unsafe fn halved<R: Compute>(product: &Product<'_, R>) -> Option<Axes
     // SAFETY: these are all axes of either input.
     let exponents = unsafe { [(a, rows), (b, columns)].map(|(input, free)| least_exponent(input, [batch, free, sum])) };
     lose_nothing(exponents).then(|| {
-        let pairs =
-            Axis { size: last.size / 2, stride: core::array::from_fn::<_, TENSORS, _>(|tensor| 2 * last.stride[tensor]) };
+        let pairs = Axis { size: last.size / 2, stride: last.stride.map(|stride| 2 * stride) };
         outer.followed_by(&Axes::new([pairs]))
     })
 }
 
 /// Whether sums of products of elements with these least exponents, biased as in their bits, are zero or normal numbers.
 ///
-/// A bf16 is a multiple of its last bit, 7 below its exponent; so each product, and each sum, rounded or not, is a multiple of that 14 below both.
+/// A bf16 with exponent `e` is a multiple of `2^(e − 7)`. So products are multiples of `2^(x + y − 14)`, and so are their sums, rounded or not:
+/// none is nearer to zero than that.
 fn lose_nothing([x, y]: [u32; 2]) -> bool {
     const BIAS: u32 = 127;
     const SMALLEST_NORMAL: u32 = 1;
@@ -95,11 +95,11 @@ impl Task for LeastExponent {
     }
 }
 
-/// [`Load`](super::input::Load), of pairs: each of an element and the one `pair_stride` after it.
+/// [`Load`](super::input::Load), of pairs: each is of an element and the one `pair_stride` after it, and takes the place of an f32.
 ///
 /// # Safety
 ///
-/// As there, of bf16 and of f32.
+/// As there; `from`, and `to`, are elements of 16, and of 32 bits.
 pub(super) struct LoadPairs {
     pub from: *const u16,
     pub pair_stride: isize,
@@ -147,9 +147,11 @@ impl Task for LoadPairs {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use burn_core::tensor::bf16;
 
-    use super::*;
+    use super::{super::super::layout::X, *};
 
     #[test]
     fn pairs_are_taken_only_where_no_sum_of_products_is_below_the_smallest_normal_number() {
@@ -166,6 +168,38 @@ mod tests {
         ] {
             assert_eq!(lose_nothing([exponent(x), exponent(y)]), expected, "{x:e} and {y:e}");
             assert_eq!(lose_nothing([exponent(y), exponent(x)]), expected, "{y:e} and {x:e}");
+        }
+    }
+
+    #[test]
+    fn every_element_is_looked_at_however_the_axes_lie() {
+        const SMALL: f32 = 1e-39;
+        let exponent = |x: f32| u32::from(bf16::from_f32(x).to_bits() >> 7);
+        let axis = |size, stride| {
+            let mut axis = Axis { size, stride: Default::default() };
+            axis.stride[X] = stride;
+            Axes::new([axis])
+        };
+        // More than a task looks at. The first element of the axes, and these.
+        let elements = 2 * BLOCK + 40;
+        for (first, axes, at) in [
+            (0, [axis(elements, 1), axis(1, 0), axis(1, 0)], elements - 1),
+            (0, [axis(7, 5), axis(9, 40), axis(5, 1)], 6 * 5 + 8 * 40 + 4),
+            (elements - 1, [axis(3, 0), axis(elements / 2, -2), axis(1, 0)], elements + 1 - 2 * (elements / 2)),
+            (400, [axis(3, -100), axis(4, 0), axis(50, -2)], 400 - 200 - 98),
+        ] {
+            let mut x = vec![bf16::ONE; elements];
+            let least = |x: &[bf16]| {
+                let input = Input::<f32>::new(&raw const x[first], X);
+                // SAFETY: the axes are within the elements.
+                unsafe { least_exponent(&input, axes.each_ref()) }
+            };
+            x[at] = bf16::ZERO;
+            assert_eq!(least(&x), exponent(1.0), "zero is passed over");
+            x[at] = bf16::from_f32(SMALL);
+            assert_eq!(least(&x), exponent(SMALL), "the element at {at}");
+            x.fill(bf16::ZERO);
+            assert!(least(&x) > exponent(f32::INFINITY), "nothing but zeros");
         }
     }
 }

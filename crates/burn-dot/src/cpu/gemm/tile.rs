@@ -13,7 +13,7 @@ const CHAIN: usize = 64;
 /// How terms are multiplied and added.
 trait Terms<S: Isa, R: Compute>: Copy {
     /// Indices of K that have [`CHAIN`] terms.
-    const CHAIN: usize;
+    const INDICES: usize;
 
     /// Calls a function that is compiled for the instructions of [`Terms::add`].
     fn vectorize<F: pulp::NullaryFnOnce>(self, isa: S, f: F) -> F::Output;
@@ -26,7 +26,7 @@ trait Terms<S: Isa, R: Compute>: Copy {
 struct Elements;
 
 impl<S: Isa, R: Compute> Terms<S, R> for Elements {
-    const CHAIN: usize = CHAIN;
+    const INDICES: usize = CHAIN;
 
     #[inline(always)]
     fn vectorize<F: pulp::NullaryFnOnce>(self, isa: S, f: F) -> F::Output {
@@ -52,7 +52,7 @@ impl<S: Isa, R: Compute> Terms<S, R> for Elements {
 struct InPairs<P>(P);
 
 impl<S: Isa, R: Compute> Terms<S, R> for InPairs<S::Pairs> {
-    const CHAIN: usize = CHAIN / 2;
+    const INDICES: usize = CHAIN / 2;
 
     #[inline(always)]
     fn vectorize<F: pulp::NullaryFnOnce>(self, _: S, f: F) -> F::Output {
@@ -293,7 +293,7 @@ unsafe fn accumulate<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N
     let mut left = k;
     let mut totals: Option<[[R::Vector<S>; V]; N]> = None;
     loop {
-        let chain = left.min(M::CHAIN);
+        let chain = left.min(M::INDICES);
         let mut sums = [[R::splat(isa, R::default()); V]; N];
         // SAFETY: all chains together have `k` terms, each at the next index of K, where `V` vectors and `N` elements can be read.
         unsafe {
@@ -347,7 +347,7 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
     // SAFETY: the cursor is at one of the `k` indices: `a` has `V` contiguous vectors there, and `b` elements `column` apart. Pairs of bf16
-    // may begin between two f32.
+    // may be aligned to 2 bytes only.
     unsafe {
         let mut vectors = [R::splat(isa, R::default()); V];
         for (v, vector) in vectors.iter_mut().enumerate() {

@@ -96,7 +96,7 @@ impl<'a, R: Compute> Worker<'a, R> {
     pub unsafe fn part(&mut self, batch_at: Offsets, lanes: Range<usize>, broadcast: Range<usize>) {
         let Blocking { lane_block, broadcast_block, k_block, sums, .. } = self.tasks.blocking;
         let k = self.tasks.sizes.k;
-        // With `Whole::Lanes` and no workspace, the epilogue runs once, after all blocks of lanes.
+        // With `Whole::Lanes`, and sums in the output, the epilogue runs once, after all blocks of lanes.
         let together = sums == Sums::Output && self.tasks.whole == Whole::Lanes;
         // Lanes that are one block are packed once.
         let once = lanes.len() <= lane_block && k <= k_block;
@@ -132,8 +132,8 @@ impl<'a, R: Compute> Worker<'a, R> {
     ///
     /// # Safety
     ///
-    /// A block of the batch index at `batch_at` was set, the range is of its K, and nothing else reads or writes its part of the output,
-    /// if it is accumulated there. The rest as for [`Product::run`](super::Product::run).
+    /// A block of the batch index at `batch_at` was set, and the range is of its K. Unless it is accumulated in a workspace, nothing else reads
+    /// or writes its part of the output. The rest as for [`Product::run`](super::Product::run).
     pub unsafe fn accumulate(&mut self, batch_at: Offsets, k_range: Range<usize>) {
         let Blocking { k_block, sums, compensated, .. } = self.tasks.blocking;
         self.set_factors();
@@ -156,7 +156,8 @@ impl<'a, R: Compute> Worker<'a, R> {
             self.lane_k.set(&self.tasks.lanes, batch_at, k_range.clone());
             self.broadcast_k.set(&self.tasks.broadcast, batch_at, k_range);
             // SAFETY: both K blocks were set to these indices of K. `block` is the block's part of the output, which nothing else reads or
-            // writes, or `accumulators.partial`, which has its size; the first block of K is written there, more are added.
+            // writes, or `accumulators.partial`, which has its size, or that of the columns that are rounded at once; the first block of K is
+            // written there, more are added.
             unsafe { self.multiply(block, add, last) };
             if compensated && (last || i % blocking::PLAIN_BLOCKS == blocking::PLAIN_BLOCKS - 1) {
                 self.accumulators.fold();
@@ -164,7 +165,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         }
     }
 
-    /// Where the block is accumulated; from registers, where the next columns are on their way to the output.
+    /// Where the block is accumulated: in the output, or in a workspace, which from registers holds the columns that are rounded at once.
     fn block(&mut self) -> Block<R> {
         let workspace = self.accumulators.partial.as_mut_ptr();
         match self.tasks.blocking.sums {
@@ -211,7 +212,7 @@ impl<'a, R: Compute> Worker<'a, R> {
         let rounded = (self.tasks.blocking.sums == Sums::Registers).then(|| Rounded {
             output,
             lanes: self.lanes.offset_in_batch(output.tensor),
-            finite: matches!(self.tasks.product.epilogue, Epilogue::Scale { .. }),
+            finite: self.tasks.product.epilogue.is_finite(),
         });
         let in_pairs = self.tasks.lanes.input.is_in_pairs();
         // AVX2 has no pairs.
@@ -276,12 +277,10 @@ impl<'a, R: Compute> Worker<'a, R> {
             Epilogue::Scale { .. } | Epilogue::None => {}
         }
         if sums == Sums::Workspace {
-            let finite = match product.epilogue {
-                Epilogue::None => false,
-                Epilogue::Scale { .. } | Epilogue::Project { .. } => true,
-            };
             // SAFETY: the block is complete, and its part of the output is the caller's alone.
-            unsafe { product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), finite) };
+            unsafe {
+                product.c.write(block, (self.tasks.lanes.free, lanes), self.broadcast.places(), product.epilogue.is_finite())
+            };
         }
     }
 }
@@ -361,7 +360,7 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         } = self;
         let pairs = in_pairs.then(|| isa.pairs().expect("the instruction that the product was cut for"));
         let width = S::VECTORS * R::lanes::<S>();
-        const { assert!(S::VECTORS <= 4, "a panel is no wider than what is rounded at once") };
+        const { assert!(S::VECTORS * S::F32_LANES <= ROUNDED_LANES, "a panel of f32 is no wider than what is rounded at once") };
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
@@ -399,7 +398,8 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
                     unsafe { tile::multiply((isa, pairs), k, a, b.from(done), (to, block.stride), (rows, columns), write) };
                     if let Some(Rounded { output, lanes, finite }) = rounded {
                         let segment = Segment { len: rows, offset: lanes + lane as isize, stride: 1 };
-                        // SAFETY: these are the sums of a tile of the output, in which lanes are contiguous.
+                        // SAFETY: these are the sums of a tile, just written, of a part of the output that is this task's alone, initialized,
+                        // and has contiguous lanes.
                         unsafe {
                             output.write_columns(block, segment, (broadcast.places(), column..column + columns), finite);
                         }

@@ -69,8 +69,8 @@ pub(super) trait Isa: pulp::Simd {
     ///
     /// # Safety
     ///
-    /// `from` holds [`Isa::F32_BLOCK`] pointers, each to as many elements that can be read; as many can be written at each multiple of
-    /// `stride` from `to`.
+    /// `from` holds [`Isa::F32_BLOCK`] pointers, each to as many elements that can be read, aligned to 2 bytes at least; as many can be
+    /// written at each multiple of `stride` from `to`.
     unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize);
     /// Transposes a block: `to[j * stride + i] = from[i][j]`.
     ///

@@ -32,7 +32,7 @@ unsafe fn transpose<T: Copy>(from: &[*const T], to: *mut T, stride: usize) {
     for (i, row) in from.iter().enumerate() {
         for j in 0..from.len() {
             // SAFETY: `i` and `j` are less than the block.
-            unsafe { *to.add(j * stride + i) = *row.add(j) };
+            unsafe { *to.add(j * stride + i) = row.add(j).read_unaligned() };
         }
     }
 }

@@ -1,4 +1,4 @@
-//! AVX-512, and AVX2 with FMA and F16C.
+//! AVX-512, with its instruction for pairs of bf16 where there is one, and AVX2 with FMA and F16C.
 //!
 //! `core::arch` rather than pulp where memory is read or written: its instructions keep elements in registers, casts of arrays went by way
 //! of the stack.

@@ -167,6 +167,30 @@ fn bf16_matrices_of_very_small_numbers_lose_nothing() {
     }
 }
 
+/// The last contracted axis is a slice, so that the strides of the others are those of no pairs.
+#[test]
+fn bf16_matrices_sliced_along_one_of_several_contracted_axes_agree_with_plain_loops() {
+    let (m, n, [s, t]) = (16, 20, [4, 2]);
+    let (lhs_shape, rhs_shape) = ([m, s, t], [n, s, t]);
+    let plan = Plan::new(&Axes::Pairs(vec![(1, 1), (2, 2)]), 0, false, &lhs_shape, &rhs_shape).unwrap();
+    let options = FloatOptions { normalize: None, output: Some(FloatDType::F32) };
+    let rhs = waves(rhs_shape, 0.4, DType::BF16);
+    for stored in 2..6 {
+        for (shape, axes) in
+            [([m, s, stored], [0, 1, 2]), ([s, m, stored], [1, 0, 2]), ([s, stored, m], [2, 0, 1]), ([stored, s, m], [2, 1, 0])]
+        {
+            let lhs = waves(shape, 0.1, DType::BF16).permute(&axes).narrow(2, stored - t, t);
+            let (x, y) = (elements(lhs.to_contiguous()), elements(rhs.clone()));
+            let given = elements(float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out);
+            for (at, given) in given.into_iter().enumerate() {
+                let terms = || x[at / n * s * t..][..s * t].iter().zip(&y[at % n * s * t..]).map(|(x, y)| x * y);
+                let place = alloc::format!("{t} of {stored}, axes {axes:?}: {at}");
+                assert_near(&place, given, terms().sum(), terms().map(f64::abs).sum(), f32::EPSILON.into());
+            }
+        }
+    }
+}
+
 /// More columns than a block holds, and more terms than are summed at once.
 #[test]
 fn large_bf16_matrices_agree_with_plain_loops() {
