@@ -53,12 +53,27 @@ def ptx(source, architecture):
     return text.value
 
 
+def assemble(text, architecture):
+    """The place of each kernel in its program, if it has one, the bytes that it spills, and its registers."""
+    with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
+        file.write(text)
+        file.flush()
+        command = [PTXAS, "-v", f"-arch=sm_{architecture}", file.name, "-o", "/dev/null"]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"ptxas: {result.stderr}")
+    pattern = r"Compiling entry function '(?:kernel_(\d+)_)?.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+    return re.findall(pattern, result.stderr, re.DOTALL)
+
+
 def includes(path):
     return tuple(line for line in path.read_text().splitlines() if line.startswith("#include"))
 
 
 def program(paths):
-    """One program of sources with the same headers: a namespace for each, and a name for its kernel that no other has."""
+    """One program of sources with the same headers: a namespace for each, and a name for its kernel that no other has. One as it is."""
+    if len(paths) == 1:
+        return paths[0].read_bytes()
     parts = list(includes(paths[0]))
     for i, path in enumerate(paths):
         lines = ["" if line.startswith("#include") else line for line in path.read_text().splitlines()]
@@ -71,22 +86,15 @@ def compile(task):
     """What is wrong with sources, if anything, and the registers that each kernel takes and bytes that it spills."""
     paths, architecture = task
     try:
-        text = ptx(program(paths), architecture)
+        kernels = assemble(ptx(program(paths), architecture), architecture)
+        if len(kernels) != len(paths):
+            raise RuntimeError(f"{len(kernels)} kernels")
     except RuntimeError as error:
         if len(paths) == 1:
             return [f"{paths[0].name}, sm_{architecture}: {error}"], []
         faults, used = zip(*(compile(([path], architecture)) for path in paths))
         return sum(faults, []), sum(used, [])
-    with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
-        file.write(text)
-        file.flush()
-        command = [PTXAS, "-v", f"-arch=sm_{architecture}", file.name, "-o", "/dev/null"]
-        result = subprocess.run(command, capture_output=True, text=True)
-    pattern = r"Compiling entry function 'kernel_(\d+)_.*?(\d+) bytes spill stores.*?Used (\d+) registers"
-    kernels = [tuple(map(int, found)) for found in re.findall(pattern, result.stderr, re.DOTALL)]
-    if result.returncode or sorted(i for i, _, _ in kernels) != list(range(len(paths))):
-        return [f"{paths[0].name} and {len(paths) - 1} others, sm_{architecture}: {result.stderr}"], []
-    used = [(paths[i].name, registers, spilled) for i, spilled, registers in kernels]
+    used = [(paths[int(i or 0)].name, int(registers), int(spilled)) for i, spilled, registers in kernels]
     faults = [f"{name}, sm_{architecture}: {spilled} bytes spilled" for name, _, spilled in used if spilled > MOST_SPILLED]
     return faults, used
 
@@ -96,14 +104,15 @@ if __name__ == "__main__":
     if not sources:
         sys.exit(f"error: no CUDA source in {sys.argv[1]}")
     alike = [list(paths) for _, paths in itertools.groupby(sorted(sources, key=includes), key=includes)]
-    groups = [paths[i : i + TOGETHER] for paths in alike for i in range(0, len(paths), TOGETHER)]
+    # One of each by itself, as CubeCL gives it to the driver.
+    groups = [paths[:1] for paths in alike]
+    groups += [paths[i : i + TOGETHER] for paths in alike for i in range(1, len(paths), TOGETHER)]
     tasks = [(paths, architecture) for paths in groups for architecture in ARCHITECTURES]
     with multiprocessing.Pool() as pool:
         faults, used = zip(*pool.map(compile, tasks, chunksize=1))
     faults, used = sum(faults, []), sum(used, [])
     print(*faults, sep="\n", end="\n" if faults else "")
-    compiled = f"{len(used)} of {len(sources) * len(ARCHITECTURES)} compiled: {len(sources)} sources for sm_{' and sm_'.join(ARCHITECTURES)}"
-    print(compiled)
+    print(f"{len(used)} of {len(sources) * len(ARCHITECTURES)} compiled: {len(sources)} sources for sm_{' and sm_'.join(ARCHITECTURES)}")
     for what, place in [("registers", 1), ("bytes spilled", 2)]:
         most = max(used, key=lambda kernel: kernel[place], default=None)
         if most:
