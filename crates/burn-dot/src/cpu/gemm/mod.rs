@@ -2,14 +2,16 @@
 //!
 //! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
 //! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]), and
-//! ends what is complete ([`epilogue`]). Matrices of bf16 are multiplied by [`pairs`]
-//! where the processor has an instruction for them, K is even, and nothing is so small that it would be lost. So another row's elements may decide
-//! how a row's sums are rounded.
+//! ends what is complete ([`epilogue`]).
+//!
+//! Elements of bf16 are multiplied in [`pairs`] where the processor has an instruction for them, the last axis of K is even, and no element is
+//! so small that it would be lost: of all rows, so that one row's elements may decide how another's sums are rounded.
 //!
 //! # Accuracy
 //!
 //! A rounding of the compute dtype loses at most ε/2 of the sum of absolute terms. On the way to an output there are at most 88: 64 in a
-//! register ([`CHAIN`](tile)), 4, or 8 of pairs, as a tile adds the sums of its block of K, and 16 as an output adds such blocks. Longer sums go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
+//! register ([`CHAIN`](tile)), 4, or 8 of pairs, as a tile adds the sums of its block of K, and 16 as an output adds such blocks. Longer sums
+//! go on in a workspace, as pairs of a sum and its rounding error, which adds one: at any K, and on any number of threads.
 //!
 //! Rounding errors of both signs cancel: most often a few ε are left.
 
