@@ -61,7 +61,7 @@ impl<R: Compute> Product<'_, R> {
     /// Every index of the axes is within the tensors and the factors, none of them is empty, and nobody writes to them. Nothing else reads or
     /// writes `c`, which is initialized.
     pub unsafe fn run(&self) {
-        // SAFETY: every index is within the inputs, and of two indices along the last axis of K, one pair takes the place.
+        // SAFETY: every index is within the inputs, and a pair is of two indices along the last axis of K.
         unsafe {
             match pairs::halved(self) {
                 Some(sum) => {

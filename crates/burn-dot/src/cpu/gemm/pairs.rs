@@ -1,4 +1,4 @@
-//! Products of bf16 by pairs along K, where the processor has an instruction for them: each pair takes the place of one element of f32.
+//! Products of bf16 by pairs along K, where the processor has an instruction for them: each pair is handled as an element of f32 is.
 //!
 //! The instruction takes what is below the smallest normal number for zero. [`halved`] looks at the inputs first: where no product of theirs, and
 //! no sum of such products, can be so small, nothing is lost.
@@ -95,7 +95,7 @@ impl Task for LeastExponent {
     }
 }
 
-/// [`Load`](super::input::Load), of pairs: each is of an element and the one `pair_stride` after it, and takes the place of an f32.
+/// [`Load`](super::input::Load), of pairs: each is of an element and the one `pair_stride` after it, as wide as an f32.
 ///
 /// # Safety
 ///

@@ -10,12 +10,12 @@ use super::super::{
 /// totals costs two operations in a hundred.
 const CHAIN: usize = 64;
 
-/// How terms are multiplied and added.
-trait Terms<S: Isa, R: Compute>: Copy {
-    /// Indices of K that have [`CHAIN`] terms.
+/// The multiply-add of a tile: of elements, or of pairs of them.
+trait MulAdd<S: Isa, R: Compute>: Copy {
+    /// Indices of K that have [`CHAIN`] products.
     const INDICES: usize;
 
-    /// Calls a function that is compiled for the instructions of [`Terms::add`].
+    /// Calls a function that is compiled for the instructions of [`MulAdd::add`].
     fn vectorize<F: pulp::NullaryFnOnce>(self, isa: S, f: F) -> F::Output;
     /// `sum + x y`, of a vector each.
     fn add(self, isa: S, x: R::Vector<S>, y: R::Vector<S>, sum: R::Vector<S>) -> R::Vector<S>;
@@ -25,7 +25,7 @@ trait Terms<S: Isa, R: Compute>: Copy {
 #[derive(Clone, Copy)]
 struct Elements;
 
-impl<S: Isa, R: Compute> Terms<S, R> for Elements {
+impl<S: Isa, R: Compute> MulAdd<S, R> for Elements {
     const INDICES: usize = CHAIN;
 
     #[inline(always)]
@@ -51,7 +51,7 @@ impl<S: Isa, R: Compute> Terms<S, R> for Elements {
 #[derive(Clone, Copy)]
 struct InPairs<P>(P);
 
-impl<S: Isa, R: Compute> Terms<S, R> for InPairs<S::Pairs> {
+impl<S: Isa, R: Compute> MulAdd<S, R> for InPairs<S::Pairs> {
     const INDICES: usize = CHAIN / 2;
 
     #[inline(always)]
@@ -185,10 +185,10 @@ struct Tile<S, R, const V: usize, const N: usize> {
     write: Write<R>,
 }
 
-/// A tile whose columns are in [`Order::ByK`], or in the other, and how its terms are added.
+/// A tile whose columns are in [`Order::ByK`], or in the other, and its multiply-add.
 struct InOrder<T, M, const BY_K: bool>(T, M);
 
-impl<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N: usize, const BY_K: bool> pulp::NullaryFnOnce
+impl<S: Isa, R: Compute, M: MulAdd<S, R>, const V: usize, const N: usize, const BY_K: bool> pulp::NullaryFnOnce
     for InOrder<Tile<S, R, V, N>, M, BY_K>
 {
     type Output = ();
@@ -208,15 +208,15 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
     ///
     /// As for [`multiply`], with columns in this order.
     #[inline(never)]
-    unsafe fn multiply<const BY_K: bool>(self, terms: impl Terms<S, R>) {
-        terms.vectorize(self.isa, InOrder::<_, _, BY_K>(self, terms));
+    unsafe fn multiply<const BY_K: bool>(self, by: impl MulAdd<S, R>) {
+        by.vectorize(self.isa, InOrder::<_, _, BY_K>(self, by));
     }
 
     /// # Safety
     ///
     /// As for [`Tile::multiply`].
     #[inline(always)]
-    unsafe fn run<M: Terms<S, R>, const BY_K: bool>(self, terms: M) {
+    unsafe fn run<M: MulAdd<S, R>, const BY_K: bool>(self, by: M) {
         let Tile { isa, k, a, b, to: (to, stride), rows, write } = self;
         let before_last = (V - 1) * R::lanes::<S>();
         let whole = rows == V * R::lanes::<S>();
@@ -227,7 +227,7 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
         // SAFETY: `a` has `V` vectors, and `b` an element in each of `N` columns, at each of `k` indices. There are `rows` elements in each
         // column of `to`, and as many factors: all vectors but the last are whole, and that is written row by row where it is not.
         unsafe {
-            let sums = accumulate::<S, R, M, V, N, BY_K>((isa, terms), k, a, b);
+            let sums = accumulate::<S, R, M, V, N, BY_K>((isa, by), k, a, b);
             match (write.add, write.scale) {
                 (false, None) => write_vectors(
                     isa,
@@ -281,8 +281,8 @@ impl<S: Isa, R: Compute, const V: usize, const N: usize> Tile<S, R, V, N> {
 ///
 /// `a` has `k` times `V` vectors, `b` so many elements in each of `N` columns, all of which can be read.
 #[inline(always)]
-unsafe fn accumulate<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N: usize, const BY_K: bool>(
-    (isa, terms): (S, M),
+unsafe fn accumulate<S: Isa, R: Compute, M: MulAdd<S, R>, const V: usize, const N: usize, const BY_K: bool>(
+    (isa, by): (S, M),
     k: usize,
     a: Panel<R>,
     b: BroadcastColumns<R>,
@@ -299,13 +299,13 @@ unsafe fn accumulate<S: Isa, R: Compute, M: Terms<S, R>, const V: usize, const N
         unsafe {
             // By fours: where another hardware thread shares the core, the instructions of the loop itself would cost a tenth.
             for _ in 0..chain / 4 {
-                add_term(isa, terms, &mut at, &mut sums);
-                add_term(isa, terms, &mut at, &mut sums);
-                add_term(isa, terms, &mut at, &mut sums);
-                add_term(isa, terms, &mut at, &mut sums);
+                add_term(isa, by, &mut at, &mut sums);
+                add_term(isa, by, &mut at, &mut sums);
+                add_term(isa, by, &mut at, &mut sums);
+                add_term(isa, by, &mut at, &mut sums);
             }
             for _ in 0..chain % 4 {
-                add_term(isa, terms, &mut at, &mut sums);
+                add_term(isa, by, &mut at, &mut sums);
             }
         }
         if let Some(totals) = &totals {
@@ -342,7 +342,7 @@ struct Cursor<R> {
 #[inline(always)]
 unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,
-    terms: impl Terms<S, R>,
+    by: impl MulAdd<S, R>,
     at: &mut Cursor<R>,
     sums: &mut [[R::Vector<S>; V]; N],
 ) {
@@ -356,7 +356,7 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
         for (n, sums) in sums.iter_mut().enumerate() {
             let element = R::splat(isa, at.b.offset(n as isize * at.column).read_unaligned());
             for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                *sum = terms.add(isa, vector, element, *sum);
+                *sum = by.add(isa, vector, element, *sum);
             }
         }
     }
@@ -473,7 +473,7 @@ mod tests {
         let a = |row: usize, k: usize| number(row + 5 * k);
         let b = |column: usize, k: usize| number(2 * column + 3 * k + 1);
         let element = R::from_f64;
-        // An element at an index of K, or the pair in its place.
+        // An element at an index of K, or a pair.
         let at = |x: &dyn Fn(usize) -> f64, k: usize| match pairs {
             None => element(x(k)),
             Some(_) => {
@@ -481,7 +481,7 @@ mod tests {
                 element(f32::from_bits(first | second << 16).into())
             }
         };
-        let terms = if pairs.is_some() { 2 * k } else { k };
+        let elements_of_k = if pairs.is_some() { 2 * k } else { k };
         // What is beside the rows must not matter.
         let beside = element(f64::NAN);
         let panel: Vec<R> =
@@ -494,7 +494,8 @@ mod tests {
         // Powers of two, so that scaling is exact, too; some products stay above 1.
         let row_factors: Vec<R> = (0..rows).map(|row| element(2f64.powi(-((row % 3) as i32)))).collect();
         let column_factors: Vec<R> = (0..columns).map(|column| element(2f64.powi(-((column % 2) as i32 + 5)))).collect();
-        let sums: Vec<f64> = (0..rows * columns).map(|i| (0..terms).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
+        let sums: Vec<f64> =
+            (0..rows * columns).map(|i| (0..elements_of_k).map(|k| a(i % rows, k) * b(i / rows, k)).sum()).collect();
         let ways = [(false, false), (true, false), (false, true), (true, true)].map(|(add, scaled)| (add, scaled, false));
         for (add, scaled, streams) in ways.into_iter().chain([(false, false, true), (false, true, true)]) {
             let before = |i: usize| number(i + 4);

@@ -183,9 +183,9 @@ fn bf16_matrices_sliced_along_one_of_several_contracted_axes_agree_with_plain_lo
             let (x, y) = (elements(lhs.to_contiguous()), elements(rhs.clone()));
             let given = elements(float_dot(&lhs, &rhs, &plan, options, false).expect("a kernel").out);
             for (at, given) in given.into_iter().enumerate() {
-                let terms = || x[at / n * s * t..][..s * t].iter().zip(&y[at % n * s * t..]).map(|(x, y)| x * y);
+                let products = || x[at / n * s * t..][..s * t].iter().zip(&y[at % n * s * t..]).map(|(x, y)| x * y);
                 let place = alloc::format!("{t} of {stored}, axes {axes:?}: {at}");
-                assert_near(&place, given, terms().sum(), terms().map(f64::abs).sum(), f32::EPSILON.into());
+                assert_near(&place, given, products().sum(), products().map(f64::abs).sum(), f32::EPSILON.into());
             }
         }
     }
