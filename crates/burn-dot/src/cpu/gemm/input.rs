@@ -73,14 +73,17 @@ impl<R: Compute> Input<R> {
         self.pair_stride.unwrap_or(self.stride(k)) == 1
     }
 
-    /// These strides in elements of the compute dtype, or in contiguous pairs, where nothing is to be converted.
+    /// Whether elements, or pairs, are multiplied as they are in memory.
+    pub fn is_as_multiplied(self) -> bool {
+        self.is_compute || self.pair_stride == Some(1)
+    }
+
+    /// These strides in elements of the compute dtype, or in contiguous pairs, of an input that [`Input::is_as_multiplied`].
     pub fn strides_in_place(self, stride: isize, k_stride: isize) -> Option<(isize, isize)> {
         match self.pair_stride {
-            None => self.is_compute.then_some((stride, k_stride)),
+            None => Some((stride, k_stride)),
             // Strides of whole pairs: with a K of several axes, another one than that of the pairs may be the last.
-            Some(pair_stride) => {
-                (pair_stride == 1 && stride % 2 == 0 && k_stride % 2 == 0).then_some((stride / 2, k_stride / 2))
-            }
+            Some(_) => (stride % 2 == 0 && k_stride % 2 == 0).then_some((stride / 2, k_stride / 2)),
         }
     }
 

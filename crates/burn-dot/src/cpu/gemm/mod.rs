@@ -1,8 +1,8 @@
 //! Batches of matrix products: `c[b, i, j] = Σₖ a[b, i, k] b[b, j, k]`, blocked for caches and threads, with an epilogue.
 //!
 //! The loops are those of Goto and van de Geijn (<https://doi.org/10.1145/1356052.1356053>). [`Blocking`] decides how a product is cut; a
-//! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]), and
-//! ends what is complete ([`epilogue`]).
+//! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]),
+//! ends what is complete ([`epilogue`]), and rounds it ([`output`]).
 //!
 //! Elements of bf16 are multiplied in [`pairs`] where the processor has an instruction for them, the last axis of K is even, and no element is
 //! so small that it would be lost: of all rows, so that one row's elements may decide how another's sums are rounded.
@@ -28,15 +28,17 @@ use super::{
 mod blocking;
 mod epilogue;
 mod input;
+mod output;
 mod pack;
 mod pairs;
 mod tile;
 mod worker;
 
 use blocking::{Blocking, Destination, Sizes, Whole};
-pub(super) use epilogue::{Epilogue, Output};
+pub(super) use epilogue::Epilogue;
 pub(super) use input::Input;
 use input::Side;
+pub(super) use output::Output;
 use worker::Worker;
 
 /// A batch of products: which axes are which, and which tensors.

@@ -75,7 +75,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
 
     /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
     fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
-        if self.side.factors.is_some() {
+        if !self.side.input.is_as_multiplied() || self.side.factors.is_some() {
             return None;
         }
         let (at, stride, k_stride) = self.strides(vectors, k)?;

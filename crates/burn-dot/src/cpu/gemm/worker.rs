@@ -13,8 +13,9 @@ use super::super::{
 use super::{
     Tasks,
     blocking::{self, Blocking, Sums, Whole},
-    epilogue::{Block, Epilogue, Output, Project, Scale, Segment},
+    epilogue::{Epilogue, Project, Scale},
     input::KBlock,
+    output::{Block, Output, Segment},
     pack::{BROADCAST, Vectors, panel_width},
     tile::{self, Panel, Write},
 };
