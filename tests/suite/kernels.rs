@@ -13,6 +13,7 @@ use burn_dot::{DotConfig, Reduction, force_reduction};
 
 use crate::{
     device::{device, float_dtypes, is_cubecl},
+    numerics::assert_long_rows,
     oracle::{self, Array},
     run::{LAYOUTS, Layout, array, assert_answer, assert_exact, is_composed, product, rounded, run, tensor, tolerance, wave},
 };
@@ -103,6 +104,17 @@ fn rows_reduced_by_planes_are_exact() {
 #[test]
 fn rows_reduced_in_shared_memory_are_exact() {
     every_length_and_layout(Reduction::Shared);
+}
+
+/// llvmpipe leaves a loop of more than 65,535 steps: by one unit such a row lost a third of its terms.
+#[test]
+fn long_rows_lose_no_digits_by_any_reduction() {
+    if has_gpu_kernels() {
+        for reduction in Reduction::ALL {
+            let _forced = Forced::new(reduction);
+            assert_long_rows();
+        }
+    }
 }
 
 /// Rows of every magnitude with one another: zeros, rows whose squares underflow or overflow, rows with one such element.
@@ -346,7 +358,8 @@ fn assert_launches() {
     let attention = DotConfig::new(3).with_batch_dims(2).with_normalize(true);
     assert_at_most("attention", [3, 4], count::<4, 4>(&attention, [&[2, 3, 16, 32], &[2, 3, 24, 32]]));
     let matrices = DotConfig::new((2, 1)).with_normalize(true);
-    assert_at_most("matrices", [3, 4], count::<3, 3>(&matrices, [&[2, 16, 32], &[2, 32, 24]]));
+    // One side is read by single elements, the other by vectors.
+    assert_at_most("matrices", [3, 6], count::<3, 3>(&matrices, [&[2, 16, 32], &[2, 32, 24]]));
 }
 
 /// Set in a process of this test's own.

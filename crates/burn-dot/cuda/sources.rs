@@ -289,6 +289,7 @@ impl Sources {
             tensor(2),
             64,
             64,
+            0,
             64,
             sides,
             [elem(input), elem(accumulator)],

@@ -212,14 +212,18 @@ pub(super) struct Grid {
 
 /// Vectors of a row that a unit adds, before another unit shares the row.
 const VECTORS_PER_UNIT: usize = 8;
+/// The longest loop of a unit. Mesa's llvmpipe leaves all loops of a kernel, silently, once they have taken 65,535 steps together.
+const LONGEST_LOOP: usize = 1 << 15;
 /// Units of a cube, where they do not add by planes: the fewer, the fewer wait for each other at a barrier.
 const UNITS_PER_CUBE: usize = 64;
 
 impl Grid {
     /// `perpendicular`: neighbours in memory belong to different rows, so neighbouring units had better have different rows, too.
     pub fn new(device: Units, rows: usize, vectors: usize, perpendicular: bool) -> Self {
-        let reduction = forced().unwrap_or(match device.planes {
-            _ if perpendicular && rows >= 4096 => Reduction::Unit,
+        let is_short = vectors <= LONGEST_LOOP;
+        let forced = forced().filter(|&reduction| is_short || reduction != Reduction::Unit);
+        let reduction = forced.unwrap_or(match device.planes {
+            _ if perpendicular && rows >= 4096 && is_short => Reduction::Unit,
             true if vectors <= 2 => Reduction::Unit,
             true if rows < 512 && vectors >= 64 * device.plane => Reduction::Shared,
             true => Reduction::Plane,
@@ -286,6 +290,8 @@ mod tests {
             // Neighbouring units read neighbouring rows.
             (gpu, 1 << 16, 512, true, Reduction::Unit, 1, 64),
             (gpu, 64, 512, true, Reduction::Plane, 32, 8),
+            // Longer than llvmpipe's loops.
+            (without_planes, 1 << 16, 1 << 16, true, Reduction::Shared, 256, 1),
             (without_planes, 4096, 8, false, Reduction::Unit, 1, 64),
             (without_planes, 4096, 16, false, Reduction::Shared, 8, 8),
             (without_planes, 64, 1024, false, Reduction::Shared, 128, 1),

@@ -217,6 +217,33 @@ pub(super) fn backward(
     grads
 }
 
+/// What a launch does of both inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    sides: [bool; 2],
+    width: usize,
+}
+
+impl Part {
+    /// One launch where the vectors of both inputs are equally wide. Else one for each: an input that is read element by element had better
+    /// not keep the other from being read by wide vectors. An input without a width has nothing to do.
+    fn of(widths: [Option<usize>; 2]) -> impl Iterator<Item = Part> {
+        let parts = match widths {
+            [Some(x), Some(y)] if x == y => [Some(Part { sides: [true, true], width: x }), None],
+            [x, y] => {
+                [x.map(|width| Part { sides: [true, false], width }), y.map(|width| Part { sides: [false, true], width })]
+            }
+        };
+        parts.into_iter().flatten()
+    }
+
+    /// How many vectors of each input, and how many are before the first of them in norms, where those of rhs come second.
+    fn counts(&self, [x, y]: [usize; 2]) -> ([usize; 2], usize) {
+        let [has_x, has_y] = self.sides;
+        ([if has_x { x } else { 0 }, if has_y { y } else { 0 }], if has_x { 0 } else { x })
+    }
+}
+
 fn launch_unit_vectors(
     [lhs, rhs]: [&CubeTensor; 2],
     norms: &CubeTensor,
@@ -226,32 +253,37 @@ fn launch_unit_vectors(
 ) {
     let client = &lhs.client;
     let [x_axes, y_axes] = vectors.axes();
-    let row_axes = contiguous_rows(1, count(&vectors.terms));
     let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
-    let width = width([(x, &x_axes[..]), (y, &y_axes[..]), (View::new(unit_x, X), &row_axes)]);
-    let per_row = count(&vectors.terms) / width;
-    let [x_count, y_count] = vectors.counts();
-    let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
-    // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. Units of vectors that exist write one vector of
-    // `N` elements each, at their own place in contiguous tensors of as many.
-    unsafe {
-        kernels::unit_vectors::launch_unchecked(
-            client,
-            cubes,
-            dim,
-            address([lhs, rhs, norms, unit_x, unit_y], (x_count + y_count) * per_row),
-            width,
-            x.arg(&x_axes),
-            y.arg(&y_axes),
-            whole(norms),
-            whole(unit_x),
-            whole(unit_y),
-            x_count,
-            y_count,
-            per_row,
-            vectors.sides(),
-            [elem(dtypes.input), elem(dtypes.accumulator)],
-        );
+    let len = count(&vectors.terms);
+    let unit_axes = contiguous_rows(1, len);
+    let widths = [(x, &x_axes), (y, &y_axes)]
+        .map(|(from, axes)| Some(width([(from, &axes[..]), (View::new(unit_x, X), &unit_axes[..])])));
+    for part in Part::of(widths) {
+        let ([x_count, y_count], norms_before) = part.counts(vectors.counts());
+        let per_row = len / part.width;
+        let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
+        // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. Units of vectors that exist write one vector
+        // of `N` elements each, at their own place in contiguous tensors of as many; an input with no vectors here is not touched.
+        unsafe {
+            kernels::unit_vectors::launch_unchecked(
+                client,
+                cubes,
+                dim,
+                address([lhs, rhs, norms, unit_x, unit_y], (x_count + y_count) * per_row),
+                part.width,
+                x.arg(&x_axes),
+                y.arg(&y_axes),
+                whole(norms),
+                whole(unit_x),
+                whole(unit_y),
+                x_count,
+                y_count,
+                norms_before,
+                per_row,
+                vectors.sides(),
+                [elem(dtypes.input), elem(dtypes.accumulator)],
+            );
+        }
     }
 }
 
@@ -270,12 +302,6 @@ fn launch_project(
 ) {
     let client = &norms.client;
     let len = count(&vectors.terms);
-    let mut counts = vectors.counts();
-    // An input without a gradient has no rows here. Those of rhs come second in `norms`.
-    let norms_before = if grads[0].is_some() { 0 } else { counts[0] };
-    for (count, grad) in counts.iter_mut().zip(grads) {
-        *count = if grad.is_some() { *count } else { 0 };
-    }
     // What is not read or written is a placeholder.
     let [product_x, product_y] =
         [0, 1].map(|side| products[side].as_ref().or(products[1 - side].as_ref()).expect("a gradient is wanted"));
@@ -283,39 +309,44 @@ fn launch_project(
     let [grad_x, grad_y] = [0, 1].map(|side| grads[side].as_ref().unwrap_or(&unwritten));
     let axes = vectors.axes();
     let to = [View::new(grad_x, DX), View::new(grad_y, DY)];
-    let rows = [0, 1].map(|side| contiguous_rows(counts[side].max(1), len));
-    let written = [0, 1].into_iter().filter(|&side| grads[side].is_some()).map(|side| (to[side], &axes[side][..]));
-    let width = width(written.chain([(View::new(product_x, X), &rows[0][..])]));
-    let per_row = len / width;
-    let grid = Grid::new(Units::of(client), counts[0] + counts[1], per_row, false);
-    let (cubes, dim) = grid.launch(client, counts[0] + counts[1]);
+    let rows = vectors.counts().map(|count| contiguous_rows(count, len));
     let contiguous = |tensor: &CubeTensor, side: usize| View::new(tensor, X).arg(&rows[side]);
-    // SAFETY: unit vectors and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that is
-    // wanted is written by the units of its row, at the strides of its own shape; the placeholder is not touched, because it has no rows.
-    unsafe {
-        kernels::project::launch_unchecked(
-            client,
-            cubes,
-            dim,
-            address([&unit_vectors[0], &unit_vectors[1], product_x, product_y, norms, grad_x, grad_y], len),
-            width,
-            contiguous(&unit_vectors[0], 0),
-            contiguous(&unit_vectors[1], 1),
-            contiguous(product_x, 0),
-            contiguous(product_y, 1),
-            whole(norms),
-            to[0].arg(&axes[0]),
-            to[1].arg(&axes[1]),
-            scalar(dtypes.limit(), dtypes.accumulator),
-            counts[0],
-            counts[1],
-            norms_before,
-            per_row,
-            grid.block,
-            grid.rows(1, 1, dtypes.accumulator),
-            vectors.sides(),
-            dtypes.is_narrow(),
-            [elem(dtypes.input), elem(dtypes.accumulator)],
-        );
+    // An input without a gradient has no rows.
+    let widths = [0, 1].map(|side| {
+        grads[side].as_ref().map(|_| width([(to[side], &axes[side][..]), (View::new(product_x, X), &rows[side][..])]))
+    });
+    for part in Part::of(widths) {
+        let ([x_count, y_count], norms_before) = part.counts(vectors.counts());
+        let per_row = len / part.width;
+        let grid = Grid::new(Units::of(client), x_count + y_count, per_row, false);
+        let (cubes, dim) = grid.launch(client, x_count + y_count);
+        // SAFETY: unit vectors and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that
+        // is wanted is written by the units of its row, at the strides of its own shape; a placeholder is not touched, because it has no rows.
+        unsafe {
+            kernels::project::launch_unchecked(
+                client,
+                cubes,
+                dim,
+                address([&unit_vectors[0], &unit_vectors[1], product_x, product_y, norms, grad_x, grad_y], len),
+                part.width,
+                contiguous(&unit_vectors[0], 0),
+                contiguous(&unit_vectors[1], 1),
+                contiguous(product_x, 0),
+                contiguous(product_y, 1),
+                whole(norms),
+                to[0].arg(&axes[0]),
+                to[1].arg(&axes[1]),
+                scalar(dtypes.limit(), dtypes.accumulator),
+                x_count,
+                y_count,
+                norms_before,
+                per_row,
+                grid.block,
+                grid.rows(1, 1, dtypes.accumulator),
+                vectors.sides(),
+                dtypes.is_narrow(),
+                [elem(dtypes.input), elem(dtypes.accumulator)],
+            );
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! | product | forward | backward |
 //! |---|---|---|
 //! | rows: an input has a single vector for each batch index | 1 launch, norms included | 1 launch for both gradients; 2 where few vectors meet many |
-//! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection |
+//! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection; vectors and projection by 2 launches each where one input alone has wide vectors |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
 //! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six elements for each

@@ -175,7 +175,7 @@ pub struct Sides {
     pub term_axes: usize,
 }
 
-/// The vectors of both inputs divided by their norms, contiguous.
+/// The vectors of both inputs, or of one, divided by their norms, contiguous.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn unit_vectors<E: Float, N: Size, A: Float>(
     x: &Tensor<Vector<E, N>>,
@@ -185,6 +185,7 @@ pub fn unit_vectors<E: Float, N: Size, A: Float>(
     unit_y: &mut Tensor<Vector<A, N>>,
     x_count: usize,
     y_count: usize,
+    norms_before: usize,
     vectors: usize,
     #[comptime] sides: Sides,
     #[define(E, A)] _dtypes: [ElemType; 2],
@@ -194,7 +195,7 @@ pub fn unit_vectors<E: Float, N: Size, A: Float>(
         terminate!();
     }
     let element = term * N::value();
-    let norm = row * SAVED;
+    let norm = (norms_before + row) * SAVED;
     let inverse = Vector::<A, N>::new(norms[norm]);
     let scale = Vector::<A, N>::new(norms[norm + 1]);
     if row < x_count {
