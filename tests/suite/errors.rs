@@ -221,32 +221,6 @@ fn an_output_dtype_that_cannot_hold_every_integer_of_the_inputs() {
     }
 }
 
-/// Needs a build where Burn has a backend and gradients, and this crate has neither:
-/// `cargo test --no-default-features --features burn/flex --test suite missing_in_burn_dot`, or another backend by `BURN_DEVICE`.
-#[cfg(not(feature = "autodiff"))]
-#[test]
-fn a_feature_that_is_missing_in_burn_dot() {
-    let backend = std::env::var("BURN_DEVICE").unwrap_or_else(|_| "flex".into()); // Also the device that Burn takes by default.
-    let feature = match &*backend {
-        "wgpu" => "\"wgpu\", \"cuda\", \"rocm\" or \"cpu\", as for burn,".to_string(), // Burn's device does not say which.
-        backend => format!("\"{backend}\""),
-    };
-    for (device, feature) in [(Device::default(), &*feature), (Device::default().autodiff(), "\"autodiff\"")] {
-        let floats = Tensor::<2>::ones([2, 3], &device);
-        let integers = Tensor::<2, Int>::ones([2, 3], &device);
-        let text = format!(
-            "Dot: burn-dot was built without the feature for {device:?}; add {feature} to its features in Cargo.toml; \
-             lhs [2, 3], rhs [2, 3]"
-        );
-        for config in [DotConfig::new(1), DotConfig::new(1).with_normalize(true)] {
-            assert_eq!(refused::<2, 2, 2, _>(config, floats.clone(), floats.clone()).to_string(), text);
-        }
-        assert_eq!(refused::<2, 2, 2, _>(DotConfig::new(1), integers.clone(), integers).to_string(), text);
-        let line = line!() + 1;
-        assert_eq!(panic_of(move || _ = dot::<2, 2, 2, _>(floats.clone(), floats, 1)), (text, line));
-    }
-}
-
 #[test]
 fn a_floor_that_is_not_a_positive_finite_number() {
     for epsilon in [0.0, -1e-6, f64::INFINITY, f64::NAN] {
