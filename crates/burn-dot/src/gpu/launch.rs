@@ -212,15 +212,16 @@ pub(super) struct Grid {
 
 /// Vectors of a row that a unit adds, before another unit shares the row.
 const VECTORS_PER_UNIT: usize = 8;
-/// The longest loop of a unit. Mesa's llvmpipe leaves all loops of a kernel, silently, once they have taken 65,535 steps together.
-const LONGEST_LOOP: usize = 1 << 15;
+/// The most vectors of a row that one unit passes over. Mesa's llvmpipe leaves the loops of a kernel, silently, once they have taken 65,535
+/// steps together, and n vectors, passed over twice, take 2 n and some 4 √n.
+pub(super) const LONGEST_PASS: usize = 1 << 14;
 /// Units of a cube, where they do not add by planes: the fewer, the fewer wait for each other at a barrier.
 const UNITS_PER_CUBE: usize = 64;
 
 impl Grid {
     /// `perpendicular`: neighbours in memory belong to different rows, so neighbouring units had better have different rows, too.
     pub fn new(device: Units, rows: usize, vectors: usize, perpendicular: bool) -> Self {
-        let is_short = vectors <= LONGEST_LOOP;
+        let is_short = vectors <= LONGEST_PASS;
         let forced = forced().filter(|&reduction| is_short || reduction != Reduction::Unit);
         let reduction = forced.unwrap_or(match device.planes {
             _ if perpendicular && rows >= 4096 && is_short => Reduction::Unit,
@@ -261,7 +262,8 @@ pub(super) fn block(terms: usize) -> usize {
 /// See [`force_reduction`].
 static FORCED: AtomicU8 = AtomicU8::new(0);
 
-/// Makes all launches from now on reduce rows this way, and the kernels take rows that are composed otherwise: for tests.
+/// Makes all launches from now on reduce rows this way, but for those too long for one unit, and the kernels take rows that are composed
+/// otherwise: for tests.
 pub fn force_reduction(reduction: Option<Reduction>) {
     FORCED.store(reduction.map_or(0, |reduction| reduction as u8), Ordering::Relaxed);
 }

@@ -104,6 +104,7 @@ fn launch_norms([lhs, rhs]: [&CubeTensor; 2], norms: &CubeTensor, vectors: &Vect
     let client = &lhs.client;
     let [x_axes, y_axes] = vectors.axes();
     let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
+    // The narrower of both: a second launch would be a fourth of this pass.
     let width = width([(x, &x_axes[..]), (y, &y_axes[..])]);
     let [x_count, y_count] = vectors.counts();
     let per_row = count(&vectors.terms) / width;
@@ -217,7 +218,7 @@ pub(super) fn backward(
     grads
 }
 
-/// What a launch does of both inputs.
+/// The inputs that a launch handles, and the width of its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
     sides: [bool; 2],
@@ -225,8 +226,8 @@ struct Part {
 }
 
 impl Part {
-    /// One launch where the vectors of both inputs are equally wide. Else one for each: an input that is read element by element had better
-    /// not keep the other from being read by wide vectors. An input without a width has nothing to do.
+    /// One launch where the vectors of both inputs are equally wide. Else one for each, so that an input which is read element by element
+    /// does not keep the other from wide vectors. An input without a width has no launch.
     fn of(widths: [Option<usize>; 2]) -> impl Iterator<Item = Part> {
         let parts = match widths {
             [Some(x), Some(y)] if x == y => [Some(Part { sides: [true, true], width: x }), None],
@@ -252,18 +253,20 @@ fn launch_unit_vectors(
     dtypes: DTypes,
 ) {
     let client = &lhs.client;
-    let [x_axes, y_axes] = vectors.axes();
-    let (x, y) = (View::new(lhs, X), View::new(rhs, Y));
+    let axes = vectors.axes();
+    let from = [View::new(lhs, X), View::new(rhs, Y)];
     let len = count(&vectors.terms);
     let unit_axes = contiguous_rows(1, len);
-    let widths = [(x, &x_axes), (y, &y_axes)]
-        .map(|(from, axes)| Some(width([(from, &axes[..]), (View::new(unit_x, X), &unit_axes[..])])));
+    let widths = [0, 1].map(|side| Some(width([(from[side], &axes[side][..]), (View::new(unit_x, X), &unit_axes[..])])));
+    // In the place of an input that another launch reads: expanded, it may be a single element, and less than a vector of this one.
+    let unread = placeholder(norms, dtypes.input);
     for part in Part::of(widths) {
         let ([x_count, y_count], norms_before) = part.counts(vectors.counts());
+        let [x, y] = [0, 1].map(|side| if part.sides[side] { from[side] } else { View { tensor: &unread, ..from[side] } });
         let per_row = len / part.width;
         let (cubes, dim) = elementwise(client, (x_count + y_count) * per_row);
         // SAFETY: the views' axes are those of `Space`, whose indices lie within the tensors. Units of vectors that exist write one vector
-        // of `N` elements each, at their own place in contiguous tensors of as many; an input with no vectors here is not touched.
+        // of `N` elements each, at their own place in contiguous tensors of as many. A side with a count of 0 is neither read nor written.
         unsafe {
             kernels::unit_vectors::launch_unchecked(
                 client,
@@ -271,8 +274,8 @@ fn launch_unit_vectors(
                 dim,
                 address([lhs, rhs, norms, unit_x, unit_y], (x_count + y_count) * per_row),
                 part.width,
-                x.arg(&x_axes),
-                y.arg(&y_axes),
+                x.arg(&axes[0]),
+                y.arg(&axes[1]),
                 whole(norms),
                 whole(unit_x),
                 whole(unit_y),
@@ -320,8 +323,9 @@ fn launch_project(
         let per_row = len / part.width;
         let grid = Grid::new(Units::of(client), x_count + y_count, per_row, false);
         let (cubes, dim) = grid.launch(client, x_count + y_count);
-        // SAFETY: unit vectors and products are contiguous rows of `len` elements, as many as `counts` says. Each element of a gradient that
-        // is wanted is written by the units of its row, at the strides of its own shape; a placeholder is not touched, because it has no rows.
+        // SAFETY: unit vectors and products are contiguous rows of `len` elements, those of x before `x_count` and of y before `y_count`.
+        // Each element of their gradients is written by the units of its row, at the strides of its own shape. A side with a count of 0,
+        // which may be a placeholder, is neither read nor written.
         unsafe {
             kernels::project::launch_unchecked(
                 client,

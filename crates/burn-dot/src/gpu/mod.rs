@@ -7,7 +7,7 @@
 //! | product | forward | backward |
 //! |---|---|---|
 //! | rows: an input has a single vector for each batch index | 1 launch, norms included | 1 launch for both gradients; 2 where few vectors meet many |
-//! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection; vectors and projection by 2 launches each where one input alone has wide vectors |
+//! | normalized matrices | norms · Burn's matmul · cosines | unit vectors · a matmul for each gradient · projection; both by 2 launches where the inputs' vectors are not equally wide |
 //! | plain matrices, integers, empty products | composed: Burn's matmul | composed |
 //!
 //! Inputs are read in place with any strides, expanded and permuted ones too. Beside its results the row path has six elements for each
@@ -20,7 +20,7 @@
 //! the strides matter, which is how units share a row, launches decide. Tests may force a reduction ([`force_reduction`]), and kernels with it.
 //!
 //! What stays composed, beside the last line of the table: sums over a batch along which the vectors of a matrix are broadcast; matrices
-//! whose reduction dimension is longer than Burn's matmul adds exactly; dtypes whose arithmetic the device chooses (flex32); and, on devices
+//! whose reduction dimension is longer than Burn's matmul adds exactly; rows of millions of elements, for which a cube is too few units; dtypes whose arithmetic the device chooses (flex32); and, on devices
 //! without plane operations, plain rows so short that a fused multiply-and-sum of Burn's is as fast.
 //!
 //! # Fusion
@@ -45,7 +45,7 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 
 use self::{
-    launch::{Units, forced},
+    launch::{LONGEST_PASS, Units, forced},
     ops::GpuOps,
 };
 use crate::{
@@ -75,7 +75,10 @@ fn choose(plan: &Plan, input: FloatDType, options: FloatOptions, device: Units, 
     let allow_broadcast = pass == Pass::Forward && plan.m == 1 && plan.n == 1;
     let path = Path::choose(plan, None, allow_broadcast);
     let has_kernels = match path {
-        Path::Reduction { .. } => normalized || device.planes || plan.k > reference::LONGEST_ROW_SUM || forced,
+        Path::Reduction { .. } => {
+            let is_chosen = normalized || device.planes || plan.k > reference::LONGEST_ROW_SUM || forced;
+            is_chosen && plan.k <= LONGEST_PASS * device.most
+        }
         Path::Gemm => {
             let longest = if pass == Pass::Forward { plan.k } else { plan.m.max(plan.n) };
             let is_summed = pass == Pass::Backward && plan.is_broadcast();
@@ -213,6 +216,8 @@ mod tests {
             (&[5, 64], &[5, 64], (1, 1), plain, gpu, Forward, rows(Lhs)),
             (&[5, 64], &[5, 64], (1, 1), plain, without_planes, Forward, None),
             (&[5, 513], &[5, 513], (1, 1), plain, without_planes, Forward, rows(Lhs)),
+            (&[1, 1 << 22], &[1, 1 << 22], (1, 1), cosine, gpu, Forward, rows(Lhs)),
+            (&[1, (1 << 22) + 1], &[1, (1 << 22) + 1], (1, 1), cosine, gpu, Forward, None),
             // A vector with many, on either side, and in any order of axes.
             (&[5, 64], &[5, 3, 64], (1, 2), cosine, gpu, Forward, rows(Lhs)),
             (&[5, 64, 3], &[5, 64], (1, 1), cosine, gpu, Backward, rows(Rhs)),

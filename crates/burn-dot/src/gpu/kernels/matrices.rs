@@ -209,7 +209,7 @@ pub fn unit_vectors<E: Float, N: Size, A: Float>(
     }
 }
 
-/// Gradients of both inputs from those of their unit vectors, `p`: `(p − u (u·p)) / ‖x‖`. Inputs without a gradient have no rows.
+/// Gradients of both inputs from those of their unit vectors, `p`: `(p − u (u·p)) / ‖x‖`. Inputs without a gradient, or of another launch, have no rows.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn project<E: Float, N: Size, A: Float>(
     unit_x: &Tensor<Vector<A, N>>,
