@@ -130,26 +130,22 @@ fn matrices_of_one_element_expanded_meet_wide_vectors() {
         let device = device().autodiff();
         let (small, wide) = (rounded(&wave(&[1, 1, 1], 0.3), dtype), rounded(&wave(&[2, 3, 8], 0.8), dtype));
         let expanded = Array::from_fn(&[2, 4, 8], |_| small.data[0]);
-        for small_is_lhs in [true, false] {
-            let leaves = [&small, &wide].map(|x| tensor::<3>(x, dtype, &device).require_grad());
-            let views = [leaves[0].clone().expand([2, 4, 8]), leaves[1].clone()];
-            let ([x, y], [lhs, rhs]) = if small_is_lhs {
-                (views, [&expanded, &wide])
-            } else {
-                let [small, wide] = views;
-                ([wide, small], [&wide, &expanded])
-            };
-            let out: Tensor<3> = config.init().forward(x, y);
+        for side in [0, 1] {
+            let leaf = |at| tensor::<3>(if at == side { &small } else { &wide }, dtype, &device).require_grad();
+            let view = |at: usize, leaf: &Tensor<3>| if at == side { leaf.clone().expand([2, 4, 8]) } else { leaf.clone() };
+            let [lhs, rhs] = [0, 1].map(|at| if at == side { &expanded } else { &wide });
+            let (x, y) = (leaf(0), leaf(1));
+            let out: Tensor<3> = config.init().forward(view(0, &x), view(1, &y));
             let expected = oracle::answer(&product(&config, 3, 3), lhs, rhs, |shape| Array::from_fn(shape, |_| 1.0));
-            let name = format!("{dtype:?}, small_is_lhs {small_is_lhs}");
+            let name = format!("{dtype:?}, expanded {side}");
             assert_close(&name, &array(&out), &expected.out, &expected.out_scale, tolerance(dtype));
             let grads = out.sum().backward();
-            let (grad, scale) = match small_is_lhs {
-                true => (&expected.grad_rhs, &expected.grad_rhs_scale),
-                false => (&expected.grad_lhs, &expected.grad_lhs_scale),
+            let [grad_x, grad_y] = [&x, &y].map(|leaf| array(&leaf.grad(&grads).expect("a gradient")));
+            let (grad, expected, scale) = match side {
+                0 => (grad_y, &expected.grad_rhs, &expected.grad_rhs_scale),
+                _ => (grad_x, &expected.grad_lhs, &expected.grad_lhs_scale),
             };
-            assert_close(&name, &array(&leaves[1].grad(&grads).unwrap()), grad, scale, tolerance(dtype));
-            assert!(leaves[0].grad(&grads).is_some());
+            assert_close(&name, &grad, expected, scale, tolerance(dtype));
         }
     }
 }
