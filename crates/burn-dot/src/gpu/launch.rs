@@ -212,8 +212,8 @@ pub(super) struct Grid {
 
 /// Vectors of a row that a unit adds, before another unit shares the row.
 const VECTORS_PER_UNIT: usize = 8;
-/// The most vectors of a row that one unit passes over. Mesa's llvmpipe leaves the loops of a kernel, silently, once they have taken 65,535
-/// steps together, and n vectors, passed over twice, take 2 n and some 4 √n.
+/// The most vectors of a row that one unit passes over. Mesa's llvmpipe leaves a kernel's loops, silently, after 65,535 steps: one pass over
+/// n vectors takes n and some 2 √n, and a row may be passed over twice.
 pub(super) const LONGEST_PASS: usize = 1 << 14;
 /// Units of a cube, where they do not add by planes: the fewer, the fewer wait for each other at a barrier.
 const UNITS_PER_CUBE: usize = 64;

@@ -219,7 +219,6 @@ pub(super) fn backward(
 }
 
 /// The inputs that a launch handles, and the width of its vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
     sides: [bool; 2],
     width: usize,
@@ -352,5 +351,22 @@ fn launch_project(
                 [elem(dtypes.input), elem(dtypes.accumulator)],
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_share_a_launch_where_their_vectors_are_equally_wide() {
+        let parts = |widths| {
+            Part::of(widths).map(|part| (part.sides, part.width, part.counts([5, 7]))).collect::<Vec<([bool; 2], usize, _)>>()
+        };
+        assert_eq!(parts([Some(4), Some(4)]), [([true, true], 4, ([5, 7], 0))]);
+        // The norms of rhs are behind the five of lhs.
+        assert_eq!(parts([Some(1), Some(4)]), [([true, false], 1, ([5, 0], 0)), ([false, true], 4, ([0, 7], 5))]);
+        assert_eq!(parts([Some(2), None]), [([true, false], 2, ([5, 0], 0))]);
+        assert_eq!(parts([None, Some(2)]), [([false, true], 2, ([0, 7], 5))]);
     }
 }

@@ -20,7 +20,8 @@
 //! the strides matter, which is how units share a row, launches decide. Tests may force a reduction ([`force_reduction`]), and kernels with it.
 //!
 //! What stays composed, beside the last line of the table: sums over a batch along which the vectors of a matrix are broadcast; matrices
-//! whose reduction dimension is longer than Burn's matmul adds exactly; rows of millions of elements, for which a cube is too few units; dtypes whose arithmetic the device chooses (flex32); and, on devices
+//! whose reduction dimension is longer than Burn's matmul adds exactly; rows of more than 2²² elements, for
+//! which the units of a cube are too few; dtypes whose arithmetic the device chooses (flex32); and, on devices
 //! without plane operations, plain rows so short that a fused multiply-and-sum of Burn's is as fast.
 //!
 //! # Fusion
