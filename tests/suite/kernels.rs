@@ -394,20 +394,63 @@ fn assert_launches() {
     assert_at_most("matrices", [3, 6], count::<3, 3>(&matrices, [&[2, 16, 32], &[2, 32, 24]]));
 }
 
-/// Set in a process of this test's own.
-const ALONE: &str = "BURN_DOT_COUNT_LAUNCHES";
+/// Runs a test of this module once more, in a process of its own. There this gives nothing, and the test has the process to itself.
+fn alone(test: &str) -> Option<String> {
+    const ALONE: &str = "BURN_DOT_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return None;
+    }
+    let mut child = Command::new(std::env::current_exe().expect("this test"));
+    child.args([&format!("kernels::{test}"), "--exact", "--nocapture"]).env(ALONE, "1");
+    let output = child.output().expect("this test runs once more");
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    Some(text)
+}
 
 #[test]
 fn launches_are_as_few_as_promised() {
     if !has_gpu_kernels() {
         return;
     }
-    if std::env::var_os(ALONE).is_some() {
-        return assert_launches();
+    match alone("launches_are_as_few_as_promised") {
+        None => assert_launches(),
+        Some(text) => assert!(text.contains("matrices: forward"), "{text}"),
     }
-    let mut child = Command::new(std::env::current_exe().expect("this test"));
-    child.args(["kernels::launches_are_as_few_as_promised", "--exact", "--nocapture"]).env(ALONE, "1");
-    let output = child.output().expect("this test runs once more");
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success() && text.contains("1 passed") && text.contains("matrices: forward"), "{text}");
+}
+
+/// A line of what Linux says of this process's memory, in MiB; nothing elsewhere.
+fn memory(line: &str) -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let value = status.lines().find_map(|of| of.strip_prefix(line))?;
+    Some(value.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().expect("a number of KiB") / 1024)
+}
+
+/// Mesa's llvmpipe has its tensors in the memory of the process; a GPU's own is not seen here.
+#[test]
+fn rows_take_the_memory_of_their_results_and_little_else() {
+    if !has_gpu_kernels() || alone("rows_take_the_memory_of_their_results_and_little_else").is_some() {
+        return;
+    }
+    const MIB: usize = 64; // of an input
+    let device = device().autodiff();
+    let step = |rows: usize| {
+        let leaf = || Tensor::<2>::ones([rows, 256], (&device, DType::F32)).require_grad();
+        let (x, y) = (leaf(), leaf());
+        device.sync().expect("a device that works");
+        // The peak from here on.
+        std::fs::write("/proc/self/clear_refs", "5").ok()?;
+        let before = memory("VmRSS")?;
+        let out: Tensor<2> = DotConfig::new(1).with_normalize(true).init().forward(x.clone(), y.clone());
+        let grads = out.backward();
+        let gradients = [x.grad(&grads), y.grad(&grads)].map(|gradient| gradient.expect("a gradient"));
+        device.sync().expect("a device that works");
+        let taken = memory("VmHWM")?.saturating_sub(before);
+        drop(gradients);
+        Some(taken)
+    };
+    step(16); // compiles the kernels
+    let Some(taken) = step(MIB << 10) else { return };
+    println!("{taken} MiB for two gradients of {MIB}");
+    assert!(taken < 2 * MIB + MIB / 2, "{taken} MiB, where two gradients have {MIB} each");
 }

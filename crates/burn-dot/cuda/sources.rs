@@ -171,13 +171,14 @@ impl Sources {
             }
         }
         for (normalize, saturate) in [(false, false), (true, dtypes.is_narrow())] {
-            for (grad_x, grad_y, in_chunks) in
-                [(true, true, false), (true, true, true), (true, false, false), (false, true, false)]
+            for (grad_x, grad_y, in_chunks, per_unit) in
+                [(true, true, false, 1), (true, true, true, 4), (true, false, false, 4), (false, true, false, 4)]
             {
                 let options = rows::BackwardOptions {
                     own_axes: 1,
                     sum_axes: 1,
                     term_axes: 1,
+                    per_unit,
                     normalize,
                     x_is_lhs: grad_y,
                     grad_x,

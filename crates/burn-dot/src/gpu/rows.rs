@@ -124,8 +124,20 @@ pub(super) fn backward(
 /// Units that keep a device busy.
 const BUSY: usize = 1 << 14;
 
+/// The most vectors of a row that a unit has: the more, the fewer units read what is saved of the row.
+const MOST_PER_UNIT: usize = 4;
+
 /// The vectors of y that a unit iterates over at least, if there are so many: a chunk's sum is written once for all of them.
 const LEAST_CHUNK: usize = 16;
+
+/// How many vectors of a row a unit has, which divides them. `rows` counts each row once for each of its chunks.
+fn per_unit(vectors: usize, rows: usize) -> usize {
+    let mut per_unit = MOST_PER_UNIT;
+    while !vectors.is_multiple_of(per_unit) || rows * vectors < per_unit * BUSY && per_unit > 1 {
+        per_unit /= 2;
+    }
+    per_unit
+}
 
 /// A backward pass: of x, which has a single vector for each batch index, and of y.
 struct BackwardPass<'a> {
@@ -147,9 +159,10 @@ impl BackwardPass<'_> {
         [own, Axes::new(shared.as_slice().iter().chain(self.space.j.as_slice()).copied())]
     }
 
-    /// How many of the `sums` vectors y a unit iterates over: all of them, unless `units` alone do not keep the device busy.
-    fn chunk(&self, sums: usize, units: usize) -> usize {
-        let chunks = if self.wanted[0] { (BUSY / units).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
+    /// How many of the `sums` vectors y a unit iterates over: all of them, unless the units for so many `vectors` of x do not keep the
+    /// device busy.
+    fn chunk(&self, sums: usize, vectors: usize) -> usize {
+        let chunks = if self.wanted[0] { (BUSY * MOST_PER_UNIT / vectors).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
         sums.div_ceil(chunks)
     }
 
@@ -173,7 +186,7 @@ impl BackwardPass<'_> {
             |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { placeholder(like, input) };
         let grad_y = output_of(self.wanted[1], self.shapes[1]);
 
-        // A unit has a vector of 4 elements, at most.
+        // Of 4 elements, mostly.
         let chunk = self.chunk(sums.len(), own.len() * count(&terms).div_ceil(4));
         let chunks = sums.len().div_ceil(chunk);
         let in_chunks = self.wanted[0] && chunks > 1;
@@ -211,12 +224,14 @@ impl BackwardPass<'_> {
         let (sums, terms) = rest.split_at(sum_axes);
         let vectors = count(terms) / width;
         let client = &grad_x.client;
-        let units = count(own) * vectors * chunks;
+        let per_unit = per_unit(vectors, count(own) * chunks);
+        let sharing = vectors / per_unit;
+        let units = count(own) * sharing * chunks;
         let (cubes, dim) = elementwise(client, units);
         let DTypes { input, output, accumulator } = self.dtypes;
         // SAFETY: as in `forward` for what is read. Each unit writes the elements of grad_x that its own index, chunk and vector name, and
         // those of grad_y for the vectors y of its chunk; indices beyond the last chunk write nothing. Strides of a gradient that is
-        // wanted are those of its own shape. `chunk`, `block` and `vectors` are positive.
+        // wanted are those of its own shape. `chunk`, `block` and `sharing` are positive.
         unsafe {
             kernels::backward::launch_unchecked(
                 client,
@@ -235,12 +250,13 @@ impl BackwardPass<'_> {
                 count(sums),
                 chunk,
                 block(chunk),
-                vectors,
+                sharing,
                 self.shapes[0].iter().product(),
                 kernels::BackwardOptions {
                     own_axes,
                     sum_axes,
                     term_axes: terms.len(),
+                    per_unit,
                     normalize: self.normalize,
                     x_is_lhs: self.x_is_lhs,
                     grad_x: self.wanted[0],

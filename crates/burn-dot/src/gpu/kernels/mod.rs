@@ -189,15 +189,16 @@ fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: RowOptions, #[
     let mut values = Shared::<[Vector<A, M>]>::new_slice(comptime!(rows.units * rows.cube_rows));
     let first = UNIT_POS_Y as usize * units;
     let own = first + UNIT_POS_X as usize;
-    values[own] = value;
+    let mut total = value;
+    values[own] = total;
     sync_cube();
     #[unroll]
     for level in 0..comptime!(units.ilog2() as usize) {
         let half = comptime!(units >> (level + 1));
         if (UNIT_POS_X as usize) < half {
-            let other = own + half;
-            let (a, b) = (values[own], values[other]);
-            values[own] = if comptime!(largest) { max(a, b) } else { a + b };
+            let other = values[own + half];
+            total = if comptime!(largest) { max(total, other) } else { total + other };
+            values[own] = total;
         }
         sync_cube();
     }

@@ -164,6 +164,8 @@ pub struct BackwardOptions {
     pub own_axes: usize,
     pub sum_axes: usize,
     pub term_axes: usize,
+    /// Vectors of `N` elements that a unit has, of each row.
+    pub per_unit: usize,
     pub normalize: bool,
     /// Whether x is lhs, whose norm is saved before that of rhs.
     pub x_is_lhs: bool,
@@ -174,35 +176,42 @@ pub struct BackwardOptions {
     pub saturate_y: bool,
 }
 
-/// The elements of a vector that a unit has, divided by the norm that is saved there: scaled first, for small ones not to be lost.
-#[cube]
-fn unit_vector<E: Float, N: Size, A: Float>(
-    x: &Tensor<Vector<E, N>>,
-    at: usize,
-    saved: &Tensor<A>,
-    norm: usize,
-    #[comptime] normalize: bool,
-) -> Vector<A, N> {
-    let x = Vector::<A, N>::cast_from(x[at / N::value()]);
-    if comptime!(normalize) { x * Vector::new(saved[norm + 2]) * Vector::new(saved[norm + 1]) } else { x }
+/// What [`save_norm`] saved of a vector: `1 / ‖x‖ = inverse · scale`.
+#[derive(CubeType, Clone, Copy)]
+struct SavedNorm<A: Float> {
+    cosine: A,
+    inverse: A,
+    scale: A,
 }
 
-/// A gradient divided by the norm that is saved there: scaled last, for it not to overflow on the way.
 #[cube]
-fn over_norm<A: Float, N: Size>(
-    gradient: Vector<A, N>,
-    saved: &Tensor<A>,
-    norm: usize,
-    #[comptime] normalize: bool,
-) -> Vector<A, N> {
-    if comptime!(normalize) { gradient * Vector::new(saved[norm + 1]) * Vector::new(saved[norm + 2]) } else { gradient }
+impl<A: Float> SavedNorm<A> {
+    fn read(saved: &Tensor<A>, at: usize, #[comptime] normalize: bool) -> SavedNorm<A> {
+        if comptime!(normalize) {
+            SavedNorm::<A> { cosine: saved[at], inverse: saved[at + 1], scale: saved[at + 2] }
+        } else {
+            SavedNorm::<A> { cosine: A::new(0.0), inverse: A::new(1.0), scale: A::new(1.0) }
+        }
+    }
+
+    /// A vector divided by its norm: scaled first, for small elements not to be lost.
+    fn unit_vector<N: Size>(&self, x: Vector<A, N>, #[comptime] normalize: bool) -> Vector<A, N> {
+        if comptime!(normalize) { x * Vector::new(self.scale) * Vector::new(self.inverse) } else { x }
+    }
+
+    /// A gradient divided by the norm: scaled last, for it not to overflow on the way.
+    fn divide<N: Size>(&self, gradient: Vector<A, N>, #[comptime] normalize: bool) -> Vector<A, N> {
+        if comptime!(normalize) { gradient * Vector::new(self.inverse) * Vector::new(self.scale) } else { gradient }
+    }
 }
 
-/// Both gradients. A unit has `N` elements of a vector x, and iterates over a chunk of the vectors y that meet it:
+/// Both gradients. A unit has some vectors of `N` elements of a vector x, and iterates over a chunk of the vectors y that meet it:
 ///
 /// ```text
 /// grad_x = 1/‖x‖ Σ g (ŷ − cos x̂)        grad_y = g/‖y‖ (x̂ − cos ŷ)
 /// ```
+///
+/// `sharing` units share a vector x, and neighbours of them have neighbouring vectors of `N` elements.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     x: &Tensor<Vector<E, N>>,
@@ -216,65 +225,86 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     sum_count: usize,
     chunk: usize,
     block: usize,
-    vectors: usize,
+    sharing: usize,
     chunk_stride: usize,
     #[comptime] options: BackwardOptions,
     #[define(E, G, D, A)] _dtypes: [ElemType; 4],
 ) {
-    let (vector, term) = split(ABSOLUTE_POS, vectors);
-    let element = term * N::value();
+    let (vector, first) = split(ABSOLUTE_POS, sharing);
     let (index, own) = split(vector, own_count);
     if index * chunk >= sum_count {
         terminate!();
     }
     let limit = limit.get::<A>();
-    let x_norm = offset(saved, own, 0usize, options.own_axes) + comptime!(if options.x_is_lhs { 0 } else { NORM });
-    let mut unit_x = Vector::<A, N>::new(A::new(0.0));
-    if comptime!(options.normalize || options.grad_y) {
-        // Saved with each vector y that meets it; here with the first of them.
-        unit_x = unit_vector::<E, N, A>(x, place(x, own, element, options), saved, x_norm, options.normalize);
+    let (per_unit, normalize) = comptime!((options.per_unit, options.normalize));
+    let (x_saved, y_saved) = comptime!(if options.x_is_lhs { (0, NORM) } else { (NORM, 0) });
+    // Saved with each vector y that meets it; here with the first of them.
+    let x_norm = SavedNorm::<A>::read(saved, offset(saved, own, 0usize, options.own_axes) + x_saved, normalize);
+    let mut unit_x = Array::<Vector<A, N>>::new(per_unit);
+    let mut sums = Array::<Vector<A, N>>::new(per_unit);
+    #[unroll]
+    for part in 0..per_unit {
+        sums[part] = Vector::new(A::new(0.0));
+        if comptime!(options.normalize || options.grad_y) {
+            let x_at = place(x, own, (first + part * sharing) * N::value(), options);
+            unit_x[part] = x_norm.unit_vector::<N>(Vector::cast_from(x[x_at / N::value()]), normalize);
+        }
     }
-    let mut sum = Vector::<A, N>::new(A::new(0.0));
     let mut along = A::new(0.0);
     let end = min((index + 1) * chunk, sum_count);
     let mut start = index * chunk;
     while start < end {
-        let mut block_sum = Vector::<A, N>::new(A::new(0.0));
+        let mut block_sums = Array::<Vector<A, N>>::new(per_unit);
+        #[unroll]
+        for part in 0..per_unit {
+            block_sums[part] = Vector::new(A::new(0.0));
+        }
         let mut block_along = A::new(0.0);
         for at in start..min(start + block, end) {
             let g = A::cast_from(grad[pair_offset(grad, own, at, options)]);
-            let norms = pair_offset(saved, own, at, options);
-            let y_norm = norms + comptime!(if options.x_is_lhs { NORM } else { 0 });
-            let mut unit_y = Vector::<A, N>::new(A::new(0.0));
-            if comptime!(options.normalize || options.grad_x) {
-                let y_at = place(y, own, element, options) + offset(y, at, options.own_axes, options.sum_axes);
-                unit_y = unit_vector::<E, N, A>(y, y_at, saved, y_norm, options.normalize);
-            }
-            block_sum += Vector::new(g) * unit_y;
+            let pair = pair_offset(saved, own, at, options);
+            let y_norm = SavedNorm::<A>::read(saved, pair + y_saved, normalize);
             if comptime!(options.normalize && options.grad_x) {
-                block_along += g * saved[norms + comptime!(if options.x_is_lhs { 0 } else { NORM })];
+                block_along += g * saved[pair + x_saved];
             }
-            if comptime!(options.grad_y) {
-                let mut given = unit_x;
-                if comptime!(options.normalize) {
-                    given -= Vector::new(saved[y_norm]) * unit_y;
+            #[unroll]
+            for part in 0..per_unit {
+                let element = (first + part * sharing) * N::value();
+                let mut unit_y = Vector::<A, N>::new(A::new(0.0));
+                if comptime!(options.normalize || options.grad_x) {
+                    let y_at = place(y, own, element, options) + offset(y, at, options.own_axes, options.sum_axes);
+                    unit_y = y_norm.unit_vector::<N>(Vector::cast_from(y[y_at / N::value()]), normalize);
                 }
-                let given = over_norm::<A, N>(given * Vector::new(g), saved, y_norm, options.normalize);
-                let to = place(&*grad_y, own, element, options) + offset(&*grad_y, at, options.own_axes, options.sum_axes);
-                grad_y[to / N::value()] = store::<E, A, N>(given, limit, options.saturate_y);
+                block_sums[part] += Vector::new(g) * unit_y;
+                if comptime!(options.grad_y) {
+                    let mut given = unit_x[part];
+                    if comptime!(options.normalize) {
+                        given -= Vector::new(y_norm.cosine) * unit_y;
+                    }
+                    let given = y_norm.divide::<N>(given * Vector::new(g), normalize);
+                    let to = place(&*grad_y, own, element, options) + offset(&*grad_y, at, options.own_axes, options.sum_axes);
+                    grad_y[to / N::value()] = store::<E, A, N>(given, limit, options.saturate_y);
+                }
             }
         }
-        sum += block_sum;
+        #[unroll]
+        for part in 0..per_unit {
+            sums[part] += block_sums[part];
+        }
         along += block_along;
         start += block;
     }
     if comptime!(options.grad_x) {
-        if comptime!(options.normalize) {
-            sum -= Vector::new(along) * unit_x;
+        #[unroll]
+        for part in 0..per_unit {
+            let mut sum = sums[part];
+            if comptime!(options.normalize) {
+                sum -= Vector::new(along) * unit_x[part];
+            }
+            let given = x_norm.divide::<N>(sum, normalize);
+            let to = index * chunk_stride + place(&*grad_x, own, (first + part * sharing) * N::value(), options);
+            grad_x[to / N::value()] = store::<D, A, N>(given, limit, options.saturate_x);
         }
-        let given = over_norm::<A, N>(sum, saved, x_norm, options.normalize);
-        let to = index * chunk_stride + place(&*grad_x, own, element, options);
-        grad_x[to / N::value()] = store::<D, A, N>(given, limit, options.saturate_x);
     }
 }
 
