@@ -260,6 +260,32 @@ fn one_vector_that_meets_thousands_has_an_exact_gradient() {
     }
 }
 
+/// Where there are many, a unit of the backward pass has two vectors of a row, or four; here of a row's 66, 64, 65, and of a column's.
+#[test]
+fn many_rows_have_exact_gradients() {
+    if !has_gpu_kernels() {
+        return;
+    }
+    let (rows, all) = (DotConfig::new(1), DotConfig::new((1, 2)));
+    let cases: [(&DotConfig, &[usize], &[usize]); 4] = [
+        (&rows, &[1024, 256], &[1024, 256]),
+        (&rows, &[512, 264], &[512, 264]),
+        (&rows, &[1024, 260], &[1024, 260]),
+        // In chunks of the vectors that one vector meets.
+        (&all, &[64, 128], &[64, 256, 128]),
+    ];
+    for (config, lhs, rhs) in cases {
+        for normalize in [false, true] {
+            let config = config.clone().with_normalize(normalize);
+            let (lhs, rhs) = (rounded(&wave(lhs, 0.1), DType::F32), rounded(&wave(rhs, 0.4), DType::F32));
+            for layout in [Layout::Contiguous, Layout::Transposed] {
+                let _forced = Forced::new(Reduction::Shared);
+                assert_exact(&format!("{:?}, {layout:?}", rhs.shape), &config, DType::F32, layout, &lhs, &rhs);
+            }
+        }
+    }
+}
+
 /// Its parts are beyond the range of f16, and their sum is not: only the sum may saturate.
 #[test]
 fn parts_of_a_gradient_that_cancel_do_not_saturate() {

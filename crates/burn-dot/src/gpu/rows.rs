@@ -132,11 +132,8 @@ const LEAST_CHUNK: usize = 16;
 
 /// How many vectors of a row a unit has, which divides them. `rows` counts each row once for each of its chunks.
 fn per_unit(vectors: usize, rows: usize) -> usize {
-    let mut per_unit = MOST_PER_UNIT;
-    while !vectors.is_multiple_of(per_unit) || rows * vectors < per_unit * BUSY && per_unit > 1 {
-        per_unit /= 2;
-    }
-    per_unit
+    let fits = |&per_unit: &usize| vectors.is_multiple_of(per_unit) && rows * vectors >= per_unit * BUSY;
+    [MOST_PER_UNIT, MOST_PER_UNIT / 2].into_iter().find(fits).unwrap_or(1)
 }
 
 /// A backward pass: of x, which has a single vector for each batch index, and of y.
@@ -298,4 +295,29 @@ fn sum_chunks(chunks: &CubeTensor, shape: &[usize], dtypes: DTypes, saturate: bo
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_have_as_many_vectors_as_leave_the_device_busy() {
+        // Vectors of a row, rows: vectors that a unit has.
+        for (vectors, rows, expected) in [
+            (64, 1 << 20, 4),
+            (64, 1024, 4),
+            (64, 1023, 2),
+            (64, 512, 2),
+            (64, 511, 1),
+            (64, 1, 1),
+            // What does not divide.
+            (66, 1024, 2),
+            (65, 1 << 20, 1),
+            (3, 1 << 20, 1),
+            (1, 1 << 20, 1),
+        ] {
+            assert_eq!(per_unit(vectors, rows), expected, "{rows} rows of {vectors} vectors");
+        }
+    }
 }
