@@ -260,27 +260,21 @@ fn one_vector_that_meets_thousands_has_an_exact_gradient() {
     }
 }
 
-/// Where there are many, a unit of the backward pass has two vectors of a row, or four; here of a row's 66, 64, 65, and of a column's.
+/// Where there are many, a unit of the backward pass has several vectors of a row. Tests that force a reduction have them of small rows, too.
 #[test]
 fn many_rows_have_exact_gradients() {
-    if !has_gpu_kernels() {
-        return;
-    }
-    let (rows, all) = (DotConfig::new(1), DotConfig::new((1, 2)));
+    let (rows, all) = (DotConfig::new(1).with_normalize(true), DotConfig::new((1, 2)).with_normalize(true));
     let cases: [(&DotConfig, &[usize], &[usize]); 4] = [
-        (&rows, &[1024, 256], &[1024, 256]),
-        (&rows, &[512, 264], &[512, 264]),
-        (&rows, &[1024, 260], &[1024, 260]),
-        // In chunks of the vectors that one vector meets.
-        (&all, &[64, 128], &[64, 256, 128]),
+        (&rows, &[1024, 256], &[1024, 256]), // 64 vectors, 4 to a unit
+        (&rows, &[512, 264], &[512, 264]),   // 66, 2 to a unit
+        (&rows, &[1024, 260], &[1024, 260]), // 65, each a unit's own
+        (&all, &[64, 128], &[64, 256, 128]), // 32, 2 to a unit, in chunks of 16 of the vectors that they meet
     ];
-    for (config, lhs, rhs) in cases {
-        for normalize in [false, true] {
-            let config = config.clone().with_normalize(normalize);
-            let (lhs, rhs) = (rounded(&wave(lhs, 0.1), DType::F32), rounded(&wave(rhs, 0.4), DType::F32));
+    if has_gpu_kernels() {
+        for (config, lhs, rhs) in cases {
             for layout in [Layout::Contiguous, Layout::Transposed] {
-                let _forced = Forced::new(Reduction::Shared);
-                assert_exact(&format!("{:?}, {layout:?}", rhs.shape), &config, DType::F32, layout, &lhs, &rhs);
+                let name = format!("{lhs:?} · {rhs:?}");
+                assert_exact(&name, config, DType::F32, layout, &wave(lhs, 0.1), &wave(rhs, 0.4));
             }
         }
     }
@@ -420,7 +414,7 @@ fn assert_launches() {
     assert_at_most("matrices", [3, 6], count::<3, 3>(&matrices, [&[2, 16, 32], &[2, 32, 24]]));
 }
 
-/// Runs a test of this module once more, in a process of its own. There this gives nothing, and the test has the process to itself.
+/// Runs a test of this module once more, in a process of its own, and gives what it wrote. In that process this is `None`.
 fn alone(test: &str) -> Option<String> {
     const ALONE: &str = "BURN_DOT_ALONE";
     if std::env::var_os(ALONE).is_some() {
@@ -445,38 +439,41 @@ fn launches_are_as_few_as_promised() {
     }
 }
 
-/// A line of what Linux says of this process's memory, in MiB; nothing elsewhere.
-fn memory(line: &str) -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let value = status.lines().find_map(|of| of.strip_prefix(line))?;
-    Some(value.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().expect("a number of KiB") / 1024)
+/// A line of what Linux says of this process's memory, in MiB.
+#[cfg(target_os = "linux")]
+fn memory(line: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux' file");
+    let value = status.lines().find_map(|of| of.strip_prefix(line)).expect("a line of it");
+    value.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().expect("a number of KiB") / 1024
 }
 
 /// Mesa's llvmpipe has its tensors in the memory of the process; a GPU's own is not seen here.
 #[test]
+#[cfg(target_os = "linux")]
 fn rows_take_the_memory_of_their_results_and_little_else() {
-    if !has_gpu_kernels() || alone("rows_take_the_memory_of_their_results_and_little_else").is_some() {
+    const MIB: usize = 64; // of an input
+    if !has_gpu_kernels() {
         return;
     }
-    const MIB: usize = 64; // of an input
+    if let Some(text) = alone("rows_take_the_memory_of_their_results_and_little_else") {
+        return assert!(text.contains("MiB for two gradients"), "{text}");
+    }
     let device = device().autodiff();
     let step = |rows: usize| {
         let leaf = || Tensor::<2>::ones([rows, 256], (&device, DType::F32)).require_grad();
         let (x, y) = (leaf(), leaf());
         device.sync().expect("a device that works");
         // The peak from here on.
-        std::fs::write("/proc/self/clear_refs", "5").ok()?;
-        let before = memory("VmRSS")?;
+        std::fs::write("/proc/self/clear_refs", "5").expect("Linux' file");
+        let before = memory("VmRSS");
         let out: Tensor<2> = DotConfig::new(1).with_normalize(true).init().forward(x.clone(), y.clone());
         let grads = out.backward();
-        let gradients = [x.grad(&grads), y.grad(&grads)].map(|gradient| gradient.expect("a gradient"));
+        let _gradients = [x.grad(&grads), y.grad(&grads)].map(|gradient| gradient.expect("a gradient"));
         device.sync().expect("a device that works");
-        let taken = memory("VmHWM")?.saturating_sub(before);
-        drop(gradients);
-        Some(taken)
+        memory("VmHWM").saturating_sub(before)
     };
     step(16); // compiles the kernels
-    let Some(taken) = step(MIB << 10) else { return };
+    let taken = step(MIB << 10);
     println!("{taken} MiB for two gradients of {MIB}");
-    assert!(taken < 2 * MIB + MIB / 2, "{taken} MiB, where two gradients have {MIB} each");
+    assert!(taken <= 2 * MIB + 8, "{taken} MiB, where two gradients have {MIB} each");
 }

@@ -172,7 +172,7 @@ impl Sources {
         }
         for (normalize, saturate) in [(false, false), (true, dtypes.is_narrow())] {
             for (grad_x, grad_y, in_chunks, per_unit) in
-                [(true, true, false, 1), (true, true, true, 4), (true, false, false, 4), (false, true, false, 4)]
+                [(true, true, false, 1), (true, true, false, 4), (true, true, true, 2), (true, false, false, 4), (false, true, false, 4)]
             {
                 let options = rows::BackwardOptions {
                     own_axes: 1,
@@ -189,7 +189,7 @@ impl Sources {
                 let of_x = if in_chunks { accumulator } else { input };
                 write!(
                     self,
-                    format!("backward_{name}_{normalize}_{grad_x}_{grad_y}_{in_chunks}"),
+                    format!("backward_{name}_{normalize}_{grad_x}_{grad_y}_{in_chunks}_{per_unit}"),
                     CubeDim::new_1d(256),
                     rows::backward,
                     width,

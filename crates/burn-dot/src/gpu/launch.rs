@@ -190,6 +190,12 @@ pub(super) struct Units {
 }
 
 impl Units {
+    /// How many keep the device busy: as many as the multiprocessors of a large GPU hold, such as 132 times 2048. What has no planes of one
+    /// size is smaller, or a CPU.
+    pub fn busy(&self) -> usize {
+        if self.planes { 1 << 18 } else { 1 << 14 }
+    }
+
     pub fn of(client: &Client) -> Self {
         let properties = client.properties();
         let hardware = &properties.hardware;

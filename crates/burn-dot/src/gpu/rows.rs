@@ -6,8 +6,8 @@ use burn_cubecl::tensor::CubeTensor;
 use super::{
     kernels::rows::{self as kernels, SAVED},
     launch::{
-        AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty, input,
-        inputs, placeholder, scalar, strides, terms, whole, width,
+        AxisGroup, DTypes, Grid, Units, View, address, assert_saved, block, contiguous, count, elem, elementwise, empty,
+        forced, input, inputs, placeholder, scalar, strides, terms, whole, width,
     },
 };
 use crate::{
@@ -121,19 +121,22 @@ pub(super) fn backward(
     }
 }
 
-/// Units that keep a device busy.
-const BUSY: usize = 1 << 14;
-
 /// The most vectors of a row that a unit has: the more, the fewer units read what is saved of the row.
 const MOST_PER_UNIT: usize = 4;
+
+/// How many of a row's vectors a unit has, a divisor of them: as many as leave `busy` units. `rows`: rows times chunks.
+fn per_unit(vectors: usize, rows: usize, busy: usize) -> usize {
+    let fits = |&per_unit: &usize| vectors.is_multiple_of(per_unit) && rows * vectors >= per_unit * busy;
+    [MOST_PER_UNIT, MOST_PER_UNIT / 2].into_iter().find(fits).unwrap_or(1)
+}
 
 /// The vectors of y that a unit iterates over at least, if there are so many: a chunk's sum is written once for all of them.
 const LEAST_CHUNK: usize = 16;
 
-/// How many vectors of a row a unit has, which divides them. `rows` counts each row once for each of its chunks.
-fn per_unit(vectors: usize, rows: usize) -> usize {
-    let fits = |&per_unit: &usize| vectors.is_multiple_of(per_unit) && rows * vectors >= per_unit * BUSY;
-    [MOST_PER_UNIT, MOST_PER_UNIT / 2].into_iter().find(fits).unwrap_or(1)
+/// How many of the `sums` vectors y a unit iterates over: all of them, if x alone has `vectors` enough for `busy` units; else fewer.
+fn chunk(sums: usize, vectors: usize, busy: usize) -> usize {
+    let chunks = (busy * MOST_PER_UNIT / vectors).clamp(1, (sums / LEAST_CHUNK).max(1));
+    sums.div_ceil(chunks)
 }
 
 /// A backward pass: of x, which has a single vector for each batch index, and of y.
@@ -156,13 +159,6 @@ impl BackwardPass<'_> {
         [own, Axes::new(shared.as_slice().iter().chain(self.space.j.as_slice()).copied())]
     }
 
-    /// How many of the `sums` vectors y a unit iterates over: all of them, unless the units for so many `vectors` of x do not keep the
-    /// device busy.
-    fn chunk(&self, sums: usize, vectors: usize) -> usize {
-        let chunks = if self.wanted[0] { (BUSY * MOST_PER_UNIT / vectors).clamp(1, (sums / LEAST_CHUNK).max(1)) } else { sums };
-        sums.div_ceil(chunks)
-    }
-
     /// The inputs as views. A plain gradient reads the other input only, and its own may be a placeholder.
     fn views(&self) -> [View<'_>; 2] {
         let (x, y) = (View::new(self.inputs[0], X), View::new(self.inputs[1], Y));
@@ -183,8 +179,10 @@ impl BackwardPass<'_> {
             |wanted: bool, shape: &[usize]| if wanted { empty(like, shape, input) } else { placeholder(like, input) };
         let grad_y = output_of(self.wanted[1], self.shapes[1]);
 
-        // Of 4 elements, mostly.
-        let chunk = self.chunk(sums.len(), own.len() * count(&terms).div_ceil(4));
+        // An estimate: how wide vectors are, mostly 4, depends on whether gradients are in chunks.
+        let vectors = own.len() * count(&terms).div_ceil(4);
+        let busy = Units::of(&like.client).busy();
+        let chunk = if self.wanted[0] { chunk(sums.len(), vectors, busy) } else { 1 };
         let chunks = sums.len().div_ceil(chunk);
         let in_chunks = self.wanted[0] && chunks > 1;
         let grad_x = match in_chunks {
@@ -221,14 +219,16 @@ impl BackwardPass<'_> {
         let (sums, terms) = rest.split_at(sum_axes);
         let vectors = count(terms) / width;
         let client = &grad_x.client;
-        let per_unit = per_unit(vectors, count(own) * chunks);
+        // Tests that force a reduction have small products.
+        let busy = if forced().is_some() { 0 } else { Units::of(client).busy() };
+        let per_unit = per_unit(vectors, count(own) * chunks, busy);
         let sharing = vectors / per_unit;
         let units = count(own) * sharing * chunks;
         let (cubes, dim) = elementwise(client, units);
         let DTypes { input, output, accumulator } = self.dtypes;
-        // SAFETY: as in `forward` for what is read. Each unit writes the elements of grad_x that its own index, chunk and vector name, and
-        // those of grad_y for the vectors y of its chunk; indices beyond the last chunk write nothing. Strides of a gradient that is
-        // wanted are those of its own shape. `chunk`, `block` and `sharing` are positive.
+        // SAFETY: as in `forward` for what is read. `per_unit` divides `vectors`: the units that share a row write each of its
+        // vectors once, of grad_x in their chunk, and of grad_y for the vectors y of their chunk. Indices beyond the last chunk write
+        // nothing. Strides of a gradient that is wanted are those of its own shape. `chunk`, `block` and `sharing` are positive.
         unsafe {
             kernels::backward::launch_unchecked(
                 client,
@@ -303,21 +303,40 @@ mod tests {
 
     #[test]
     fn units_have_as_many_vectors_as_leave_the_device_busy() {
-        // Vectors of a row, rows: vectors that a unit has.
-        for (vectors, rows, expected) in [
-            (64, 1 << 20, 4),
-            (64, 1024, 4),
-            (64, 1023, 2),
-            (64, 512, 2),
-            (64, 511, 1),
-            (64, 1, 1),
+        // Vectors of a row, rows, units: vectors that a unit has.
+        for (vectors, rows, busy, expected) in [
+            (64, 1 << 20, 1 << 18, 4),
+            (64, 1 << 14, 1 << 18, 4),
+            (64, 1 << 13, 1 << 18, 2),
+            (64, 1 << 12, 1 << 18, 1),
+            (64, 1024, 1 << 14, 4),
+            (64, 1023, 1 << 14, 2),
+            (64, 511, 1 << 14, 1),
+            (64, 1, 1 << 14, 1),
             // What does not divide.
-            (66, 1024, 2),
-            (65, 1 << 20, 1),
-            (3, 1 << 20, 1),
-            (1, 1 << 20, 1),
+            (66, 1024, 1 << 14, 2),
+            (65, 1 << 20, 1 << 14, 1),
+            (1, 1 << 20, 1 << 14, 1),
         ] {
-            assert_eq!(per_unit(vectors, rows), expected, "{rows} rows of {vectors} vectors");
+            assert_eq!(per_unit(vectors, rows, busy), expected, "{rows} rows of {vectors} vectors, {busy} units");
+        }
+    }
+
+    #[test]
+    fn few_vectors_that_meet_many_iterate_over_chunks_of_them() {
+        // Vectors y, vectors of x's rows, units: vectors y of a chunk.
+        for (sums, vectors, busy, expected) in [
+            (1, 64, 1 << 14, 1),
+            (15, 64, 1 << 14, 15),
+            (3000, 1 << 16, 1 << 14, 3000),
+            (3000, 1 << 15, 1 << 14, 1500),
+            (3000, 1 << 15, 1 << 18, 94),
+            (3000, 1, 1 << 18, 17),
+        ] {
+            let given = chunk(sums, vectors, busy);
+            assert_eq!(given, expected, "{sums} vectors with {vectors}, {busy} units");
+            // Their sums are a sixteenth of what they are read from.
+            assert!(sums.div_ceil(given) <= (sums / LEAST_CHUNK).max(1));
         }
     }
 }

@@ -190,7 +190,7 @@ fn tree<A: Float, M: Size>(value: Vector<A, M>, #[comptime] rows: RowOptions, #[
     let first = UNIT_POS_Y as usize * units;
     let own = first + UNIT_POS_X as usize;
     let mut total = value;
-    values[own] = total;
+    values[own] = value;
     sync_cube();
     #[unroll]
     for level in 0..comptime!(units.ilog2() as usize) {

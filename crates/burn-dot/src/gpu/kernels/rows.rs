@@ -164,7 +164,7 @@ pub struct BackwardOptions {
     pub own_axes: usize,
     pub sum_axes: usize,
     pub term_axes: usize,
-    /// Vectors of `N` elements that a unit has, of each row.
+    /// Parts of a row that a unit has, of `N` elements each.
     pub per_unit: usize,
     pub normalize: bool,
     /// Whether x is lhs, whose norm is saved before that of rhs.
@@ -176,7 +176,7 @@ pub struct BackwardOptions {
     pub saturate_y: bool,
 }
 
-/// What [`save_norm`] saved of a vector: `1 / ‖x‖ = inverse · scale`.
+/// What [`save_norm`] saved of a vector: `1 / ‖x‖ = inverse · scale`, and the cosine, or 0 where the norm is epsilon.
 #[derive(CubeType, Clone, Copy)]
 struct SavedNorm<A: Float> {
     cosine: A,
@@ -205,13 +205,14 @@ impl<A: Float> SavedNorm<A> {
     }
 }
 
-/// Both gradients. A unit has some vectors of `N` elements of a vector x, and iterates over a chunk of the vectors y that meet it:
+/// Both gradients. A unit has `per_unit` parts of a vector x, of `N` neighbouring elements each, and iterates over a chunk of the vectors y
+/// that meet it:
 ///
 /// ```text
 /// grad_x = 1/‖x‖ Σ g (ŷ − cos x̂)        grad_y = g/‖y‖ (x̂ − cos ŷ)
 /// ```
 ///
-/// `sharing` units share a vector x, and neighbours of them have neighbouring vectors of `N` elements.
+/// `sharing` units share a vector x. Part p of unit u is its part u + p · `sharing`: neighbours read neighbouring memory.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     x: &Tensor<Vector<E, N>>,
@@ -230,15 +231,15 @@ pub fn backward<E: Float, N: Size, G: Float, D: Float, A: Float>(
     #[comptime] options: BackwardOptions,
     #[define(E, G, D, A)] _dtypes: [ElemType; 4],
 ) {
-    let (vector, first) = split(ABSOLUTE_POS, sharing);
-    let (index, own) = split(vector, own_count);
+    let (vectors, first) = split(ABSOLUTE_POS, sharing);
+    let (index, own) = split(vectors, own_count);
     if index * chunk >= sum_count {
         terminate!();
     }
     let limit = limit.get::<A>();
     let (per_unit, normalize) = comptime!((options.per_unit, options.normalize));
     let (x_saved, y_saved) = comptime!(if options.x_is_lhs { (0, NORM) } else { (NORM, 0) });
-    // Saved with each vector y that meets it; here with the first of them.
+    // The norm of x is saved with every y; this reads the first.
     let x_norm = SavedNorm::<A>::read(saved, offset(saved, own, 0usize, options.own_axes) + x_saved, normalize);
     let mut unit_x = Array::<Vector<A, N>>::new(per_unit);
     let mut sums = Array::<Vector<A, N>>::new(per_unit);
