@@ -124,9 +124,13 @@ pub(super) fn backward(
 /// The most vectors of a row that a unit has: the more, the fewer units read what is saved of the row.
 const MOST_PER_UNIT: usize = 4;
 
+/// The most elements: with 32 of them the kernel takes 183 registers of a CUDA unit.
+const MOST_ELEMENTS: usize = 16;
+
 /// How many of a row's vectors a unit has, a divisor of them: as many as leave `busy` units. `rows`: rows times chunks.
-fn per_unit(vectors: usize, rows: usize, busy: usize) -> usize {
-    let fits = |&per_unit: &usize| vectors.is_multiple_of(per_unit) && rows * vectors >= per_unit * busy;
+fn per_unit(vectors: usize, width: usize, rows: usize, busy: usize) -> usize {
+    let is_divisor = |per_unit: usize| vectors.is_multiple_of(per_unit) && per_unit * width <= MOST_ELEMENTS;
+    let fits = |&per_unit: &usize| is_divisor(per_unit) && rows * vectors >= per_unit * busy;
     [MOST_PER_UNIT, MOST_PER_UNIT / 2].into_iter().find(fits).unwrap_or(1)
 }
 
@@ -221,7 +225,7 @@ impl BackwardPass<'_> {
         let client = &grad_x.client;
         // Tests that force a reduction have small products.
         let busy = if forced().is_some() { 0 } else { Units::of(client).busy() };
-        let per_unit = per_unit(vectors, count(own) * chunks, busy);
+        let per_unit = per_unit(vectors, width, count(own) * chunks, busy);
         let sharing = vectors / per_unit;
         let units = count(own) * sharing * chunks;
         let (cubes, dim) = elementwise(client, units);
@@ -318,8 +322,9 @@ mod tests {
             (65, 1 << 20, 1 << 14, 1),
             (1, 1 << 20, 1 << 14, 1),
         ] {
-            assert_eq!(per_unit(vectors, rows, busy), expected, "{rows} rows of {vectors} vectors, {busy} units");
+            assert_eq!(per_unit(vectors, 4, rows, busy), expected, "{rows} rows of {vectors} vectors, {busy} units");
         }
+        assert_eq!(per_unit(64, 8, 1 << 20, 1 << 18), 2, "vectors of 8 elements");
     }
 
     #[test]
