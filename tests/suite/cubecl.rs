@@ -14,6 +14,7 @@ mod panics;
 use panics::in_a_line;
 
 use crate::{
+    alone::alone,
     cases::{Case, table},
     device::{backend, device, float_dtypes, int_dtypes, is_cubecl, variable},
     oracle::{self, Array, indices},
@@ -240,18 +241,14 @@ fn burn_alone_panics_at_an_operation_on_an_empty_batch() {
 /// In a process of its own: the device is of no use afterwards. On wgpu, whose buffers are limited; others might have the memory.
 #[test]
 fn a_buffer_that_is_too_large_for_the_device_is_named_in_a_line() {
-    const IS_CHILD: &str = "BURN_DOT_CHILD";
     if backend() != "wgpu" {
         return;
     }
-    if std::env::var_os(IS_CHILD).is_some() {
+    let Some(output) = alone("cubecl::a_buffer_that_is_too_large_for_the_device_is_named_in_a_line") else {
         let x = Tensor::<2>::ones([1 << 15, 1 << 15], &device()); // 4 GiB
         let sum = DotConfig::new(1).init().forward::<2, 2, 2, _>(x.clone(), x).sum().into_scalar::<f32>();
         panic!("it was there: {sum}");
-    }
-    let name = "cubecl::a_buffer_that_is_too_large_for_the_device_is_named_in_a_line";
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = child.args(["--exact", name, "--nocapture"]).env(IS_CHILD, "").env("RUST_BACKTRACE", "0").output().unwrap();
+    };
     let said = String::from_utf8_lossy(&output.stderr);
     let panic = said.split_once(" panicked at ").and_then(|(_, panic)| panic.split_once(":\n")).expect(&said).1;
     let line = in_a_line(panic);

@@ -3,10 +3,13 @@
 //! The device comes from `BURN_DEVICE` (`flex` by default; `ndarray`, `wgpu`, `cuda`, `remote`, … when the feature of that name is on).
 //! A device that is asked for and missing is a failure.
 
+mod alone;
 mod arrive;
 mod beyond_keras;
 mod cases;
 mod compare_devices;
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
+mod costs;
 mod cubecl;
 mod device;
 mod errors;

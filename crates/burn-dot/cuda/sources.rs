@@ -174,7 +174,7 @@ impl Sources {
             for (grad_x, grad_y, in_chunks, per_unit) in
                 [(true, true, false, 1), (true, true, false, 4), (true, true, true, 2), (true, false, false, 4), (false, true, false, 4)]
             {
-                let per_unit = per_unit.min(16 / width);
+                let per_unit = per_unit.min(rows::MOST_ELEMENTS / width);
                 let options = rows::BackwardOptions {
                     own_axes: 1,
                     sum_axes: 1,

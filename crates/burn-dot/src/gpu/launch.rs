@@ -191,7 +191,7 @@ pub(super) struct Units {
 
 impl Units {
     /// How many keep the device busy: as many as the multiprocessors of a large GPU hold, such as 132 times 2048. What has no planes of one
-    /// size is smaller, or a CPU.
+    /// size is taken for smaller, or a CPU. On llvmpipe it was measured, on GPUs not.
     pub fn busy(&self) -> usize {
         if self.planes { 1 << 18 } else { 1 << 14 }
     }

@@ -124,12 +124,9 @@ pub(super) fn backward(
 /// The most vectors of a row that a unit has: the more, the fewer units read what is saved of the row.
 const MOST_PER_UNIT: usize = 4;
 
-/// The most elements: with 32 of them the kernel takes 183 registers of a CUDA unit.
-const MOST_ELEMENTS: usize = 16;
-
 /// How many of a row's vectors a unit has, a divisor of them: as many as leave `busy` units. `rows`: rows times chunks.
 fn per_unit(vectors: usize, width: usize, rows: usize, busy: usize) -> usize {
-    let is_divisor = |per_unit: usize| vectors.is_multiple_of(per_unit) && per_unit * width <= MOST_ELEMENTS;
+    let is_divisor = |per_unit: usize| vectors.is_multiple_of(per_unit) && per_unit * width <= kernels::MOST_ELEMENTS;
     let fits = |&per_unit: &usize| is_divisor(per_unit) && rows * vectors >= per_unit * busy;
     [MOST_PER_UNIT, MOST_PER_UNIT / 2].into_iter().find(fits).unwrap_or(1)
 }
