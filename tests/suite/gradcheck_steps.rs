@@ -228,6 +228,58 @@ fn a_function_that_rounds_to_f32_inside_is_checked_in_f32() {
 }
 
 #[test]
+fn a_function_that_rounds_a_part_of_itself_to_f32_is_not_accused() {
+    fn in_f32(f: impl Fn(Tensor<2>) -> Tensor<2>) -> impl Fn(Tensor<2>) -> Tensor<2> {
+        move |x| {
+            let dtype = x.dtype();
+            f(x.cast(DType::F32)).cast(dtype)
+        }
+    }
+    let norm = in_f32(|x| (x.square().mean_dim(1) + 1e-5).sqrt());
+    let (gate, softened) = (in_f32(sigmoid), in_f32(|x| softmax(x, 1)));
+    let functions: [(&str, &dyn Fn(Tensor<2>) -> Tensor<2>); 4] = [
+        ("divided by its norm", &|x| x.clone() / norm(x)),
+        ("gated", &|x| x.clone() * gate(x)),
+        ("and something that does not", &|x| x.clone().sin() + softened(x)),
+        ("summed up", &|x| (x.clone() * gate(x)).sum_dim(0)),
+    ];
+    let numbers = [[0.3, -1.2, 0.7, 1.6, -0.4], [-0.9, 0.2, 1.1, -0.6, 2.3]];
+    for (name, f) in functions {
+        let report = check().check(f, at(numbers));
+        assert!(report.is_ok() && report.dtype == DType::F32, "{name}: {report}");
+        assert!(report.notes[0].contains("it rounds to f32 inside"), "{name}: {report}");
+        // Who hands over f64 wants f64, and is not told that the gradient is wrong, too. Neither is it passed over.
+        let report = check().check(f, precisely(numbers));
+        assert_eq!(report.failures, [Failure::RoundsToF32], "{name}: {report}");
+        for x in [at(numbers), precisely(numbers)] {
+            assert!(accuses(&check().check(|x| one_percent_more(f(x)), x)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_steep_bent_or_almost_at_a_kink_does_not_round() {
+    // A tenth, and a hundred, of the change that f32 can hold.
+    let near = |x: Tensor<1>, part: f64| (x - (1.0 + part * 2f64.powi(-22))).abs();
+    let functions: [(&str, &dyn Fn(Tensor<1>) -> Tensor<1>); 8] = [
+        ("steep", &|x| (x * 100).sin()),
+        ("steeper", &|x| (x * 1e5).sin()),
+        ("curved", &|x| (x * 30).exp()),
+        ("at its zero", &|x| x * 0.1 - 0.1),
+        ("in its minimum", &|x| (x - 1.0).square()),
+        ("beside a kink", &|x| near(x, 0.1)),
+        ("not far from a kink", &|x| near(x, 100.0)),
+        ("of two parts", &|x| x.clone().sin() + (x * 1e3).cos() * 1e-3),
+    ];
+    for (name, f) in functions {
+        for x in [[1.0, 0.7], [1.0, -2.3]] {
+            let report = check().check(f, precisely(x));
+            assert!(!report.failures.contains(&Failure::RoundsToF32), "{name}: {report}");
+        }
+    }
+}
+
+#[test]
 fn a_point_that_cannot_be_judged_is_not_accused() {
     let pole = precisely([core::f64::consts::FRAC_PI_2 - 3e-16]);
     for (name, report) in [

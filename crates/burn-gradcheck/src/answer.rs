@@ -53,13 +53,14 @@ impl GradCheck {
         let (outputs, forms) = high.outputs(&x, How::Plain);
         let cotangent = cotangent(self.seed, dtype, &outputs);
         let gradients = high.backward(&x, &cotangent, How::Plain);
-        let moved = self.conditioning(dtype, &x, |nudged, moved| {
-            for (which, nudged) in high.backward(nudged, &cotangent, How::Plain).iter().enumerate() {
+        let mut moved = vec![0.0f64; x.len()];
+        for nudged in self.nudged(dtype, &x) {
+            for (which, nudged) in high.backward(&nudged, &cotangent, How::Plain).iter().enumerate() {
                 if let (Some(a), Some(b)) = (&gradients[which], nudged) {
                     moved[which] = moved[which].max(distance(&a.values, &b.values));
                 }
             }
-        });
+        }
         let overall = gradients.iter().flatten().map(|gradient| largest(&gradient.values)).fold(0.0, f64::max);
         let weighted: Vec<f64> = outputs.iter().zip(&cotangent).map(|(output, v)| output * v).collect();
         let allowed = |(which, gradient): (usize, &Option<Gradient>)| {
@@ -114,31 +115,20 @@ impl GradCheck {
             verdict.outputs = verdict.outputs.max(worst);
         }
         for (which, leaf) in leaves.iter().enumerate().filter(|(which, _)| how.records(*which)) {
-            let input = || format!("{}, {at}", leaf.name);
-            let (expected, given) = match (&answer.gradients[which], &gradients[which]) {
-                (Some(expected), Some(given)) => (expected, given),
-                (Some(expected), None) if largest(&expected.values) > 0.0 => {
-                    verdict.failures.push(Failure::Detached { input: input(), slope: largest(&expected.values) });
+            match answer.gradient(which, &gradients[which], format!("{}, {at}", leaf.name)) {
+                None => (),
+                Some(Err(failure)) => {
+                    verdict.failures.push(failure);
                     verdict.is_wrong = true;
-                    continue;
                 }
-                _ => continue,
-            };
-            if given.dtype != answer.dtype {
-                let (expected, found) = (answer.dtype, given.dtype);
-                verdict.failures.push(Failure::DType { input: input(), expected, found });
-                verdict.is_wrong = true;
+                Some(Ok([expected, given])) => {
+                    let what = format!("the gradient of {}", leaf.name);
+                    let allowed = answer.gradients_allowed[which];
+                    let off = Off { at, what, shape: &leaf.shape, dtype: answer.dtype, allowed };
+                    let worst = off.look(&expected.values, &given.values, &mut verdict);
+                    verdict.gradients = verdict.gradients.max(worst);
+                }
             }
-            if given.shape != expected.shape {
-                let (expected, found) = (expected.shape.clone(), given.shape.clone());
-                verdict.failures.push(Failure::Shape { input: input(), expected, found });
-                verdict.is_wrong = true;
-                continue;
-            }
-            let what = format!("the gradient of {}", leaf.name);
-            let off = Off { at, what, shape: &leaf.shape, dtype: answer.dtype, allowed: answer.gradients_allowed[which] };
-            let worst = off.look(&expected.values, &given.values, &mut verdict);
-            verdict.gradients = verdict.gradients.max(worst);
         }
         verdict
     }
@@ -148,14 +138,7 @@ impl GradCheck {
         self.precision_factor.unwrap_or(if dtype.size() < 4 { 4.0 } else { 64.0 }) * epsilon(dtype)
     }
 
-    /// Conditioning: how far something moves when each input moves by a unit in its last place.
-    fn conditioning(&self, dtype: DType, x: &[Vec<f64>], mut each: impl FnMut(&[Vec<f64>], &mut [f64])) -> Vec<f64> {
-        let mut moved = vec![0.0f64; x.len()];
-        self.nudged(dtype, x).for_each(|nudged| each(&nudged, &mut moved));
-        moved
-    }
-
-    /// The inputs, each number moved by a unit in its last place; three draws.
+    /// The inputs, each number moved by a unit in its last place, for the conditioning; three draws.
     fn nudged(&self, dtype: DType, x: &[Vec<f64>]) -> impl Iterator<Item = Vec<Vec<f64>>> {
         (0..3).map(move |draw| {
             let nudge = |(which, x): (usize, &Vec<f64>)| -> Vec<f64> {
@@ -168,6 +151,27 @@ impl GradCheck {
 }
 
 impl Answer {
+    /// A gradient, the right one first, where its numbers can be compared; else what is wrong with it. None where none is to arrive.
+    pub(crate) fn gradient<'a>(
+        &'a self,
+        which: usize,
+        given: &'a Option<Gradient>,
+        input: String,
+    ) -> Option<Result<[&'a Gradient; 2], Failure>> {
+        let right = self.gradients[which].as_ref()?;
+        let Some(given) = given else {
+            let slope = largest(&right.values);
+            return (slope > 0.0).then_some(Err(Failure::Detached { input, slope }));
+        };
+        Some(if given.dtype != self.dtype {
+            Err(Failure::DType { input, expected: self.dtype, found: given.dtype })
+        } else if given.shape != right.shape {
+            Err(Failure::Shape { input, expected: right.shape.clone(), found: given.shape.clone() })
+        } else {
+            Ok([right, given])
+        })
+    }
+
     /// Which of the numbers are each output's.
     fn ranges(&self) -> impl Iterator<Item = core::ops::Range<usize>> {
         self.forms.iter().scan(0, |start, form| {

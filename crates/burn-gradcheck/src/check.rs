@@ -11,7 +11,7 @@ use burn_core::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::{
     failure::Failure,
-    function::{Evaluate, Function},
+    function::Function,
     numbers::epsilon,
     report::Report,
     step::Step,
@@ -27,8 +27,8 @@ use crate::{
 /// # Numerics
 ///
 /// The function is run in f64, whatever the dtype of the inputs, so it must work in any dtype: take what it needs as inputs, or
-/// make it on the device from them. A function that does not (it captures f32 weights, it rounds to f32 inside, or the device has
-/// no f64) is checked in f32, where differences are good for three digits; a note says so. Lower dtypes are then compared with f64
+/// make it on the device from them. A function that does not (it captures f32 weights, it or a part of it rounds to f32 inside, or the
+/// device has no f64) is checked in f32, where differences are good for three digits; a note says so. Lower dtypes are then compared with f64
 /// at the same rounded inputs, never with differences.
 ///
 /// The step of the differences comes from the scale of each element and from what they say themselves: while their error bar
@@ -267,12 +267,12 @@ impl GradCheck {
         };
         let function = |dtype| Function { subject, f, device: &self.device, dtype, seed: self.seed };
         let (f64, f32) = (function(DType::F64), function(DType::F32));
-        let formula: &dyn Evaluate = if self.runs_in_f64(native, &leaves, &f64, &f32, &mut report) { &f64 } else { &f32 };
-        report.dtype = formula.dtype();
-        self.formula(formula, &leaves, &mut report);
+        let examined = self.resolution(native, &leaves, &f64, &f32, &mut report);
+        report.dtype = examined.function.dtype();
+        self.formula(examined, &leaves, &mut report);
         for dtype in self.lower_dtypes(native, report.dtype) {
             let asked = self.precision.is_some() || dtype == native;
-            self.precise(formula, &function(dtype), asked, &leaves, &mut report);
+            self.precise(examined.function, &function(dtype), asked, &leaves, &mut report);
         }
         report
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use burn_core::tensor::DType;
+
 use crate::{
     GradCheck,
     failure::Failure,
@@ -23,6 +25,8 @@ const LOOSE: f64 = 0.01;
 /// One leaf, its gradient, and the differences to compare it with.
 pub(crate) struct Comparison<'a> {
     pub differences: &'a Differences<'a>,
+    /// Of the backward pass.
+    pub dtype: DType,
     pub which: usize,
     pub leaf: &'a Leaf,
     /// Zeros where no gradient arrived.
@@ -149,13 +153,13 @@ impl Comparison<'_> {
         if g.is_finite() {
             Failure::Mismatch { input, index, analytic: g, numeric: slope.value, error_bar: slope.error_bar }
         } else {
-            Failure::NotFinite { input, index, dtype: self.differences.dtype, analytic: g }
+            Failure::NotFinite { input, index, dtype: self.dtype, analytic: g }
         }
     }
 
     /// Whether a gradient arrived, and whether it is zero as far as anyone can tell.
     pub(crate) fn kind(&self, tally: &Tally) -> GradientKind {
-        let noise = NOISE * epsilon(self.differences.dtype) * self.overall;
+        let noise = NOISE * epsilon(self.dtype) * self.overall;
         let is_small = self.analytic.iter().all(|g| g.abs() <= noise) && tally.told == 0;
         match (self.arrived, tally.failures.is_empty()) {
             (false, true) => GradientKind::Unused,

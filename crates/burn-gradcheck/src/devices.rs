@@ -14,7 +14,7 @@ use crate::{
     failure::Failure,
     function::{Evaluate, Function, How},
     numbers::{epsilon, round_to},
-    report::{GradCheckError, Report},
+    report::{GradCheckError, Report, write_findings},
     subject::{Arguments, Both, Inputs, Leaf, Outputs, Parameters, Subject},
 };
 
@@ -387,9 +387,6 @@ impl DeviceReport {
     }
 }
 
-/// How many failures are printed.
-const SHOWN: usize = 12;
-
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.is_ok() { "ok" } else { "FAILED" };
@@ -408,15 +405,7 @@ impl fmt::Display for DeviceReport {
             let with = if at == 0 { ", by finite differences" } else { "" };
             writeln!(f, "{:width$}  {dtype:>5}  {outputs:>11}  {gradients:>13}  {}{with}", row.name, row.agreement)?;
         }
-        for failure in self.failures.iter().take(SHOWN) {
-            writeln!(f, "  ✗ {failure}")?;
-        }
-        if self.failures.len() > SHOWN {
-            writeln!(f, "  … and {} more", self.failures.len() - SHOWN)?;
-        }
-        for note in &self.notes {
-            writeln!(f, "  · {note}")?;
-        }
+        write_findings(f, &self.failures, &self.notes)?;
         if !self.reference.is_ok() {
             write!(f, "the reference itself, {}: {}", reference.name, self.reference)?;
         }

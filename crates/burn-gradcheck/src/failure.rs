@@ -163,7 +163,7 @@ pub enum Failure {
         /// The input or parameter.
         input: String,
     },
-    /// The function takes and gives f64, but rounds to f32 inside.
+    /// The function takes and gives f64, but it, or a part of it, rounds to f32 inside.
     RoundsToF32,
     /// A dtype that was asked for, or that the inputs have, could not be compared.
     NotRun {
@@ -210,7 +210,7 @@ pub enum Failure {
         /// The panic's first line.
         reason: String,
     },
-    /// On a device the function takes and gives f64, but rounds to f32 inside.
+    /// On a device the function takes and gives f64, but it, or a part of it, rounds to f32 inside.
     RoundsThere {
         /// The device.
         at: String,
@@ -304,15 +304,6 @@ impl fmt::Display for Failure {
                 f.write_str("every gradient is zero, so any backward pass would pass; choose inputs where the function changes")
             }
             Self::NotRun { dtype, reason } => write!(f, "{dtype:?} could not be compared: {reason}"),
-            law => law.fmt_law(f),
-        }
-    }
-}
-
-impl Failure {
-    /// The text of a law that does not hold, whatever the formula.
-    fn fmt_law(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
             Self::Shape { input, expected, found } => {
                 write!(f, "{input}: its shape is {expected:?}, but its gradient's is {found:?}")
             }
@@ -362,14 +353,13 @@ impl Failure {
             }
             Self::Panics { at, reason } => write!(f, "{at}: the function panics: {reason}"),
             Self::RoundsThere { at } => {
-                write!(f, "{at}: the function takes and gives f64, but feels no change that f32 cannot hold: it rounds to f32 inside")
+                write!(f, "{at}: the function takes and gives f64, but it, or a part of it, feels no change that f32 cannot hold: it rounds to f32 inside")
             }
             Self::NanForward => f.write_str("the function gives NaN at these inputs; choose others"),
             Self::RoundsToF32 => f.write_str(
-                "the function takes f64 and gives f64, but its outputs feel no change of the inputs that f32 cannot hold: it rounds to f32 \
-                 inside",
+                "the function takes f64 and gives f64, but it, or a part of it, feels no change of the inputs that f32 cannot hold: it rounds to \
+                 f32 inside",
             ),
-            other => write!(f, "{other:?}"),
         }
     }
 }

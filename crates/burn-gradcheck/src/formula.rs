@@ -4,17 +4,19 @@ use crate::{
     GradCheck,
     comparison::{Comparison, NAMED},
     failure::Failure,
-    function::{Evaluate, How},
+    function::How,
     hint::hint,
     numbers::{OTHERS, cotangent, epsilon, largest, round_to},
     numeric::{Differences, Finding},
     report::{GradientKind, Report, Row},
+    resolution::Examined,
     subject::{Gradient, Leaf},
 };
 
 impl GradCheck {
     /// The first verdict: is the backward pass the derivative of the forward pass?
-    pub(crate) fn formula(&self, function: &dyn Evaluate, leaves: &[Leaf], report: &mut Report) {
+    pub(crate) fn formula(&self, examined: Examined, leaves: &[Leaf], report: &mut Report) {
+        let function = examined.function;
         let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(function.dtype(), &leaf.values)).collect();
         let (outputs, _) = function.outputs(&x, How::Plain);
         if outputs.iter().any(|value| value.is_nan()) {
@@ -29,7 +31,7 @@ impl GradCheck {
         let cotangent = cotangent(self.seed, function.dtype(), &outputs);
         let gradients = function.backward(&x, &cotangent, How::Plain);
         self.laws(function, &x, &cotangent, leaves, &gradients, report);
-        let seen = self.leaves(function, &x, (&outputs, &cotangent), leaves, &gradients, report);
+        let seen = self.leaves(examined, &x, (&outputs, &cotangent), leaves, &gradients, report);
         self.patterns(leaves, &gradients, &seen, report);
         let is_alive = |row: &Row| matches!(row.gradient, GradientKind::Present | GradientKind::Detached);
         if report.is_ok() && !report.rows.iter().any(is_alive) {
@@ -40,18 +42,17 @@ impl GradCheck {
     /// Compares the gradient of each leaf with differences; the findings of each leaf.
     fn leaves(
         &self,
-        function: &dyn Evaluate,
+        Examined { function, digits }: Examined,
         x: &[Vec<f64>],
         (here, cotangent): (&[f64], &[f64]),
         leaves: &[Leaf],
         gradients: &[Option<Gradient>],
         report: &mut Report,
     ) -> Vec<Vec<(usize, Finding)>> {
-        let dtype = function.dtype();
         let outputs = |x: &[Vec<f64>]| function.outputs(x, How::Plain).0;
-        let rtol = self.rtol.unwrap_or(if epsilon(dtype) < 1e-10 { 1e-6 } else { 1e-3 });
+        let rtol = self.rtol.unwrap_or(if epsilon(digits) < 1e-10 { 1e-6 } else { 1e-3 });
         let overall = gradients.iter().flatten().map(|gradient| largest(&gradient.values)).fold(0.0, f64::max);
-        let steps: Vec<_> = x.iter().enumerate().map(|(which, x)| self.step.steps(which, x, dtype)).collect();
+        let steps: Vec<_> = x.iter().enumerate().map(|(which, x)| self.step.steps(which, x, digits)).collect();
         let mut seen = Vec::new();
         for (which, leaf) in leaves.iter().enumerate() {
             let gradient = gradients[which].as_ref();
@@ -65,9 +66,10 @@ impl GradCheck {
             let atol = self.atol.unwrap_or(0.1 * rtol * size);
             let negligible = rtol * size.max(OTHERS * overall);
             let outputs = &outputs;
-            let differences = Differences { outputs, cotangent, x, here, steps: &steps, dtype, rtol, atol, negligible };
+            let differences = Differences { outputs, cotangent, x, here, steps: &steps, digits, rtol, atol, negligible };
             let arrived = gradient.is_some();
-            let comparison = Comparison { differences: &differences, which, leaf, analytic, arrived, overall };
+            let dtype = function.dtype();
+            let comparison = Comparison { differences: &differences, dtype, which, leaf, analytic, arrived, overall };
             seen.push(self.beside_differences(&comparison, report));
         }
         seen

@@ -68,7 +68,8 @@ pub(crate) struct Differences<'a> {
     pub here: &'a [f64],
     /// The steps of each leaf.
     pub steps: &'a [Steps],
-    pub dtype: DType,
+    /// The dtype whose digits the outputs have.
+    pub digits: DType,
     pub rtol: f64,
     pub atol: f64,
     /// An error bar that does not matter beside the other gradients.
@@ -229,11 +230,11 @@ impl Differences<'_> {
         })
     }
 
-    /// Each element's value moved by `sign · step`, as the dtype holds it.
+    /// Each element's value moved by `sign · step`, as that dtype holds it.
     fn moved(&self, to: &Move, step: f64, sign: f64) -> Vec<f64> {
         let usual = &self.steps[to.leaf];
         let target = to.elements.iter().zip(to.signs).map(|(&i, s)| self.x[to.leaf][i] + sign * s * step * usual.of(i));
-        round_to(self.dtype, &target.collect::<Vec<_>>())
+        round_to(self.digits, &target.collect::<Vec<_>>())
     }
 
     fn outputs_at(&self, to: &Move, values: &[f64]) -> Vec<f64> {
@@ -272,7 +273,7 @@ impl Differences<'_> {
             *alive |= differs;
             *(if *alive { &mut noisy } else { &mut silent }) += v.abs() * (up.abs() + down.abs());
         }
-        let rounding = epsilon(self.dtype) / unit.abs();
+        let rounding = epsilon(self.digits) / unit.abs();
         let difference = Difference {
             step,
             value: change / unit,
@@ -291,7 +292,7 @@ impl Differences<'_> {
     /// Software 4 (1982).
     fn ladder(&self, to: &Move, analytic: &[f64]) -> Ladder {
         let (differences, estimates) = (Vec::new(), Vec::new());
-        let mut ladder = Ladder { epsilon: epsilon(self.dtype), differences, estimates, ends_flat: false };
+        let mut ladder = Ladder { epsilon: epsilon(self.digits), differences, estimates, ends_flat: false };
         let mut alive = vec![false; self.here.len()];
         let mut above: Vec<f64> = Vec::new();
         let mut row = 0;

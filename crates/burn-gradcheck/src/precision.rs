@@ -8,7 +8,7 @@ use crate::{
     check::quietly,
     failure::Failure,
     function::{Evaluate, How},
-    numbers::{index_of, largest, round_to},
+    numbers::{index_of, round_to},
     report::{Precision, Report},
     subject::{Gradient, Leaf},
 };
@@ -35,29 +35,15 @@ impl GradCheck {
         };
         let mut worst = 0.0f64;
         for (which, leaf) in leaves.iter().enumerate() {
-            let input = || format!("{} in {dtype:?}", leaf.name);
-            let (right, rounded) = match (&exact.gradients[which], &rounded[which]) {
-                (Some(right), Some(rounded)) => (right, rounded),
-                (Some(right), None) if largest(&right.values) > exact.gradients_allowed[which].off => {
-                    report.failures.push(Failure::Detached { input: input(), slope: largest(&right.values) });
-                    continue;
+            match exact.gradient(which, &rounded[which], format!("{} in {dtype:?}", leaf.name)) {
+                None => (),
+                // Of another shape in the higher dtype, too: the first verdict says so.
+                Some(Err(Failure::Shape { expected, .. })) if expected != leaf.shape => (),
+                Some(Err(failure)) => report.failures.push(failure),
+                Some(Ok([right, rounded])) => {
+                    worst = worst.max(furthest(dtype, leaf, right, rounded, exact.gradients_allowed[which].off, report));
                 }
-                _ => continue,
-            };
-            if rounded.dtype != dtype {
-                let input = leaf.name.clone();
-                report.failures.push(Failure::DType { input, expected: dtype, found: rounded.dtype });
-                continue;
             }
-            if rounded.shape != right.shape {
-                // One that is wrong in the higher dtype, too, is reported by the first verdict.
-                if right.shape == leaf.shape {
-                    let (expected, found) = (right.shape.clone(), rounded.shape.clone());
-                    report.failures.push(Failure::Shape { input: input(), expected, found });
-                }
-                continue;
-            }
-            worst = worst.max(furthest(dtype, leaf, right, rounded, exact.gradients_allowed[which].off, report));
         }
         report.precision.push(Precision { dtype, worst });
     }

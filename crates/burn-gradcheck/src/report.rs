@@ -78,8 +78,19 @@ impl fmt::Display for GradientKind {
     }
 }
 
-/// How many mismatching numbers are printed.
+/// How many failures are printed.
 const SHOWN: usize = 12;
+
+/// Failures, some of them, and all notes, a line each.
+pub(crate) fn write_findings(f: &mut fmt::Formatter<'_>, failures: &[Failure], notes: &[String]) -> fmt::Result {
+    for failure in failures.iter().take(SHOWN) {
+        writeln!(f, "  ✗ {failure}")?;
+    }
+    if failures.len() > SHOWN {
+        writeln!(f, "  … and {} more", failures.len() - SHOWN)?;
+    }
+    notes.iter().try_for_each(|note| writeln!(f, "  · {note}"))
+}
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,16 +119,7 @@ impl fmt::Display for Report {
         for precision in &self.precision {
             writeln!(f, "precision of {:?}: {:.0} % of what rounding explains", precision.dtype, 100.0 * precision.worst)?;
         }
-        for failure in self.failures.iter().take(SHOWN) {
-            writeln!(f, "  ✗ {failure}")?;
-        }
-        if self.failures.len() > SHOWN {
-            writeln!(f, "  … and {} more", self.failures.len() - SHOWN)?;
-        }
-        for note in &self.notes {
-            writeln!(f, "  · {note}")?;
-        }
-        Ok(())
+        write_findings(f, &self.failures, &self.notes)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether a function runs in f64, or rounds to f32 inside.
+//! Whether a function runs in f64, or rounds to f32 inside, as a whole or in part.
 
 use burn_core::tensor::{DType, Tensor};
 
@@ -12,30 +12,40 @@ use crate::{
     subject::Leaf,
 };
 
+/// A function in the dtype that it is examined in, and how finely it can be.
+#[derive(Clone, Copy)]
+pub(crate) struct Examined<'a> {
+    pub function: &'a dyn Evaluate,
+    /// The dtype whose digits its outputs have.
+    pub digits: DType,
+}
+
 impl GradCheck {
-    /// Whether the device and the function can do f64; a note or a failure says why not.
-    pub(crate) fn runs_in_f64(
+    /// In f64, if the device and the function can do it; a note or a failure says why not.
+    pub(crate) fn resolution<'a>(
         &self,
         native: DType,
         leaves: &[Leaf],
-        f64: &dyn Evaluate,
-        f32: &dyn Evaluate,
+        f64: &'a dyn Evaluate,
+        f32: &'a dyn Evaluate,
         report: &mut Report,
-    ) -> bool {
+    ) -> Examined<'a> {
+        let [in_f64, in_f32] = [f64, f32].map(|function| Examined { function, digits: function.dtype() });
         let x: Vec<Vec<f64>> = leaves.iter().map(|leaf| round_to(DType::F32, &leaf.values)).collect();
         // Where the function does not take the moved inputs nothing is known, so nothing is said. What is far off in f32 does not
         // compute in f32: its outputs have coarse steps of their own.
         let apart = || quietly(|| far_apart(f64, f32, &x)).unwrap_or(None);
         let rounds = || apart().is_none() && quietly(|| self.rounds_to_f32(f64, &x)).unwrap_or(false);
         if native == DType::F64 {
-            if rounds() {
-                report.failures.push(Failure::RoundsToF32);
+            if !rounds() {
+                return in_f64;
             }
-            return true;
+            report.failures.push(Failure::RoundsToF32);
+            return Examined { digits: DType::F32, ..in_f64 };
         }
         if !self.device.supports_dtype(DType::F64) {
             report.notes.push(format!("{:?} has no f64: differences in f32 are good for about three digits", self.device));
-            return false;
+            return in_f32;
         }
         // A function that captured tensors of another dtype panics, or its outputs are not f64.
         let why = match quietly(|| f64.outputs(&x, How::Plain).1) {
@@ -47,14 +57,14 @@ impl GradCheck {
             }
             Ok(_) => {
                 report.notes.extend(apart());
-                return true;
+                return in_f64;
             }
         };
         report.notes.push(format!(
             "the function does not run in f64, {why}; differences in f32 are good for about three digits. If it captures \
              tensors, hand them over as inputs"
         ));
-        false
+        in_f32
     }
 
     /// Whether the device computes exp and log in f64. Shading languages have none, and Burn does not say so.
@@ -65,21 +75,61 @@ impl GradCheck {
             .unwrap_or(false)
     }
 
-    /// Whether no output feels a change of the inputs that f32 cannot hold, though some feel one that it can.
+    /// Whether the outputs, or a part of what makes an output, feel no change of the inputs that f32 cannot hold, but one that it can.
     ///
-    /// An ill-conditioned function differs between f32 and f64 as well, but it feels the smaller change.
+    /// An ill-conditioned function differs between f32 and f64 as well, but all of it feels the smaller change.
     pub(crate) fn rounds_to_f32(&self, f64: &dyn Evaluate, x: &[Vec<f64>]) -> bool {
-        let moved = |part: f64| {
-            let moved = |(which, x): (usize, &Vec<f64>)| -> Vec<f64> {
-                let signs = signed(self.seed.wrapping_add(which as u64), x.len());
-                x.iter().zip(signs).map(|(x, sign)| x * (1.0 + part * sign)).collect()
-            };
-            f64.outputs(&x.iter().enumerate().map(moved).collect::<Vec<_>>(), How::Plain).0
+        let random = |(which, x): (usize, &Vec<f64>)| signed(self.seed.wrapping_add(which as u64), x.len());
+        let signs: Vec<Vec<f64>> = x.iter().enumerate().map(random).collect();
+        let alike: Vec<Vec<f64>> = x.iter().map(|x| vec![1.0; x.len()]).collect();
+        // What a mean or a norm feels of the one it may not feel of the other.
+        [signs, alike].iter().any(|signs| Changes::along(f64, x, signs).round_to_f32())
+    }
+}
+
+/// A change of the inputs, as a part of each, that f32 cannot hold: its numbers are 2⁻²⁴ to 2⁻²³ apart, so at most 1.5 · 2⁻²⁷ rounds back to
+/// where it was.
+const BELOW: f64 = 1.0 / (1 << 27) as f64;
+/// One that f32 can hold.
+const ABOVE: f64 = 1.0 / (1 << 22) as f64;
+
+/// Outputs where the inputs are, and where they are changed to both sides.
+struct Changes {
+    here: Vec<f64>,
+    below: [Vec<f64>; 2],
+    half_below: Vec<f64>,
+    above: [Vec<f64>; 2],
+}
+
+impl Changes {
+    fn along(f64: &dyn Evaluate, x: &[Vec<f64>], signs: &[Vec<f64>]) -> Self {
+        let outputs = |part: f64| {
+            let moved =
+                |(x, signs): (&Vec<f64>, &Vec<f64>)| x.iter().zip(signs).map(|(x, sign)| x * (1.0 + part * sign)).collect();
+            f64.outputs(&x.iter().zip(signs).map(moved).collect::<Vec<_>>(), How::Plain).0
         };
-        // Numbers of f32 are 2⁻²⁴ to 2⁻²³ apart, so at most 1.5 · 2⁻²⁷ rounds back to where it was.
-        let (here, below, above) = (moved(0.0), moved(2f64.powi(-27)), moved(2f64.powi(-22)));
+        let both = |part: f64| [outputs(part), outputs(-part)];
+        Changes { here: outputs(0.0), below: both(BELOW), half_below: outputs(BELOW / 2.0), above: both(ABOVE) }
+    }
+
+    fn round_to_f32(&self) -> bool {
         let feels = |(here, above): (&f64, &f64)| (here - above).abs() > 2f64.powi(-40) * here.abs();
-        here == below && here.iter().zip(&above).any(feels)
+        let is_whole = self.here == self.below[0] && self.here.iter().zip(&self.above[0]).any(feels);
+        is_whole || (0..self.here.len()).any(|output| self.rounds_in_part(output))
+    }
+
+    /// Whether an output is a straight line where the part that rounds does not move, and leaves it to both sides where it does.
+    ///
+    /// A smooth function that is as straight as that over 2⁻²⁷ is nearly so over 2⁻²², and a kink is to one side.
+    fn rounds_in_part(&self, output: usize) -> bool {
+        let change = |outputs: &[f64]| outputs[output] - self.here[output];
+        let [up, down] = self.below.each_ref().map(|outputs| change(outputs));
+        let slope = up / BELOW;
+        let size = self.here[output].abs() + change(&self.above[0]).abs() / ABOVE;
+        let rounding = 2f64.powi(-48) * size;
+        let is_straight = (up + down).abs() <= rounding && (up - 2.0 * change(&self.half_below)).abs() <= rounding;
+        let leaves = |(outputs, sign): (&Vec<f64>, f64)| (change(outputs) - sign * slope * ABOVE).abs() > 2f64.powi(-26) * size;
+        is_straight && self.above.iter().zip([1.0, -1.0]).all(leaves)
     }
 }
 
