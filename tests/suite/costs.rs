@@ -14,8 +14,7 @@ use burn_dot::DotConfig;
 use crate::{
     alone::alone,
     device::device,
-    kernels::has_gpu_kernels,
-    run::{tensor, wave},
+    run::{has_gpu_kernels, tensor, wave},
 };
 
 /// Kernels by name, and how often they were launched.
@@ -83,6 +82,9 @@ fn assert_launches() {
     let cosine = DotConfig::new(1).with_normalize(true);
     assert_at_most("rows", [1, 1], count::<2, 2>(&cosine, [&[32, 64], &[32, 64]]));
     assert_at_most("long rows", [1, 1], count::<2, 2>(&cosine, [&[4, 4096], &[4, 4096]]));
+    assert_at_most("plain rows", [1, 1], count::<2, 2>(&DotConfig::new(1), [&[4, 4096], &[4, 4096]]));
+    let one_with_many = DotConfig::new((2, 2)).with_normalize(true);
+    assert_at_most("a vector with many", [1, 2], count::<3, 3>(&one_with_many, [&[1, 1, 64], &[1, 3000, 64]]));
     let attention = DotConfig::new(3).with_batch_dims(2).with_normalize(true);
     assert_at_most("attention", [3, 4], count::<4, 4>(&attention, [&[2, 3, 16, 32], &[2, 3, 24, 32]]));
     let matrices = DotConfig::new((2, 1)).with_normalize(true);

@@ -9,22 +9,17 @@ use burn::tensor::DType;
 use burn_dot::{DotConfig, Reduction, force_reduction};
 
 use crate::{
-    device::{device, float_dtypes, is_cubecl},
+    device::{device, float_dtypes},
     numerics::assert_long_rows,
     oracle::{self, Array},
     run::{
-        LAYOUTS, Layout, array, assert_answer, assert_close, assert_exact, is_composed, product, rounded, run, tensor,
+        LAYOUTS, Layout, array, assert_answer, assert_close, assert_exact, has_gpu_kernels, product, rounded, run, tensor,
         tolerance, wave,
     },
 };
 
 /// Lengths of rows: one element, less than a vector's, of a plane's and of a cube's, and what does not divide.
 const LENGTHS: [usize; 6] = [1, 7, 64, 129, 512, 4096];
-
-/// Whether the layer under test is these kernels.
-pub fn has_gpu_kernels() -> bool {
-    is_cubecl() && !is_composed()
-}
 
 /// Makes the kernels reduce in one way, until it is dropped. Other tests meanwhile take that way, too.
 struct Forced {

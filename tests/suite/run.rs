@@ -5,7 +5,7 @@ use burn::tensor::DType;
 use burn_dot::{Axes, Dot, DotConfig};
 
 use crate::{
-    device::{backend, device},
+    device::{backend, device, is_cubecl},
     oracle::{self, Answer, Array, Product},
 };
 
@@ -22,9 +22,14 @@ pub fn apply<const L: usize, const R: usize, const O: usize, K: burn::tensor::ki
     }
 }
 
-/// Whether the layer under test has kernels of its own; else it is composed of Burn's operations, whose sums are Burn's.
+/// Whether the layer under test has kernels for CPUs; else it is composed of Burn's operations, whose sums are Burn's, or has those for GPUs.
 pub fn has_kernels() -> bool {
     !is_composed() && backend() == "flex"
+}
+
+/// Whether the layer under test has kernels for GPUs.
+pub fn has_gpu_kernels() -> bool {
+    !is_composed() && is_cubecl()
 }
 
 /// Whether Burn composes the layer under test, and takes its gradients, too.

@@ -9,15 +9,17 @@ use super::{
 };
 use crate::{
     device::is_ieee,
-    oracle::{self, Array},
-    run::{has_kernels, is_composed, product},
+    oracle::{self, Array, Product},
+    run::{has_gpu_kernels, has_kernels, is_composed, product},
 };
 
 /// Who adds.
 #[derive(Clone, Copy, PartialEq)]
 enum Adds {
-    /// Our kernels.
+    /// Our kernels for CPUs.
     Kernels,
+    /// Our kernels of rows for GPUs, in blocks of as many terms as there are blocks.
+    Blocks,
     /// Burn's products and sums, of 8192 terms at most, one by one.
     Composition,
     /// Burn's autodiff, all terms one by one.
@@ -30,6 +32,7 @@ fn allowed_epsilons(terms: usize, adds: Adds) -> f64 {
     match (terms, adds) {
         (0..=32, _) => 16.0,
         (_, Adds::Autodiff) => one_by_one,
+        (_, Adds::Blocks) => 16.0 + 2.0 * (terms as f64).sqrt(),
         (_, Adds::Composition) => one_by_one.min(4112.0),
         (33..=512, Adds::Kernels) => 16.0,
         (_, Adds::Kernels) => (4.0 * (terms as f64).sqrt()).min(64.0),
@@ -59,7 +62,12 @@ impl Exact {
         let answer = oracle::answer(&meaning, &lhs, &rhs, |_| case.cotangent.array());
         let axes = |side: usize| meaning.pairs.iter().map(|pair| if side == 0 { pair.0 } else { pair.1 }).collect::<Vec<_>>();
         let in_kernels = has_kernels() && (!case.config.normalize || are_in_range(case, [(&lhs, axes(0)), (&rhs, axes(1))]));
-        let outputs = if in_kernels { Adds::Kernels } else { Adds::Composition };
+        let outputs = match () {
+            () if in_kernels => Adds::Kernels,
+            // Short plain rows may be composed.
+            () if has_gpu_kernels() && case.config.normalize && are_rows(&meaning, [&lhs, &rhs]) => Adds::Blocks,
+            () => Adds::Composition,
+        };
         let gradients = if is_composed() { Adds::Autodiff } else { outputs };
         let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
         let out =
@@ -164,6 +172,16 @@ impl Precision {
     fn rounding(&self, x: f64) -> f64 {
         0.5 * self.epsilon * x.abs() + self.least
     }
+}
+
+/// Whether an input has a single vector for each batch index.
+fn are_rows(product: &Product, inputs: [&Array; 2]) -> bool {
+    let vectors = |side: usize| -> usize {
+        let paired = |axis: usize| product.pairs.iter().any(|pair| [pair.0, pair.1][side] == axis);
+        let free = (product.batch_dims..inputs[side].shape.len()).filter(|&axis| !paired(axis));
+        free.map(|axis| inputs[side].shape[axis]).product()
+    };
+    vectors(0) == 1 || vectors(1) == 1
 }
 
 /// Whether the kernels take all of these vectors. Others, but for zeros, are left to the composition (README, Limits).

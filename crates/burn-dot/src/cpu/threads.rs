@@ -74,6 +74,11 @@ pub(super) fn tasks(multiplications: usize) -> usize {
 ///
 /// If `f` panics, on whichever thread.
 pub(crate) fn for_each(tasks: usize, multiplications: usize, f: impl Fn(usize) + Send + Sync) {
+    #[cfg(test)]
+    let f = |task| {
+        f(task);
+        super::streaming::assert_fenced();
+    };
     #[cfg(feature = "rayon")]
     if let (2.., threads @ 2..) = (tasks, count(multiplications)) {
         let at_once = tasks.div_ceil(TASKS_PER_THREAD * threads);

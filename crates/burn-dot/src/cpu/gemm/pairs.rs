@@ -151,7 +151,13 @@ mod tests {
 
     use burn_core::tensor::bf16;
 
-    use super::{super::super::layout::X, *};
+    use super::{
+        super::{
+            super::layout::{OUT, X, Y},
+            Epilogue, Output,
+        },
+        *,
+    };
 
     #[test]
     fn pairs_are_taken_only_where_no_sum_of_products_is_below_the_smallest_normal_number() {
@@ -168,6 +174,34 @@ mod tests {
         ] {
             assert_eq!(lose_nothing([exponent(x), exponent(y)]), expected, "{x:e} and {y:e}");
             assert_eq!(lose_nothing([exponent(y), exponent(x)]), expected, "{y:e} and {x:e}");
+        }
+    }
+
+    /// Else every test would pass without them.
+    #[test]
+    fn ordinary_elements_are_multiplied_by_pairs_where_the_processor_can() {
+        const K: usize = 6;
+        let (ordinary, mut small) = ([bf16::ONE; K], [bf16::ONE; K]);
+        small[K - 1] = bf16::from_f32(1e-39);
+        for (b, k, expected) in [(&ordinary, K, true), (&ordinary, K - 1, false), (&small, K, false)] {
+            let mut axis = Axis { size: k, stride: Default::default() };
+            (axis.stride[X], axis.stride[Y]) = (1, 1);
+            let (one, sum) = (Axes::new([]), Axes::new([axis]));
+            let mut out = 0.0f32;
+            let product = Product {
+                batch: &one,
+                rows: &one,
+                columns: &one,
+                sum: &sum,
+                a: Input::<f32>::new(ordinary.as_ptr(), X),
+                b: Input::new(b.as_ptr(), Y),
+                b_factors: None,
+                c: Output::new(&raw mut out, OUT),
+                epilogue: Epilogue::None,
+            };
+            // SAFETY: the axis is within both inputs.
+            let pairs = unsafe { halved(&product) };
+            assert_eq!(pairs.map(|pairs| pairs.len()), (expected && simd::has_pairs()).then_some(K / 2), "{k} of {b:?}");
         }
     }
 

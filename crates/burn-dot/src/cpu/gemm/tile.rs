@@ -4,6 +4,7 @@ use super::super::{
     aligned::{LINE, MAX_LANES},
     element::{Compute, clamp_to_one},
     simd::{Isa, Pairs},
+    streaming,
 };
 
 /// Terms added to one accumulator before it goes to the tile's total. Each addition loses half a unit in the last place at most; adding the
@@ -392,7 +393,7 @@ unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
                     let to = to.offset(column as isize * stride).add(row);
                     let x = end(sum, to, row, column);
                     match streams {
-                        true => isa.stream((&raw const x).cast(), to.cast()),
+                        true => streaming::stream_register(isa, (&raw const x).cast(), to.cast()),
                         false => R::store_vector(isa, x, to),
                     }
                 }
@@ -511,7 +512,7 @@ mod tests {
             unsafe {
                 let to = (to.as_mut_ptr(), column_stride as isize);
                 multiply((isa, pairs), k, panel, columns_of_b, to, (rows, columns), Write { add, scale, streams });
-                isa.fence();
+                streaming::fence(isa);
             }
             for (i, given) in to.iter().enumerate() {
                 let (column, row) = (i / column_stride, i % column_stride);

@@ -9,7 +9,7 @@ use super::{
         element::Element,
         loops::{self, GradFactors, Pair, SQUARED_ROWS},
         simd::{self, Isa, Task},
-        streaming::stream,
+        streaming::{fence, stream},
         strided::{CHUNK, Strided, StridedMut},
     },
     EXTENTS, assert_near, wave,
@@ -129,7 +129,7 @@ impl<T: Element> Task for EveryLoop<T> {
             let mut streamed = vec![T::default(); len + 4];
             // SAFETY: there is room, and `streamed` is read after the fence only.
             unsafe { stream(isa, &x, streamed.as_mut_ptr().add(first)) };
-            isa.fence();
+            fence(isa);
             let written = (0..len + 4).map(|i| i.checked_sub(first).and_then(|i| fx.get(i)).copied().unwrap_or(0.0));
             written.zip(streamed).for_each(|(expected, given)| assert_eq!(given.to_f64(), expected, "stream of {len}"));
         }
