@@ -175,40 +175,48 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     epsilon: Option<f64>,
     save: bool,
 ) -> Option<Forward> {
-    let path = |pass| Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass == Pass::Forward);
-    let (layout, forward_path) = (Layout::contiguous(plan.output.clone()), path(Pass::Forward));
-    let mut out = if forward_path == Path::Gemm { Fresh::<O>::product(layout) } else { Fresh::<O>::new(layout) };
-    let mut space = Space::new(
-        plan,
-        Strides { lhs: lhs.layout().strides(), rhs: rhs.layout().strides(), out: out.strides(), ..Default::default() },
-    );
-    let (x, y) = (base_ptr::<T>(lhs), base_ptr::<T>(rhs));
-    let inputs = lhs.layout().num_elements().saturating_add(rhs.layout().num_elements()).saturating_mul(size_of::<T>());
-    let worth = |count: usize, size: usize| save && epsilon.is_some() && count.saturating_mul(size) <= inputs / SAVED_PART;
-    let Path::Reduction { vector } = forward_path else {
-        let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
-        let scales = match epsilon {
-            // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty.
-            Some(epsilon) => Some(unsafe { norms::scales_of_both(x, y, &space, counts, epsilon) }?),
-            None => None,
-        };
-        let both = scales.as_ref().map(|scales| scales.split_at(counts[0]).into());
-        // SAFETY: as above, also for the scales: there is one for each vector. Nobody else has the output.
-        unsafe { matrices::forward(Matrices { x, y, out: out.as_mut_ptr() }, space, both) };
-        let saved = scales.filter(|scales| worth(scales.len(), size_of::<T::Compute>())).map(|scales| {
-            let shape = [scales.len()];
-            Saved { norms: FlexTensor::from_data(TensorData::new(scales, shape)), by: Path::Gemm }
-        });
-        return Some(Forward { out: out.into_tensor(), saved });
-    };
-    let (x, y) = if vector == Operand::Lhs { (x, y) } else { (y, x) };
+    let (inputs, save) = ([lhs, rhs], save && epsilon.is_some());
+    match path(inputs, plan, Pass::Forward) {
+        Path::Reduction { vector } => rows_forward::<T, O>(inputs, plan, epsilon, save, vector),
+        Path::Gemm => matrices_forward::<T, O>(inputs, plan, epsilon, save),
+    }
+}
+
+fn path([lhs, rhs]: [&FlexTensor; 2], plan: &Plan, pass: Pass) -> Path {
+    Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), pass == Pass::Forward)
+}
+
+/// The axes of a product, with the strides of its inputs and its output.
+fn forward_space([lhs, rhs]: [&FlexTensor; 2], out: &[isize], plan: &Plan) -> Space {
+    let (lhs, rhs) = (lhs.layout().strides(), rhs.layout().strides());
+    Space::new(plan, Strides { lhs, rhs, out, ..Strides::default() })
+}
+
+/// Whether so many elements of this size are few beside the inputs.
+fn is_worth_saving(inputs: [&FlexTensor; 2], count: usize, size: usize) -> bool {
+    let [lhs, rhs] = inputs.map(|input| input.layout().num_elements().saturating_mul(input.dtype().size()));
+    count.saturating_mul(size) <= lhs.saturating_add(rhs) / SAVED_PART
+}
+
+/// None where the composition must do it.
+fn rows_forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
+    inputs: [&FlexTensor; 2],
+    plan: &Plan,
+    epsilon: Option<f64>,
+    save: bool,
+    vector: Operand,
+) -> Option<Forward> {
+    let mut out = Fresh::<O>::new(Layout::contiguous(plan.output.clone()));
+    let mut space = forward_space(inputs, out.strides(), plan);
+    let [mut x, mut y] = inputs.map(base_ptr::<T>);
     if vector == Operand::Rhs {
         space.swap();
+        (x, y) = (y, x);
     }
     let shape = saved_rows(plan);
-    let read_again = path(Pass::Backward) != Path::Gemm;
-    let mut saved = (read_again && worth(shape.iter().product(), size_of::<f64>()))
-        .then(|| Fresh::<f64>::new(Layout::contiguous(Shape::from(shape))));
+    let read_again = path(inputs, plan, Pass::Backward) != Path::Gemm;
+    let save = save && read_again && is_worth_saving(inputs, shape.iter().product(), size_of::<f64>());
+    let mut saved = save.then(|| Fresh::<f64>::new(Layout::contiguous(Shape::from(shape))));
     let to_save = saved.as_mut().map(|saved| saved.as_mut_ptr().cast());
     // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty. Nobody
     // else has the output and what is saved, which has a row for each of the output's elements.
@@ -218,6 +226,33 @@ fn forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     };
     let saved = saved.map(|saved| Saved { norms: saved.into_tensor(), by: Path::Reduction { vector } });
     complete.then(|| Forward { out: out.into_tensor(), saved })
+}
+
+/// None where the composition must do it.
+fn matrices_forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
+    inputs: [&FlexTensor; 2],
+    plan: &Plan,
+    epsilon: Option<f64>,
+    save: bool,
+) -> Option<Forward> {
+    let mut out = Fresh::<O>::product(Layout::contiguous(plan.output.clone()));
+    let space = forward_space(inputs, out.strides(), plan);
+    let [x, y] = inputs.map(base_ptr::<T>);
+    let counts = [space.vectors(X_INDEX), space.vectors(Y_INDEX)];
+    let scales = match epsilon {
+        // SAFETY: every index of `space` is within the tensors, as was checked where they became pointers, and nothing is empty.
+        Some(epsilon) => Some(unsafe { norms::scales_of_both(x, y, &space, counts, epsilon) }?),
+        None => None,
+    };
+    let both = scales.as_ref().map(|scales| scales.split_at(counts[0]).into());
+    // SAFETY: as above, also for the scales: there is one for each vector. Nobody else has the output.
+    unsafe { matrices::forward(Matrices { x, y, out: out.as_mut_ptr() }, space, both) };
+    let worth = |scales: &Vec<T::Compute>| save && is_worth_saving(inputs, scales.len(), size_of::<T::Compute>());
+    let saved = scales.filter(worth).map(|scales| {
+        let shape = [scales.len()];
+        Saved { norms: FlexTensor::from_data(TensorData::new(scales, shape)), by: Path::Gemm }
+    });
+    Some(Forward { out: out.into_tensor(), saved })
 }
 
 /// The shape of what is saved of rows: a [`SavedRow`] for each element of the output.
@@ -234,7 +269,7 @@ fn backward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     epsilon: Option<f64>,
     wanted: Wanted,
 ) -> Result<Grads, [FlexTensor; 2]> {
-    let path = Path::choose(plan, Some([lhs.layout().strides(), rhs.layout().strides()]), false);
+    let path = path([&lhs, &rhs], plan, Pass::Backward);
     let (over_lhs, over_rhs) = match path {
         // Rows are overwritten by their gradients one by one, unless the kernel might stop half-way.
         Path::Reduction { .. } => [epsilon.is_none() || reduction::is_infallible::<T>(); 2].into(),
