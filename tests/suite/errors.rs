@@ -88,7 +88,8 @@ fn no_axes() {
 fn batches_that_differ() {
     assert_eq!(
         text(DotConfig::new(1), &[2, 3], &[4, 3]),
-        "Dot: lhs batch axis 0 has size 2 but rhs batch axis 0 has size 4; lhs [2, 3], rhs [4, 3]"
+        "Dot: lhs batch axis 0 has size 2 but rhs batch axis 0 has size 4; lhs [2, 3], rhs [4, 3]; \
+         to multiply all with all along this axis, set with_batch_dims(0)"
     );
     assert_eq!(
         text(DotConfig::new(1), &[1, 3], &[4, 3]),
@@ -97,8 +98,14 @@ fn batches_that_differ() {
     );
     assert_eq!(
         text(DotConfig::new(2).with_batch_dims(2).with_broadcast_batch(true), &[2, 3, 5], &[2, 4, 5]),
-        "Dot: lhs batch axis 1 has size 3 but rhs batch axis 1 has size 4; lhs [2, 3, 5], rhs [2, 4, 5]"
+        "Dot: lhs batch axis 1 has size 3 but rhs batch axis 1 has size 4; lhs [2, 3, 5], rhs [2, 4, 5]; \
+         to multiply all with all along this axis, set with_batch_dims(1)"
     );
+    // That is what makes them fit.
+    let output = |batch_dims| {
+        DotConfig::new(-1).with_batch_dims(batch_dims).output_shape(&[Some(2), Some(3), Some(5)], &[Some(2), Some(4), Some(5)])
+    };
+    assert_eq!(output(1), Ok(vec![Some(2), Some(3), Some(4)]));
 }
 
 #[test]

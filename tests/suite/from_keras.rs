@@ -200,7 +200,7 @@ fn a_model_that_hangs_together_otherwise_is_refused() {
     );
     assert_eq!(
         text(&|config| layer(config, "score")["config"]["normalise"] = json!(true)),
-        "Dot: layer \"score\": unknown key \"normalise\"; the nearest known one is \"normalize\""
+        "Dot: layer \"score\": unknown key \"normalise\"; write \"normalize\", the nearest known one, or remove it"
     );
 }
 
@@ -385,7 +385,7 @@ fn what_is_wrong_with_a_model_is_said_with_the_layer() {
         (
             r#"{"class_name": "Model", "config": {"layers": [{"class_name": "Dot", "config": {"name": "score", "axis": 1}}]}}"#,
             Some("score"),
-            "Dot: layer \"score\": unknown key \"axis\"; the nearest known one is \"axes\"",
+            "Dot: layer \"score\": unknown key \"axis\"; write \"axes\", the nearest known one, or remove it",
         ),
         (
             r#"[{"class_name": "Dot", "name": "bare"}]"#,

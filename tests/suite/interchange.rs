@@ -150,14 +150,18 @@ fn an_unknown_key_is_refused_by_the_nearest_known_one() {
     for (json, unknown, nearest) in [
         (r#"{"axes": 1, "normalise": true}"#, "normalise", "normalize"),
         (r#"{"axis": 1}"#, "axis", "axes"),
-        (r#"{"axes": 1, "eps": 1e-7}"#, "eps", "axes"),
+        (r#"{"axes": 1, "eps": 1e-7}"#, "eps", "epsilon"),
         (r#"{"axes": 1, "batch_dim": 0}"#, "batch_dim", "batch_dims"),
         (r#"{"axes": 1, "trainble": true}"#, "trainble", "trainable"),
         (r#"{"class_name": "Dot", "config": {"axes": 1, "dtpye": "float32"}}"#, "dtpye", "dtype"),
         (r#"{"class_name": "Dot", "config": {"axes": 1}, "registred_name": null}"#, "registred_name", "registered_name"),
         (r#"{"clas_name": "Dot", "config": {"axes": 1}}"#, "clas_name", "class_name"),
     ] {
-        assert_eq!(refused(json), format!(r#"Dot: unknown key "{unknown}"; the nearest known one is "{nearest}""#), "{json}");
+        assert_eq!(
+            refused(json),
+            format!(r#"Dot: unknown key "{unknown}"; write "{nearest}", the nearest known one, or remove it"#),
+            "{json}"
+        );
     }
 }
 

@@ -319,10 +319,10 @@ impl fmt::Display for DotError {
             }
             Self::BatchMismatch { axis, lhs_size, rhs_size, shapes } => {
                 write!(f, "lhs batch axis {axis} has size {lhs_size} but rhs batch axis {axis} has size {rhs_size}; {shapes}")?;
-                if *lhs_size == 1 || *rhs_size == 1 {
-                    f.write_str("; to repeat a batch of 1, set with_broadcast_batch(true)")?;
+                match (lhs_size, rhs_size) {
+                    (1, _) | (_, 1) => f.write_str("; to repeat a batch of 1, set with_broadcast_batch(true)"),
+                    _ => write!(f, "; to multiply all with all along this axis, set with_batch_dims({axis})"),
                 }
-                Ok(())
             }
             Self::OutputRank { expected, output, shapes } => {
                 let rank = output.len();

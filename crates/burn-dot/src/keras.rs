@@ -351,8 +351,10 @@ fn refuse_unknown(entries: &Map<String, Value>, read: &[&str], dropped: &[&str])
     let Some(unknown) = entries.keys().find(|key| !known.clone().any(|known| known == key)) else {
         return Ok(());
     };
-    let nearest = known.by_ref().min_by_key(|known| edit_distance(unknown, known)).expect("some keys are known");
-    Err(format!("unknown key \"{unknown}\"; the nearest known one is \"{nearest}\""))
+    // One that begins with it is nearest: `eps`.
+    let distance = |known: &&&str| (!known.starts_with(unknown.as_str()), edit_distance(unknown, known));
+    let nearest = known.by_ref().min_by_key(distance).expect("some keys are known");
+    Err(format!("unknown key \"{unknown}\"; write \"{nearest}\", the nearest known one, or remove it"))
 }
 
 /// How many letters to insert, delete or replace to make `b` of `a` (Levenshtein). The crate `strsim` needs std.
