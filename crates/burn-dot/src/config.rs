@@ -36,7 +36,7 @@ pub struct DotConfig {
     pub axes: Axes,
     /// Whether to divide each input by its norm along the contracted axes first. Default: `false`.
     pub normalize: bool,
-    /// The least norm to divide by: a positive finite number. Default: 1e-6, as in tf.keras 2.4; Keras 3 has 1e-7, torch 1e-8.
+    /// The least norm to divide by: a positive finite number. Default: 1e-6, as in tf.keras; Keras 3 has 1e-7, torch 1e-8.
     pub epsilon: f64,
     /// How many leading axes the inputs share. Default: 1.
     pub batch_dims: usize,
@@ -49,7 +49,7 @@ pub struct DotConfig {
 impl Config for DotConfig {}
 
 impl DotConfig {
-    /// The default `epsilon`: tf.keras has 1e-12 under the root.
+    /// The default `epsilon`: tf.keras bounds the square of a norm by 1e-12.
     pub const DEFAULT_EPSILON: f64 = 1e-6;
 
     /// A plain dot product along `axes`: one axis for both inputs, a pair, or several pairs. See [`Axes`].

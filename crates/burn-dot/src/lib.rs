@@ -7,7 +7,7 @@
 //! # Module map
 //!
 //! One direction of dependency, `dot → ops → reference, layout, path → plan → axes, error`. `backward`, `cpu`, `gpu` and `remote` implement
-//! the trait of `ops` for a backend each, and nothing but that list of backends names them:
+//! the trait of `ops` for a backend each; a product reaches them by Burn's dispatch only:
 //!
 //! | module | role |
 //! |---|---|

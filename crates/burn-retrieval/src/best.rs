@@ -82,7 +82,7 @@ const LEAST_ROOM: usize = 32;
 /// The k best so far of one query.
 pub(crate) struct Best<S: Score> {
     k: usize,
-    /// At most twice k: then the worse half goes.
+    /// At most the larger of `2k` and `k + 32`: then all but the k best go.
     keys: Vec<S::Key>,
     /// What a score must beat: that of the k-th best when it was last looked for. NaN until there are k.
     threshold: S,

@@ -22,7 +22,7 @@ const NAME: &str = "Catalogue";
 /// ```
 ///
 /// Scores are made in chunks by [`Dot`](burn_dot::Dot), and each chunk is reduced to its best before the next one is made, so that memory
-/// beside the inputs is a chunk and `2k` numbers for each query, not queries × items. On flex and ndarray the chunk is scanned in memory;
+/// beside the inputs is a chunk and `2k` numbers for each query of a chunk, not queries × items. On flex and ndarray the chunk is scanned in memory;
 /// on other devices Burn's own top-k picks its best, and only those are read.
 ///
 /// On flex under Linux [`new`](Self::new) copies items of 4 MiB and more to huge pages, which are read sooner; what it was given is freed,
@@ -72,8 +72,8 @@ const NAME: &str = "Catalogue";
 pub struct Catalogue {
     items: Vectors,
     similarity: Similarity,
-    /// The dtype of the items, and that of the scores.
-    dtypes: (DType, DType),
+    /// The dtype of the scores.
+    scores: DType,
 }
 
 impl Catalogue {
@@ -101,7 +101,7 @@ impl Catalogue {
             return Err(RetrievalError::TooManyItems { items: count });
         }
         let items = Vectors::new(burn_dot::in_huge_pages(items.inner()), similarity, scores)?;
-        Ok(Catalogue { items, similarity, dtypes: (dtype, scores) })
+        Ok(Catalogue { items, similarity, scores })
     }
 
     /// How many items there are.
@@ -141,7 +141,8 @@ impl fmt::Debug for Catalogue {
         write!(
             f,
             "Catalogue {{ items: {items}, columns: {columns}, similarity: {:?}, dtype: {:?} }}",
-            self.similarity, self.dtypes.0
+            self.similarity,
+            self.items.rows.dtype()
         )
     }
 }
@@ -185,7 +186,8 @@ impl<'a> Search<'a> {
         self
     }
 
-    /// Sets how many items are scored at once; by default so many that a chunk of scores stays in the caches of a CPU.
+    /// Sets how many items are scored at once; by default so many that a chunk of scores stays in the caches of a CPU, or
+    /// keeps a GPU busy.
     pub fn with_chunk(mut self, items: usize) -> Self {
         self.chunk = Some(items);
         self
@@ -236,8 +238,7 @@ impl<'a> Search<'a> {
         let queries = queries.inner();
         let (device, count, items) = (queries.device(), queries.dims()[0], self.catalogue.len());
         let k = self.k.min(items);
-        let (dtype, scores) = self.catalogue.dtypes;
-        debug_assert_eq!(dtype, queries.dtype());
+        let scores = self.catalogue.scores;
         if count * k == 0 {
             return Ok(hits(TensorData::new(Vec::<f32>::new(), [count, k]), Vec::new(), &device, scores));
         }

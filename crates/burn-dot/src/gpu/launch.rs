@@ -268,8 +268,8 @@ pub(super) fn block(terms: usize) -> usize {
 /// See [`force_reduction`].
 static FORCED: AtomicU8 = AtomicU8::new(0);
 
-/// Makes all launches from now on reduce rows this way, but for those too long for one unit, and the kernels take rows that are composed
-/// otherwise: for tests.
+/// For tests: from now on every launch reduces rows this way, except rows too long for one unit, and rows that would be composed are
+/// products of kernels, too.
 pub fn force_reduction(reduction: Option<Reduction>) {
     FORCED.store(reduction.map_or(0, |reduction| reduction as u8), Ordering::Relaxed);
 }

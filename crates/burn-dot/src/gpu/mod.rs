@@ -1,4 +1,4 @@
-//! Kernels for GPUs: one implementation for all CubeCL runtimes (wgpu, vulkan, metal, webgpu, cuda, rocm).
+//! Kernels for GPUs: one implementation for all CubeCL runtimes (wgpu, vulkan, metal, webgpu, cuda, rocm, cpu).
 //!
 //! ```text
 //! DotOps → choose → GpuOps, lazy under fusion → rows, matrices (launches) → kernels
