@@ -77,6 +77,13 @@ pub fn in_huge_pages<const D: usize>(x: burn_core::tensor::Tensor<D>) -> burn_co
     burn_core::tensor::Tensor::from_dispatch(burn_core::backend::Dispatch::float_in_huge_pages(x.into_dispatch()))
 }
 
+/// For burn-retrieval: whether tensors of a device are in the host's memory.
+#[doc(hidden)]
+pub fn is_in_host_memory(device: &burn_core::tensor::Device) -> bool {
+    use burn_core::backend::DispatchDeviceId::{Flex, NdArray};
+    matches!(ops::backend_of(device), Some(Flex | NdArray))
+}
+
 /// For burn-retrieval: calls `f` once for each of `0..tasks`, which together are work like so many multiplications. Threads share them as
 /// they share a product: the caller's does tasks, others help if they come in time. Without the feature `flex` the caller's does all.
 ///

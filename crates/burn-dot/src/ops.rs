@@ -130,9 +130,7 @@ pub(crate) fn missing_feature(device: &Device) -> Option<&'static str> {
     if device.is_autodiff() && !cfg!(feature = "autodiff") {
         return Some("\"autodiff\"");
     }
-    // The upper byte is Burn's number of the backend. Variants of the device itself can be named only if their features are on.
-    let backend = DispatchDeviceId::try_from(device.as_dispatch().to_id().type_id >> 8).ok()?;
-    let (enabled, feature) = match backend {
+    let (enabled, feature) = match backend_of(device)? {
         DispatchDeviceId::Flex => (cfg!(feature = "flex"), "\"flex\""),
         DispatchDeviceId::NdArray => (cfg!(feature = "ndarray"), "\"ndarray\""),
         DispatchDeviceId::Cube => (cfg!(feature = "_cube"), "\"wgpu\", \"cuda\", \"rocm\" or \"cpu\", as for burn,"),
@@ -141,6 +139,12 @@ pub(crate) fn missing_feature(device: &Device) -> Option<&'static str> {
         DispatchDeviceId::Capture => (cfg!(feature = "capture"), "\"capture\""),
     };
     (!enabled).then_some(feature)
+}
+
+/// The backend of a device. Variants of the device itself can be named only if their features are on.
+pub(crate) fn backend_of(device: &Device) -> Option<DispatchDeviceId> {
+    // The upper byte is Burn's number of the backend.
+    DispatchDeviceId::try_from(device.as_dispatch().to_id().type_id >> 8).ok()
 }
 
 /// The product composed from operations that `Dispatch` differentiates.

@@ -3,7 +3,6 @@
 use core::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use burn_core::backend::{Device as _, DispatchDeviceId};
 use burn_core::tensor::{Device, Tensor, TensorData};
 use burn_dot::{Dot, for_each_task};
 
@@ -25,11 +24,7 @@ pub(crate) enum Selection {
 impl Selection {
     /// On the host where tensors are in its memory.
     pub fn on(device: &Device) -> Self {
-        // The upper byte is Burn's number of the backend.
-        match DispatchDeviceId::try_from(device.as_dispatch().to_id().type_id >> 8) {
-            Ok(DispatchDeviceId::Flex | DispatchDeviceId::NdArray) => Selection::Host,
-            _ => Selection::Device,
-        }
+        if burn_dot::is_in_host_memory(device) { Selection::Host } else { Selection::Device }
     }
 
     /// Scores of a chunk: 4 MiB of f32 stay in the caches of a CPU, 64 MiB keep a GPU busy.

@@ -3,7 +3,7 @@
 //! The caller never waits for a helper that has not begun, nor takes up other work meanwhile, as a parallel iterator or a scope of
 //! rayon's would: Burn holds the lock of a graph during its backward pass, and the other work might want the same lock.
 //!
-//! The primitives come from the parent module, so that `loom/` checks this very file under all interleavings.
+//! The primitives come from the parent module, so that `loom/` checks this very file, whichever thread comes first.
 
 use alloc::boxed::Box;
 use core::any::Any;
