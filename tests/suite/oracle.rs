@@ -129,6 +129,10 @@ impl Vectors {
     fn new(shape: &[usize], batch_dims: usize, contracted: &[usize]) -> Self {
         let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
         let places = |axes: &[usize]| {
+            // The other axes of what is empty may be too large to be gone through.
+            if axes.iter().any(|&axis| shape[axis] == 0) {
+                return Vec::new();
+            }
             axes.iter().fold(vec![0], |places, &axis| {
                 places.iter().flat_map(|place| (0..shape[axis]).map(move |i| place + i * stride(axis))).collect()
             })

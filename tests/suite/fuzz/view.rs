@@ -112,6 +112,10 @@ impl View {
                 Step::Expand { axis, size } => axes[*axis] = (*size, 0),
             }
         }
+        // The other axes of what is empty may be too large to be gone through.
+        if axes.iter().any(|&(size, _)| size == 0) {
+            return Vec::new();
+        }
         let places = axes.iter().fold(vec![first], |places, &(size, stride)| {
             places.iter().flat_map(|place| (0..size as isize).map(move |i| place + i * stride)).collect()
         });

@@ -212,8 +212,7 @@ pub(in super::super) fn add_squares<S: Isa, T: Element>(isa: S, sums: &mut [f64]
         }
     }
     for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
-        for row in rows {
-            *sum += row[i].to_f64() * row[i].to_f64();
-        }
+        // First by themselves: the sums may be of many rows.
+        *sum += rows.iter().fold(0.0, |squares, row| squares + row[i].to_f64() * row[i].to_f64());
     }
 }

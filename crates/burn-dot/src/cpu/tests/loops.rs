@@ -6,7 +6,7 @@ use burn_core::tensor::{bf16, f16};
 
 use super::{
     super::{
-        element::Element,
+        element::{Compute, Element},
         loops::{self, GradFactors, Pair, SQUARED_ROWS},
         simd::{self, Isa, Task},
         streaming::{fence, stream},
@@ -109,6 +109,14 @@ impl<T: Element> Task for EveryLoop<T> {
                 let name = alloc::format!("add_squares of {count} rows of {len}");
                 assert_near(&name, sums[i], before[i] + squares, before[i].abs() + squares, f32::EPSILON.into());
             }
+        }
+        // Equal squares, whose roundings have one sign, of many rows.
+        let (tenth, mut sums) = (vec![T::from_f64(0.1); len], vec![0.0; len]);
+        (0..16).for_each(|_| loops::add_squares(isa, &mut sums, &[&tenth[..]; SQUARED_ROWS]));
+        for sum in sums {
+            let exact = (16 * SQUARED_ROWS) as f64 * T::from_f64(0.1).to_f64().powi(2);
+            let epsilon = if <T::Compute as Compute>::IS_F64 { f64::EPSILON } else { f32::EPSILON.into() };
+            assert!((sum - exact).abs() <= 8.0 * epsilon * exact, "squares of many rows of {len}: {sum} for {exact}");
         }
         // Written to the compute dtype.
         let wide = || before.iter().map(|&x| T::Compute::from_f64(x)).collect::<Vec<_>>();
