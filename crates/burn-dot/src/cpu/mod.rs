@@ -247,8 +247,8 @@ fn matrices_forward<T: Stored, O: Stored + Element<Compute = T::Compute>>(
     let both = scales.as_ref().map(|scales| scales.split_at(counts[0]).into());
     // SAFETY: as above, also for the scales: there is one for each vector. Nobody else has the output.
     unsafe { matrices::forward(Matrices { x, y, out: out.as_mut_ptr() }, space, both) };
-    let worth = |scales: &Vec<T::Compute>| save && is_worth_saving(inputs, scales.len(), size_of::<T::Compute>());
-    let saved = scales.filter(worth).map(|scales| {
+    let saved = scales.filter(|scales| save && is_worth_saving(inputs, scales.len(), size_of::<T::Compute>()));
+    let saved = saved.map(|scales| {
         let shape = [scales.len()];
         Saved { norms: FlexTensor::from_data(TensorData::new(scales, shape)), by: Path::Gemm }
     });
