@@ -16,7 +16,22 @@ impl Array {
     }
 
     pub fn from_fn(shape: &[usize], mut value: impl FnMut(&[usize]) -> f64) -> Self {
-        Array::new(shape, indices(shape).iter().map(|index| value(index)).collect())
+        let mut index = vec![0; shape.len()];
+        let next = |index: &mut Vec<usize>| {
+            for (at, &size) in index.iter_mut().zip(shape).rev() {
+                *at += 1;
+                if *at < size {
+                    return;
+                }
+                *at = 0;
+            }
+        };
+        let element = |_| {
+            let x = value(&index);
+            next(&mut index);
+            x
+        };
+        Array::new(shape, (0..shape.iter().product()).map(element).collect())
     }
 
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Self {
@@ -53,6 +68,8 @@ pub struct Answer {
     /// Σ|g| / max(‖x‖, floor), for each element of an input: what its gradient would be were all units 1.
     pub lhs_reach: Array,
     pub rhs_reach: Array,
+    /// Of all vectors of both inputs, where normalized.
+    pub norms: Vec<f64>,
 }
 
 pub fn output_shape(product: &Product, lhs: &[usize], rhs: &[usize]) -> Vec<usize> {
@@ -94,6 +111,7 @@ pub fn answer(product: &Product, lhs: &Array, rhs: &Array, cotangent: impl FnOnc
         grad_rhs_scale,
         lhs_reach,
         rhs_reach,
+        norms: [u.norms, v.norms].concat(),
     }
 }
 
@@ -165,21 +183,25 @@ struct Units {
     unit: Vec<f64>,
     /// Of each vector what it was divided by, and whether that is its own norm.
     divisors: Vec<(f64, bool)>,
+    /// None without a floor.
+    norms: Vec<f64>,
 }
 
 impl Units {
     fn new(vectors: Vectors, x: &Array, floor: Option<f64>) -> Self {
         let (mut unit, mut divisors) = (Vec::with_capacity(x.data.len()), Vec::with_capacity(vectors.starts.len()));
+        let mut norms = Vec::new();
         for start in &vectors.starts {
             let vector = || vectors.places.iter().map(|place| x.data[start + place]);
             let divisor = floor.map_or((1.0, false), |floor| {
                 let norm = norm(vector());
+                norms.push(norm);
                 if norm < floor { (floor, false) } else { (norm, true) }
             });
             unit.extend(vector().map(|x| x / divisor.0));
             divisors.push(divisor);
         }
-        Units { vectors, unit, divisors }
+        Units { vectors, unit, divisors, norms }
     }
 
     fn range(&self, row: usize) -> std::ops::Range<usize> {
@@ -275,21 +297,4 @@ fn add_scaled(sums: &mut [Sum], g: f64, x: &[f64]) {
         let term = g * x;
         sum.add(term, term.abs());
     }
-}
-
-/// The norms of all vectors along some axes.
-pub fn norms(x: &Array, along: &[usize]) -> Vec<f64> {
-    let mut norms = std::collections::BTreeMap::new();
-    for (at, &element) in x.data.iter().enumerate() {
-        let (mut rest, mut vector) = (at, Vec::new());
-        for (axis, &size) in x.shape.iter().enumerate().rev() {
-            if !along.contains(&axis) {
-                vector.push(rest % size);
-            }
-            rest /= size;
-        }
-        let norm: &mut f64 = norms.entry(vector).or_default();
-        *norm = norm.hypot(element);
-    }
-    norms.into_values().collect()
 }

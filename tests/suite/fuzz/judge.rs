@@ -60,8 +60,7 @@ impl Exact {
         let (lhs, rhs) = (case.lhs.array(), case.rhs.array());
         let meaning = product(&case.config, lhs.shape.len(), rhs.shape.len());
         let answer = oracle::answer(&meaning, &lhs, &rhs, |_| case.cotangent.array());
-        let axes = |side: usize| meaning.pairs.iter().map(|pair| if side == 0 { pair.0 } else { pair.1 }).collect::<Vec<_>>();
-        let in_kernels = has_kernels() && (!case.config.normalize || are_in_range(case, [(&lhs, axes(0)), (&rhs, axes(1))]));
+        let in_kernels = has_kernels() && are_in_range(case, &answer.norms);
         let outputs = match () {
             () if in_kernels => Adds::Kernels,
             // Short plain rows may be composed.
@@ -69,19 +68,20 @@ impl Exact {
             () => Adds::Composition,
         };
         let gradients = if is_composed() { Adds::Autodiff } else { outputs };
+        // The composition divides by the norms first.
+        let precision = SumPrecision::of(case, if outputs == Adds::Composition { &[] } else { &answer.norms });
         let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
         let out =
-            bounds(case, outputs, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
+            precision.bounds(outputs, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
 
         // How many elements of the output each element of an input meets.
         let terms = |own: &Array| {
             let met = contracted * answer.out.data.len() / own.data.len().max(1);
             if case.config.normalize { met.max(contracted) } else { met }
         };
-        let grad_lhs =
-            bounds(case, gradients, terms(&lhs), case.dtype, [&answer.grad_lhs, &answer.grad_lhs_scale, &answer.lhs_reach]);
-        let grad_rhs =
-            bounds(case, gradients, terms(&rhs), case.dtype, [&answer.grad_rhs, &answer.grad_rhs_scale, &answer.rhs_reach]);
+        let of_gradient = |own: &Array, sums: [&Array; 3]| precision.bounds(gradients, terms(own), case.dtype, sums);
+        let grad_lhs = of_gradient(&lhs, [&answer.grad_lhs, &answer.grad_lhs_scale, &answer.lhs_reach]);
+        let grad_rhs = of_gradient(&rhs, [&answer.grad_rhs, &answer.grad_rhs_scale, &answer.rhs_reach]);
         let of_leaf = |side: usize, x: &Numbers, bounds: &[Bounds]| match case.holders[side] {
             Holder::Test => bounds.to_vec(),
             Holder::Graph => in_memory(x, bounds, case.dtype),
@@ -184,30 +184,45 @@ fn are_rows(product: &Product, inputs: [&Array; 2]) -> bool {
     vectors(0) == 1 || vectors(1) == 1
 }
 
-/// Whether the kernels take all of these vectors. Others, but for zeros, are left to the composition (README, Limits).
-fn are_in_range(case: &Case, inputs: [(&Array, Vec<usize>); 2]) -> bool {
+/// Whether the kernels take vectors of these norms. Others, but for zeros, are left to the composition (README, Limits).
+fn are_in_range(case: &Case, norms: &[f64]) -> bool {
     let range = if case.accumulator() == DType::F64 { 1e-60..=1e60 } else { 1e-9..=1e9 };
-    inputs.iter().all(|(x, contracted)| {
-        oracle::norms(x, contracted)
-            .into_iter()
-            .all(|norm| (norm == 0.0 || range.contains(&norm)) && range.contains(&norm.max(case.config.epsilon)))
-    })
+    let is_in_range = |&norm: &f64| (norm == 0.0 || range.contains(&norm)) && range.contains(&norm.max(case.config.epsilon));
+    norms.iter().all(is_in_range)
 }
 
-/// Bounds of sums of so many terms. Where inputs are normalized, what of a gradient is below ε² of its reach may be lost to underflow.
-fn bounds(case: &Case, adds: Adds, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
-    let (accumulator, stored) = (Precision::of(case.accumulator()), Precision::of(dtype));
-    let epsilons = allowed_epsilons(terms, adds) * accumulator.epsilon;
-    let negligible = if case.config.normalize { accumulator.epsilon * accumulator.epsilon } else { 0.0 };
-    // Products too small for the accumulator are lost before they are divided by the norms.
-    let divisor =
-        if case.config.normalize && case.accumulator() == DType::F64 { case.config.epsilon.min(1.0).powi(2) } else { 1.0 };
-    let lost = terms as f64 * accumulator.least / divisor;
-    let bound = |((&exact, &scale), &reach): ((&f64, &f64), &f64)| {
-        let error = epsilons * scale + negligible * reach + lost;
-        Bounds { exact, error: error + stored.rounding(exact.abs() + error), scale }
-    };
-    exact.data.iter().zip(&scale.data).zip(&reach.data).map(bound).collect()
+/// How exact the sums of a case must be.
+struct SumPrecision {
+    /// ε of the dtype they are added in.
+    epsilon: f64,
+    /// What of a gradient's reach may be lost to underflow.
+    negligible: f64,
+    /// What underflow may take of each term.
+    lost: f64,
+}
+
+impl SumPrecision {
+    /// Where products are divided by these norms, which are none without normalization.
+    fn of(case: &Case, norms: &[f64]) -> Self {
+        let Precision { epsilon, least, .. } = Precision::of(case.accumulator());
+        let least_norm = norms.iter().map(|norm| norm.max(case.config.epsilon)).fold(1.0, f64::min);
+        SumPrecision {
+            epsilon,
+            negligible: if case.config.normalize { epsilon * epsilon } else { 0.0 },
+            // Products too small for the dtype are lost before they are divided by the norms (README, Limits).
+            lost: least / (least_norm * least_norm),
+        }
+    }
+
+    /// Bounds of sums of so many terms, given in a dtype.
+    fn bounds(&self, adds: Adds, terms: usize, dtype: DType, [exact, scale, reach]: [&Array; 3]) -> Vec<Bounds> {
+        let (epsilons, stored) = (allowed_epsilons(terms, adds) * self.epsilon, Precision::of(dtype));
+        let bound = |((&exact, &scale), &reach): ((&f64, &f64), &f64)| {
+            let error = epsilons * scale + self.negligible * reach + terms as f64 * self.lost;
+            Bounds { exact, error: error + stored.rounding(exact.abs() + error), scale }
+        };
+        exact.data.iter().zip(&scale.data).zip(&reach.data).map(bound).collect()
+    }
 }
 
 /// A sum that Burn makes of gradients, in their dtype.
