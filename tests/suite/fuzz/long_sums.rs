@@ -53,8 +53,9 @@ fn long_sums_of_equal_terms_lose_no_digits() {
         (DType::F32, DotConfig::new((1, 0)).with_batch_dims(0), &[1_000_000, 4], &[4]),
     ];
     let held = float_dtypes();
-    // Composed, a single row that long takes minutes.
-    let cases = cases.iter().filter(|case| held.contains(&case.0) && (has_kernels() || case.2 != [1, 4_194_304]));
+    // Composed, each part of a sum is an operation of its own: the longest would take minutes.
+    let is_short_enough = |shape: &[usize]| has_kernels() || shape[1] <= 1 << 20;
+    let cases = cases.iter().filter(|case| held.contains(&case.0) && is_short_enough(case.2));
     assert_none(
         cases
             .flat_map(|(dtype, config, lhs, rhs)| {
@@ -81,7 +82,7 @@ fn random(dtype: DType) {
         let threads = [1, THREADS[1 + index as usize % 3]];
         faults(&format!("case {index}, {dtype:?} {lhs:?} · {rhs:?}, {:?}", case.config), &case, &threads)
     };
-    assert_none((0..20).flat_map(fault).collect());
+    assert_none((0..if has_kernels() { 20 } else { 7 }).flat_map(fault).collect());
 }
 
 #[test]
