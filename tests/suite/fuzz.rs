@@ -96,6 +96,22 @@ fn fuzz(threads: usize) {
     assert!(wrong.is_empty(), "{} cases are wrong\n\n{}", wrong.len(), described.join("\n"));
 }
 
+/// A judge with too wide bounds would find everything right.
+#[test]
+fn a_number_that_is_a_twentieth_off_is_found_wrong() {
+    let cases = (0..if is_ieee() { 500 } else { 50 }).map(|index| Case::random(1, index)).filter(|case| case.dtype.is_float());
+    let (mut found, mut all) = (0, 0);
+    for case in cases {
+        let exact = Exact::of(&case);
+        for wrong in play::floats(&case).each_with_a_fault() {
+            all += 1;
+            found += usize::from(exact.judge(&case, &wrong).is_err());
+        }
+    }
+    println!("{found} of {all} are found");
+    assert!(found * 100 >= all * 97, "{found} of {all} are found");
+}
+
 #[test]
 fn random_products_are_right_on_one_thread() {
     fuzz(1);

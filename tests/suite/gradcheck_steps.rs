@@ -261,7 +261,7 @@ fn a_function_that_rounds_a_part_of_itself_to_f32_is_not_accused() {
 fn what_is_steep_bent_or_almost_at_a_kink_does_not_round() {
     // A tenth, and a hundred, of the change that f32 can hold.
     let near = |x: Tensor<1>, part: f64| (x - (1.0 + part * 2f64.powi(-22))).abs();
-    let functions: [(&str, &dyn Fn(Tensor<1>) -> Tensor<1>); 8] = [
+    let functions: [(&str, &dyn Fn(Tensor<1>) -> Tensor<1>); 10] = [
         ("steep", &|x| (x * 100).sin()),
         ("steeper", &|x| (x * 1e5).sin()),
         ("curved", &|x| (x * 30).exp()),
@@ -269,6 +269,8 @@ fn what_is_steep_bent_or_almost_at_a_kink_does_not_round() {
         ("in its minimum", &|x| (x - 1.0).square()),
         ("beside a kink", &|x| near(x, 0.1)),
         ("not far from a kink", &|x| near(x, 100.0)),
+        ("between two kinks", &|x| x.clamp(1.0 - 1e-7, 1.0 + 1e-7)),
+        ("between two kinks, and flat", &|x| relu(x.clone() - (1.0 + 1e-7)) + relu(-x + (1.0 - 1e-7))),
         ("of two parts", &|x| x.clone().sin() + (x * 1e3).cos() * 1e-3),
     ];
     for (name, f) in functions {

@@ -88,29 +88,35 @@ impl GradCheck {
     }
 }
 
-/// A change of the inputs, as a part of each, that f32 cannot hold: its numbers are 2⁻²⁴ to 2⁻²³ apart, so at most 1.5 · 2⁻²⁷ rounds back to
-/// where it was.
-const BELOW: f64 = 1.0 / (1 << 27) as f64;
-/// One that f32 can hold.
+/// A change of the inputs, as a part of each, that f32 can hold: its numbers are 2⁻²⁴ to 2⁻²³ apart.
 const ABOVE: f64 = 1.0 / (1 << 22) as f64;
+/// The part of that change which f32 cannot hold: it rounds back to where it was.
+const BELOW: f64 = 1.0 / 32.0;
 
 /// Outputs where the inputs are, and where they are changed to both sides.
 struct Changes<'a> {
     here: &'a [f64],
     below: [Vec<f64>; 2],
     half_below: Vec<f64>,
+    /// The inputs are numbers of f32 again.
     above: [Vec<f64>; 2],
+    above_and_below: [Vec<f64>; 2],
 }
 
 impl<'a> Changes<'a> {
     fn along(f64: &dyn Evaluate, x: &[Vec<f64>], signs: &[Vec<f64>], here: &'a [f64]) -> Self {
-        let outputs = |part: f64| {
-            let moved =
-                |(x, signs): (&Vec<f64>, &Vec<f64>)| x.iter().zip(signs).map(|(x, sign)| x * (1.0 + part * sign)).collect();
-            f64.outputs(&x.iter().zip(signs).map(moved).collect::<Vec<_>>(), How::Plain).0
+        let moved = |part: f64| -> Vec<Vec<f64>> {
+            let element = |(x, sign): (&f64, &f64)| x + part * (round_to_f32(x * (1.0 + ABOVE * sign)) - x);
+            x.iter().zip(signs).map(|(x, signs)| x.iter().zip(signs).map(element).collect()).collect()
         };
-        let both = |part: f64| [outputs(part), outputs(-part)];
-        Changes { here, below: both(BELOW), half_below: outputs(BELOW / 2.0), above: both(ABOVE) }
+        let outputs = |part: f64| f64.outputs(&moved(part), How::Plain).0;
+        Changes {
+            here,
+            below: [BELOW, -BELOW].map(outputs),
+            half_below: outputs(BELOW / 2.0),
+            above: [1.0, -1.0].map(outputs),
+            above_and_below: [1.0 + BELOW, -1.0 + BELOW].map(outputs),
+        }
     }
 
     fn round_to_f32(&self) -> bool {
@@ -119,19 +125,27 @@ impl<'a> Changes<'a> {
         is_whole || (0..self.here.len()).any(|output| self.rounds_in_part(output))
     }
 
-    /// Whether an output is a straight line where the part that rounds does not move, and leaves it to both sides where it does.
+    /// Whether an output is a straight line below f32's resolution, is off that line on both sides above it, and goes on there as steep as
+    /// before, on one side at least: steps, one for each number of f32.
     ///
-    /// A smooth function that is as straight as that over 2⁻²⁷ is nearly so over 2⁻²², and a kink is to one side.
+    /// A smooth function that is as straight as that over 2⁻²⁷ is nearly so over 2⁻²². Beyond a kink it is steeper, or less steep.
     fn rounds_in_part(&self, output: usize) -> bool {
         let change = |outputs: &[f64]| outputs[output] - self.here[output];
         let [up, down] = self.below.each_ref().map(|outputs| change(outputs));
-        let slope = up / BELOW;
         let size = self.here[output].abs() + change(&self.above[0]).abs() / ABOVE;
         let rounding = 2f64.powi(-48) * size;
         let is_straight = (up + down).abs() <= rounding && (up - 2.0 * change(&self.half_below)).abs() <= rounding;
-        let leaves = |(outputs, sign): (&Vec<f64>, f64)| (change(outputs) - sign * slope * ABOVE).abs() > 2f64.powi(-26) * size;
-        is_straight && self.above.iter().zip([1.0, -1.0]).all(leaves)
+        let is_off = |(above, sign): (&Vec<f64>, f64)| (change(above) - sign * up / BELOW).abs() > 2f64.powi(-26) * size;
+        let goes_on =
+            |(above, below): (&Vec<f64>, &Vec<f64>)| (below[output] - above[output] - up).abs() <= 2f64.powi(-36) * size;
+        is_straight
+            && self.above.iter().zip([1.0, -1.0]).all(is_off)
+            && self.above.iter().zip(&self.above_and_below).any(goes_on)
     }
+}
+
+fn round_to_f32(x: f64) -> f64 {
+    f64::from(x as f32)
 }
 
 /// Whether outputs in f64 are not even roughly those in f32.

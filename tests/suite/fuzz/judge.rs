@@ -35,7 +35,7 @@ fn allowed_epsilons(terms: usize, adds: Adds) -> f64 {
         (_, Adds::Blocks) => 16.0 + 2.0 * (terms as f64).sqrt(),
         (_, Adds::Composition) => one_by_one.min(4112.0),
         (33..=512, Adds::Kernels) => 16.0,
-        (_, Adds::Kernels) => (4.0 * (terms as f64).sqrt()).min(64.0),
+        (_, Adds::Kernels) => 46.0,
     }
 }
 
@@ -68,8 +68,7 @@ impl Exact {
             () => Adds::Composition,
         };
         let gradients = if is_composed() { Adds::Autodiff } else { outputs };
-        // The composition divides by the norms first.
-        let precision = SumPrecision::of(case, if outputs == Adds::Composition { &[] } else { &answer.norms });
+        let precision = SumPrecision::of(case, least_divisor(case, in_kernels, &answer.norms));
         let contracted: usize = meaning.pairs.iter().map(|pair| lhs.shape[pair.0]).product();
         let out =
             precision.bounds(outputs, contracted, case.out_dtype(), [&answer.out, &answer.out_scale, &answer.out.map(|_| 0.0)]);
@@ -187,8 +186,24 @@ fn are_rows(product: &Product, inputs: [&Array; 2]) -> bool {
 /// Whether the kernels take vectors of these norms. Others, but for zeros, are left to the composition (README, Limits).
 fn are_in_range(case: &Case, norms: &[f64]) -> bool {
     let range = if case.accumulator() == DType::F64 { 1e-60..=1e60 } else { 1e-9..=1e9 };
-    let is_in_range = |&norm: &f64| (norm == 0.0 || range.contains(&norm)) && range.contains(&norm.max(case.config.epsilon));
+    // Rows take for zeros what has no square in f64.
+    let is_zero = |norm: f64| norm * norm == 0.0;
+    let is_in_range = |&norm: &f64| (is_zero(norm) || range.contains(&norm)) && range.contains(&norm.max(case.config.epsilon));
     norms.iter().all(is_in_range)
+}
+
+/// The least that products are divided by once they are multiplied, at most 1: what underflow took of them grows by as much, squared.
+fn least_divisor(case: &Case, in_kernels: bool, norms: &[f64]) -> f64 {
+    let least = match () {
+        // The kernels take norms in their range only.
+        () if in_kernels => 0.0,
+        // Those for GPUs scale smaller vectors first.
+        () if has_gpu_kernels() && case.accumulator() == DType::F64 => 2f64.powi(-200),
+        () if has_gpu_kernels() => 2f64.powi(-20),
+        // The composition divides before it multiplies.
+        () => 1.0,
+    };
+    norms.iter().map(|norm| norm.max(case.config.epsilon)).fold(1.0, f64::min).max(least)
 }
 
 /// How exact the sums of a case must be.
@@ -202,15 +217,12 @@ struct SumPrecision {
 }
 
 impl SumPrecision {
-    /// Where products are divided by these norms, which are none without normalization.
-    fn of(case: &Case, norms: &[f64]) -> Self {
+    fn of(case: &Case, least_divisor: f64) -> Self {
         let Precision { epsilon, least, .. } = Precision::of(case.accumulator());
-        let least_norm = norms.iter().map(|norm| norm.max(case.config.epsilon)).fold(1.0, f64::min);
         SumPrecision {
             epsilon,
             negligible: if case.config.normalize { epsilon * epsilon } else { 0.0 },
-            // Products too small for the dtype are lost before they are divided by the norms (README, Limits).
-            lost: least / (least_norm * least_norm),
+            lost: least / (least_divisor * least_divisor),
         }
     }
 

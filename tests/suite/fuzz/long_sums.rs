@@ -53,7 +53,7 @@ fn long_sums_of_equal_terms_lose_no_digits() {
         (DType::F32, DotConfig::new((1, 0)).with_batch_dims(0), &[1_000_000, 4], &[4]),
     ];
     let held = float_dtypes();
-    // Composed, each part of a sum is an operation of its own: the longest would take minutes.
+    // Composed, a sum is made of thousands of operations: the longest would take minutes.
     let is_short_enough = |shape: &[usize]| has_kernels() || shape[1] <= 1 << 20;
     let cases = cases.iter().filter(|case| held.contains(&case.0) && is_short_enough(case.2));
     assert_none(

@@ -22,6 +22,26 @@ pub struct Given {
     pub grads: [Option<TensorData>; 2],
 }
 
+impl Given {
+    /// The same, with the largest number of one tensor a twentieth off; for each tensor that has one.
+    pub fn each_with_a_fault(&self) -> impl Iterator<Item = Given> {
+        let out = with_a_fault(&self.out).map(|out| Given { out, grads: self.grads.clone() });
+        let grads = (0..2).filter_map(|side| {
+            let mut grads = self.grads.clone();
+            grads[side] = Some(with_a_fault(grads[side].as_ref()?)?);
+            Some(Given { out: self.out.clone(), grads })
+        });
+        out.into_iter().chain(grads)
+    }
+}
+
+fn with_a_fault(x: &TensorData) -> Option<TensorData> {
+    let mut numbers: Vec<f64> = x.iter::<f64>().collect();
+    let number = numbers.iter_mut().filter(|x| x.is_finite() && **x != 0.0).max_by(|a, b| a.abs().total_cmp(&b.abs()))?;
+    *number *= 1.05;
+    Some(TensorData::new(numbers, x.shape().to_vec()).convert_dtype(x.dtype()))
+}
+
 /// Calls a function of one rank, `f::<D>(…)`.
 macro_rules! with_rank {
     ($rank:expr, $f:ident $args:tt) => {

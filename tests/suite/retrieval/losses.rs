@@ -8,8 +8,8 @@ use burn_gradcheck::GradCheck;
 use burn_retrieval::{Embed, InBatchSoftmax, InBatchSoftmaxConfig, Pairs, Reduction, Similarity, Temperature, gradient_cache};
 
 use super::reference::score;
-use crate::device::{device, float_dtypes, float_dtypes_with_exp, is_ieee, turn_to_draw};
-use crate::run::{has_kernels, wave};
+use crate::device::{backend, device, float_dtypes, float_dtypes_with_exp, is_ieee, turn_to_draw};
+use crate::run::wave;
 
 const BATCH: usize = 5;
 const HARD: usize = 3;
@@ -117,8 +117,9 @@ fn every_option_gives_what_plain_loops_give() {
 #[test]
 fn every_option_passes_the_gradient_check() {
     let dtypes: Vec<_> = float_dtypes_with_exp().into_iter().filter(|dtype| dtype.size() >= 4).map(Into::into).collect();
-    // The loss is the same operations everywhere, which elsewhere take long to launch.
-    let (extras, chunks) = if has_kernels() { (&EXTRAS[..], &[None, Some(2)][..]) } else { (&EXTRAS[5..], &[Some(2)][..]) };
+    // The loss is the same operations everywhere, which are slow elsewhere.
+    let (extras, chunks) =
+        if backend() == "flex" { (&EXTRAS[..], &[None, Some(2)][..]) } else { (&EXTRAS[5..], &[Some(2)][..]) };
     for config in configs() {
         for &extras in extras {
             for &chunk in chunks {

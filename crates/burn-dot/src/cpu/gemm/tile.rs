@@ -121,7 +121,7 @@ pub(super) struct Write<R> {
 /// # Safety
 ///
 /// The panel holds, `k` times, as many vectors as `rows` fit in; `b` so many columns of `k` elements. `to` has room for `rows` elements
-/// in each of `columns` columns, which nothing else reads or writes, before this thread's next [`Isa::fence`] if they are streamed, and which
+/// in each of `columns` columns, which nothing else reads or writes, before this thread's next [`streaming::fence`] if they are streamed, and which
 /// are initialized where they are added to. There is a factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
@@ -374,7 +374,7 @@ unsafe fn add_term<S: Isa, R: Compute, const V: usize, const N: usize>(
 /// # Safety
 ///
 /// `to` has room for these vectors in each of `N` columns, `stride` elements apart, which nothing else reads or writes; if `streams`, before
-/// this thread's next [`Isa::fence`], and each vector is aligned, and as large as [`Isa::stream`] takes.
+/// this thread's next [`streaming::fence`], and each vector is aligned, and as large as [`Isa::stream`] takes.
 #[inline(always)]
 unsafe fn write_vectors<S: Isa, R: Compute, const V: usize, const N: usize>(
     isa: S,

@@ -107,7 +107,7 @@ impl Factors {
 /// # Safety
 ///
 /// Both vectors, and the gradients that are wanted, have as many rows as `out_grads`, each of `len` initialized elements. The
-/// vectors can be read; the gradients nothing else reads or writes, before this thread's next [`Isa::fence`] if they are streamed. The
+/// vectors can be read; the gradients nothing else reads or writes, before this thread's next [`streaming::fence`] if they are streamed. The
 /// gradient of a row may be where the row is, and nowhere else among the rows; those of both vectors are so only where nothing is streamed
 /// and there is no sum.
 pub(super) struct Gradients<'a, T> {
@@ -115,7 +115,7 @@ pub(super) struct Gradients<'a, T> {
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],
-    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. An [`Isa::fence`] must
+    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. An [`streaming::fence`] must
     /// follow.
     pub stream: Option<&'a mut [T]>,
     /// The gradient of the output of each row.
@@ -214,7 +214,7 @@ impl<T: Element> Gradients<'_, T> {
 /// # Safety
 ///
 /// The vectors have `len` elements that can be read; the gradient as many that are initialized, and that nothing else reads or writes, before
-/// this thread's next [`Isa::fence`] if it is streamed. It may be where its own vector is.
+/// this thread's next [`streaming::fence`] if it is streamed. It may be where its own vector is.
 #[inline(always)]
 unsafe fn write<S: Isa, T: Element, const PLAIN: bool>(
     isa: S,
