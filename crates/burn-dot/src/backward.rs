@@ -87,13 +87,13 @@ impl<B: DotOps> Backward<B, 2> for FloatDot {
                 None => placeholder::<B>(shape, dtype, &grad.device()),
             }
         };
-        let (lhs, rhs) = (input(lhs, &plan.lhs_shape), input(rhs, &plan.rhs_shape));
+        let (lhs, rhs) = (input(lhs, &plan.lhs.shape), input(rhs, &plan.rhs.shape));
         // A gradient may be a permuted view, unless its input has its axes in the order batch, free, contracted.
         let mut register = |node: NodeId, grad, order: &[usize]| {
             let grad = if order.is_sorted() { grad } else { B::float_in_memory_order(grad) };
             grads.register::<B>(node, grad);
         };
-        let (of_lhs, of_rhs) = (plan.lhs_order.clone(), plan.rhs_order.clone());
+        let (of_lhs, of_rhs) = (plan.lhs.order.clone(), plan.rhs.order.clone());
         match ops.parents {
             [Some(lhs_node), Some(rhs_node)] => {
                 let (grad_lhs, grad_rhs) = B::float_dot_grads(lhs, rhs, grad, saved, plan, options);

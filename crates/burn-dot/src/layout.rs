@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use smallvec::SmallVec;
 
-use crate::plan::Plan;
+use crate::plan::{Input, Plan};
 
 /// The tensors that take part. `X` and `Y` are the inputs, in whichever order suits a kernel.
 pub(crate) const X: usize = 0;
@@ -54,46 +54,33 @@ pub(crate) struct Strides<'a> {
     pub out: &'a [isize],
 }
 
-/// An input of a product: its axes in the order batch, free, contracted, and the tensors that have them.
+/// An input of a product, and the tensors that have its axes.
 struct Side<'a> {
-    shape: &'a [usize],
-    order: &'a [usize],
-    /// Batch and free axes: those that number its vectors.
-    vector_axes: usize,
+    input: &'a Input,
     strides: &'a [isize],
     grad_strides: &'a [isize],
     /// The input, its gradient, and the index of its vectors.
     tensors: [usize; 3],
 }
 
-impl<'a> Side<'a> {
-    fn lhs(plan: &'a Plan, strides: &Strides<'a>) -> Self {
-        let (shape, order) = (&plan.lhs_shape, &plan.lhs_order);
-        let vector_axes = order.len() - plan.contracted;
-        Side { shape, order, vector_axes, strides: strides.lhs, grad_strides: strides.grad_lhs, tensors: [X, DX, X_INDEX] }
-    }
-
-    fn rhs(plan: &'a Plan, strides: &Strides<'a>) -> Self {
-        let (shape, order) = (&plan.rhs_shape, &plan.rhs_order);
-        let vector_axes = order.len() - plan.contracted;
-        Side { shape, order, vector_axes, strides: strides.rhs, grad_strides: strides.grad_rhs, tensors: [Y, DY, Y_INDEX] }
-    }
-
+impl Side<'_> {
     fn size(&self, place: usize) -> usize {
-        self.shape[self.order[place]]
+        self.input.shape[self.input.order[place]]
     }
 
     /// Sets the strides along the axis at a place, which is iterated over `size` indices: none, where the input is broadcast along it.
     fn set_strides(&self, place: usize, size: usize, stride: &mut Offsets) {
-        let (axis, [input, grad, index]) = (self.order[place], self.tensors);
-        if self.shape[axis] != size {
+        let Input { shape, order, free } = self.input;
+        let (axis, [input, grad, index]) = (order[place], self.tensors);
+        if shape[axis] != size {
             return;
         }
         stride[input] = stride_along(self.strides, axis);
         stride[grad] = stride_along(self.grad_strides, axis);
-        if place < self.vector_axes {
-            let inner = &self.order[place + 1..self.vector_axes];
-            stride[index] = inner.iter().map(|&axis| self.shape[axis]).product::<usize>() as isize;
+        // Batch and free axes number the vectors.
+        if place < free.end {
+            let inner = &order[place + 1..free.end];
+            stride[index] = inner.iter().map(|&axis| shape[axis]).product::<usize>() as isize;
         }
     }
 }
@@ -106,9 +93,9 @@ fn stride_along(strides: &[isize], axis: usize) -> isize {
 impl Space {
     /// Counts that kernels make of a space are products of sizes of one input or of the output: by the plan, none of them wraps.
     pub fn new(plan: &Plan, strides: Strides<'_>) -> Self {
-        let (lhs, rhs) = (Side::lhs(plan, &strides), Side::rhs(plan, &strides));
-        let batch_dims = plan.batch_shape.len();
-        let i_dims = lhs.vector_axes - batch_dims;
+        let lhs = Side { input: &plan.lhs, strides: strides.lhs, grad_strides: strides.grad_lhs, tensors: [X, DX, X_INDEX] };
+        let rhs = Side { input: &plan.rhs, strides: strides.rhs, grad_strides: strides.grad_rhs, tensors: [Y, DY, Y_INDEX] };
+        let (of_lhs, of_rhs) = (plan.lhs.free.clone(), plan.rhs.free.clone());
         // Of the output by axis, of an input by the place in its order.
         let axis = |size: usize, of_lhs: Option<usize>, of_rhs: Option<usize>, of_out: Option<usize>| {
             let mut stride = [0; TENSORS];
@@ -123,12 +110,12 @@ impl Space {
             }
             Axis { size, stride }
         };
-        let batch = (0..batch_dims).map(|place| axis(plan.batch_shape[place], Some(place), Some(place), Some(place)));
-        let i = (batch_dims..lhs.vector_axes).map(|place| axis(lhs.size(place), Some(place), None, Some(place)));
-        let j = (batch_dims..rhs.vector_axes).map(|place| axis(rhs.size(place), None, Some(place), Some(place + i_dims)));
-        let mut k: SmallVec<[Axis; 2]> = (0..plan.contracted)
-            .map(|place| (lhs.vector_axes + place, rhs.vector_axes + place))
-            .map(|(of_lhs, of_rhs)| axis(lhs.size(of_lhs), Some(of_lhs), Some(of_rhs), None))
+        let batch = (0..of_lhs.start).map(|place| axis(plan.batch_shape[place], Some(place), Some(place), Some(place)));
+        let i = of_lhs.clone().map(|place| axis(lhs.size(place), Some(place), None, Some(place)));
+        let j = of_rhs.clone().map(|place| axis(rhs.size(place), None, Some(place), Some(place + of_lhs.len())));
+        let mut k: SmallVec<[Axis; 2]> = (of_lhs.end..plan.lhs.order.len())
+            .zip(of_rhs.end..)
+            .map(|(in_lhs, in_rhs)| axis(lhs.size(in_lhs), Some(in_lhs), Some(in_rhs), None))
             .collect();
         // A sum may run in any order; this one lets contiguous axes be collapsed.
         k.sort_by_key(|axis| core::cmp::Reverse(axis.stride[X].abs()));

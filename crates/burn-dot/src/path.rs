@@ -1,6 +1,9 @@
 //! Which kernel a product takes: decided from the plan and the strides of its inputs alone.
 
-use crate::{error::Operand, plan::Plan};
+use crate::{
+    error::Operand,
+    plan::{Input, Plan},
+};
 
 /// The kernel of a product. What one saves for the backward pass, the same alone can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +31,13 @@ impl Path {
     pub fn choose(plan: &Plan, strides: Option<[&[isize]; 2]>, allow_broadcast: bool) -> Path {
         let find = |broadcast: bool| {
             [Operand::Lhs, Operand::Rhs].into_iter().find(|&vector| {
-                let other = Counterpart::of(plan, strides.unwrap_or_default(), vector);
-                let single = if vector == Operand::Lhs { plan.m == 1 } else { plan.n == 1 };
-                single && other.is_broadcast(plan) == broadcast && !other.is_perpendicular(plan)
+                let [lhs, rhs] = strides.unwrap_or_default();
+                let (single, other, strides) = match vector {
+                    Operand::Lhs => (plan.m == 1, &plan.rhs, rhs),
+                    Operand::Rhs => (plan.n == 1, &plan.lhs, lhs),
+                };
+                let is_broadcast = *other.batch_shape() != plan.batch_shape[..];
+                single && is_broadcast == broadcast && !is_perpendicular(other, strides)
             })
         };
         let vector = find(false).or_else(|| if allow_broadcast { find(true) } else { None });
@@ -38,33 +45,10 @@ impl Path {
     }
 }
 
-/// The input that an operand meets: its axes in the order batch, free, contracted.
-struct Counterpart<'a> {
-    shape: &'a [usize],
-    order: &'a [usize],
-    strides: &'a [isize],
-}
-
-impl<'a> Counterpart<'a> {
-    fn of(plan: &'a Plan, [lhs, rhs]: [&'a [isize]; 2], operand: Operand) -> Self {
-        match operand {
-            Operand::Lhs => Counterpart { shape: &plan.rhs_shape, order: &plan.rhs_order, strides: rhs },
-            Operand::Rhs => Counterpart { shape: &plan.lhs_shape, order: &plan.lhs_order, strides: lhs },
-        }
-    }
-
-    /// Whether a batch of 1 meets a larger one.
-    fn is_broadcast(&self, plan: &Plan) -> bool {
-        self.shape.iter().zip(plan.batch_shape.iter()).any(|(own, joint)| own != joint)
-    }
-
-    /// Whether neighbours in memory belong to different vectors.
-    fn is_perpendicular(&self, plan: &Plan) -> bool {
-        let contiguous = |axes: &[usize]| axes.iter().any(|&axis| self.shape[axis] > 1 && self.strides.get(axis) == Some(&1));
-        let (free, contracted) =
-            self.order[plan.batch_shape.len()..].split_at(self.order.len() - plan.batch_shape.len() - plan.contracted);
-        contiguous(free) && !contiguous(contracted)
-    }
+/// Whether neighbours in memory belong to different vectors.
+fn is_perpendicular(input: &Input, strides: &[isize]) -> bool {
+    let contiguous = |axes: &[usize]| axes.iter().any(|&axis| input.shape[axis] > 1 && strides.get(axis) == Some(&1));
+    contiguous(&input.order[input.free.clone()]) && !contiguous(&input.order[input.free.end..])
 }
 
 #[cfg(test)]

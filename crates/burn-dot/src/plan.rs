@@ -9,7 +9,7 @@
 //! rhs  batch… · free… · contracted…   →   (batch, n, k)  ┘
 //! ```
 
-use core::ops::Deref;
+use core::ops::{Deref, Range};
 
 use burn_core::tensor::{FloatDType, Shape};
 use smallvec::SmallVec;
@@ -135,9 +135,13 @@ impl<'a, S: Copy> Roles<'a, S> {
         self.contracted.iter().map(|axis| self.sizes[axis.index])
     }
 
-    /// Batch, free, contracted.
-    fn order(&self) -> AxisList {
-        (0..self.batch_dims).chain(self.free.iter().copied()).chain(self.contracted.iter().map(|axis| axis.index)).collect()
+    fn input(&self, shape: &[usize]) -> Input {
+        let contracted = self.contracted.iter().map(|axis| axis.index);
+        Input {
+            shape: shape.into(),
+            order: (0..self.batch_dims).chain(self.free.iter().copied()).chain(contracted).collect(),
+            free: self.batch_dims..self.batch_dims + self.free.len(),
+        }
     }
 }
 
@@ -225,18 +229,30 @@ pub struct Sizes {
     pub k: usize,
     /// Product of rhs's free sizes.
     pub n: usize,
-    /// How many axes of each input are contracted.
-    pub contracted: usize,
-    /// Axes of lhs in the order batch, free, contracted.
-    pub lhs_order: AxisList,
-    /// Axes of rhs in the order batch, free, contracted.
-    pub rhs_order: AxisList,
-    /// Shape of lhs.
-    pub lhs_shape: Shape,
-    /// Shape of rhs.
-    pub rhs_shape: Shape,
+    /// The first input.
+    pub lhs: Input,
+    /// The second input.
+    pub rhs: Input,
     /// Shape of the output.
     pub output: Shape,
+}
+
+/// One input of a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Its shape.
+    pub shape: Shape,
+    /// Its axes in the order batch, free, contracted.
+    pub order: AxisList,
+    /// Which places of the order are free axes: before them are the batch axes, behind them the contracted ones.
+    pub free: Range<usize>,
+}
+
+impl Input {
+    /// Sizes of the batch axes, which are 1 where the other input has more.
+    pub fn batch_shape(&self) -> &[usize] {
+        &self.shape[..self.free.start]
+    }
 }
 
 /// Of which inputs the gradient is asked for.
@@ -289,12 +305,9 @@ impl Plan {
             m: lhs_roles.free_sizes().product(),
             k: lhs_roles.contracted_sizes().product(),
             n: rhs_roles.free_sizes().product(),
-            contracted: lhs_roles.contracted.len(),
-            lhs_order: lhs_roles.order(),
-            rhs_order: rhs_roles.order(),
+            lhs: lhs_roles.input(lhs),
+            rhs: rhs_roles.input(rhs),
             batch_shape,
-            lhs_shape: lhs.into(),
-            rhs_shape: rhs.into(),
             output,
         }))
     }
@@ -302,8 +315,7 @@ impl Plan {
     /// Whether a batch of 1 of either input meets a larger one.
     #[cfg(feature = "_cube")]
     pub(crate) fn is_broadcast(&self) -> bool {
-        let batch = &self.batch_shape[..];
-        [&self.lhs_shape, &self.rhs_shape].into_iter().any(|shape| shape[..batch.len()] != *batch)
+        [&self.lhs, &self.rhs].into_iter().any(|input| *input.batch_shape() != self.batch_shape[..])
     }
 
     /// Whether the output holds nothing, or nothing but zeros: no arithmetic is needed.

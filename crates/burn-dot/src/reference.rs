@@ -27,7 +27,7 @@ use burn_core::tensor::{DType, FloatDType, IntDType, Shape, Slice, TensorData};
 
 use crate::{
     error::Operand,
-    plan::{FloatOptions, Plan, Sizes},
+    plan::{FloatOptions, Input, Plan, Sizes},
 };
 
 /// Whether both inputs have a single vector for each batch index.
@@ -80,7 +80,7 @@ pub(crate) fn float_dot_grad<B: Backend>(
         Operand::Rhs => (rhs, lhs, Side::rhs(plan), Side::lhs(plan)),
     };
     if plan.is_trivial() {
-        return zeros::<B>(side.shape, dtype, &own.device());
+        return zeros::<B>(&side.input.shape, dtype, &own.device());
     }
     let grad = cast::<B>(grad, compute);
     let other = cast::<B>(other, compute);
@@ -122,44 +122,39 @@ pub(crate) fn float_dot_grads<B: Backend>(
 /// One input of a plan: how its axes become those of a matrix, and back.
 struct Side<'a> {
     plan: &'a Plan,
-    shape: &'a [usize],
-    order: &'a [usize],
+    input: &'a Input,
+    /// Product of its free sizes.
     free: usize,
 }
 
 impl<'a> Side<'a> {
     fn lhs(plan: &'a Plan) -> Self {
-        Side { plan, shape: &plan.lhs_shape, order: &plan.lhs_order, free: plan.m }
+        Side { plan, input: &plan.lhs, free: plan.m }
     }
 
     fn rhs(plan: &'a Plan) -> Self {
-        Side { plan, shape: &plan.rhs_shape, order: &plan.rhs_order, free: plan.n }
-    }
-
-    /// Sizes of the batch axes, which are 1 where the other input has more.
-    fn batch_shape(&self) -> &'a [usize] {
-        &self.shape[..self.plan.batch_shape.len()]
+        Side { plan, input: &plan.rhs, free: plan.n }
     }
 
     /// The batch axes along which the other input has more.
     fn broadcast_axes(&self) -> impl DoubleEndedIterator<Item = usize> {
-        (0..self.plan.batch_shape.len()).filter(|&axis| self.shape[axis] != self.plan.batch_shape[axis])
+        (0..self.plan.batch_shape.len()).filter(|&axis| self.input.shape[axis] != self.plan.batch_shape[axis])
     }
 
     /// The vectors to contract as the rows of a matrix, for reductions along them.
     fn rows<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
-        let rows = self.shape.iter().product::<usize>() / self.plan.k;
-        in_memory_order::<B>(permute::<B>(x, self.order), Shape::new([rows, self.plan.k]))
+        let rows = self.input.shape.iter().product::<usize>() / self.plan.k;
+        in_memory_order::<B>(permute::<B>(x, &self.input.order), Shape::new([rows, self.plan.k]))
     }
 
     /// The same as `(batch, free, k)`, or `(batch, k)` where the product is of rows, for products only: a view, where the strides allow it.
     fn views<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
-        let batch = self.batch_shape().iter().product::<usize>();
+        let batch = self.input.batch_shape().iter().product::<usize>();
         let shape = match is_of_rows(self.plan) {
             true => Shape::new([batch, self.plan.k]),
             false => Shape::new([batch, self.free, self.plan.k]),
         };
-        reshape::<B>(permute::<B>(x, self.order), shape)
+        reshape::<B>(permute::<B>(x, &self.input.order), shape)
     }
 
     /// [`broadcast_batch`](Self::broadcast_batch) of an input with one vector for each batch index, as `(batch, k)`.
@@ -176,14 +171,14 @@ impl<'a> Side<'a> {
     /// broadcast.
     fn broadcast_batch<B: Backend>(&self, vectors: FloatTensor<B>) -> FloatTensor<B> {
         let Sizes { batch_shape, batch, k, .. } = &**self.plan;
-        let own = self.batch_shape().iter().product::<usize>();
+        let own = self.input.batch_shape().iter().product::<usize>();
         if own == 1 || own == *batch {
             return reshape::<B>(vectors, Shape::new([own, self.free, *k]));
         }
         let mut vectors = vectors;
         for axis in self.broadcast_axes() {
             let outer = batch_shape[..axis].iter().product::<usize>();
-            let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
+            let inner = self.input.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
             let one = reshape::<B>(vectors, Shape::new([outer, 1, inner]));
             vectors = B::float_expand(one, Shape::new([outer, batch_shape[axis], inner]));
         }
@@ -196,18 +191,19 @@ impl<'a> Side<'a> {
         let mut grad = grad;
         for axis in self.broadcast_axes().rev() {
             let outer = batch_shape[..axis].iter().product::<usize>();
-            let inner = self.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
+            let inner = self.input.batch_shape()[axis + 1..].iter().product::<usize>() * self.free * k;
             grad = B::float_sum_dim(in_memory_order::<B>(grad, Shape::new([outer, batch_shape[axis], inner])), 1);
         }
-        let rows = self.batch_shape().iter().product::<usize>() * self.free;
+        let rows = self.input.batch_shape().iter().product::<usize>() * self.free;
         reshape::<B>(grad, Shape::new([rows, *k]))
     }
 
     /// The opposite of [`rows`](Self::rows).
     fn back_in_place<B: Backend>(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
-        let ordered = self.order.iter().map(|&axis| self.shape[axis]).collect::<Vec<_>>();
-        let mut inverse = vec![0; self.order.len()];
-        for (place, &axis) in self.order.iter().enumerate() {
+        let Input { shape, order, .. } = self.input;
+        let ordered = order.iter().map(|&axis| shape[axis]).collect::<Vec<_>>();
+        let mut inverse = vec![0; order.len()];
+        for (place, &axis) in order.iter().enumerate() {
             inverse[axis] = place;
         }
         permute::<B>(reshape::<B>(rows, ordered.into()), &inverse)
@@ -256,8 +252,8 @@ pub(crate) fn int_dot<B: Backend>(lhs: IntTensor<B>, rhs: IntTensor<B>, plan: &P
             _ => B::int_cast(x, compute),
         }
     };
-    let lhs = rows(lhs, &plan.lhs_order, plan.m);
-    let rhs = rows(rhs, &plan.rhs_order, plan.n);
+    let lhs = rows(lhs, &plan.lhs.order, plan.m);
+    let rhs = rows(rhs, &plan.rhs.order, plan.n);
     let out = B::int_matmul(lhs, B::int_swap_dims(rhs, 1, 2));
     let out = if dtype == compute { out } else { B::int_cast(low_bits::<B>(out, dtype), dtype) };
     B::int_reshape(out, plan.output.clone())

@@ -107,7 +107,7 @@ fn has_kernel(input: FloatDType, output: FloatDType) -> bool {
 fn assert_planned([lhs, rhs]: [&FlexTensor; 2], plan: &Plan) {
     let (lhs, rhs) = (lhs.layout().shape(), rhs.layout().shape());
     assert!(
-        *lhs == plan.lhs_shape && *rhs == plan.rhs_shape,
+        *lhs == plan.lhs.shape && *rhs == plan.rhs.shape,
         "inputs {lhs:?} and {rhs:?} of a product that was planned as {plan:?}"
     );
 }

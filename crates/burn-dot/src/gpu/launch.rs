@@ -62,7 +62,7 @@ pub(super) fn input(tensor: CubeTensor, shape: &[usize], dtype: FloatDType) -> C
 
 /// Both inputs of a product.
 pub(super) fn inputs([lhs, rhs]: [CubeTensor; 2], plan: &Plan, dtypes: DTypes) -> [CubeTensor; 2] {
-    [input(lhs, &plan.lhs_shape, dtypes.input), input(rhs, &plan.rhs_shape, dtypes.input)]
+    [input(lhs, &plan.lhs.shape, dtypes.input), input(rhs, &plan.rhs.shape, dtypes.input)]
 }
 
 /// That this is what a forward pass saved: kernels read it by the index of an element.

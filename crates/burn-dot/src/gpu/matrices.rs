@@ -17,14 +17,14 @@ use super::{
 };
 use crate::{
     layout::{Axes, Axis, DX, DY, OUT_INDEX, Space, Strides, TENSORS, X, X_INDEX, Y, Y_INDEX},
-    plan::{FloatOptions, Plan, Wanted},
+    plan::{FloatOptions, Input, Plan, Wanted},
     reference,
 };
 
 /// Elements saved for the backward pass.
 pub(super) fn saved_shape(plan: &Plan) -> [usize; 1] {
-    let batch = |shape: &[usize]| shape[..plan.batch_shape.len()].iter().product::<usize>();
-    [(batch(&plan.lhs_shape) * plan.m + batch(&plan.rhs_shape) * plan.n) * SAVED]
+    let batch = |input: &Input| input.batch_shape().iter().product::<usize>();
+    [(batch(&plan.lhs) * plan.m + batch(&plan.rhs) * plan.n) * SAVED]
 }
 
 /// The vectors of both inputs: their axes, and the contracted ones.
@@ -66,8 +66,8 @@ pub(super) fn forward(lhs: CubeTensor, rhs: CubeTensor, plan: &Plan, options: Fl
     let norms = empty(&lhs, &saved_shape(plan), dtypes.accumulator);
     launch_norms([&lhs, &rhs], &norms, &vectors, dtypes, options);
     let product = {
-        let lhs = matrix(lhs.clone(), &plan.lhs_order, &plan.lhs_shape, plan, plan.m);
-        let rhs = matrix(rhs.clone(), &plan.rhs_order, &plan.rhs_shape, plan, plan.n);
+        let lhs = matrix(lhs.clone(), &plan.lhs, [plan.m, plan.k]);
+        let rhs = matrix(rhs.clone(), &plan.rhs, [plan.n, plan.k]);
         multiply(lhs, transposed(rhs), &shape(&plan.batch_shape, [plan.m, plan.n]), dtypes.accumulator)
     };
     let out = empty(&lhs, &plan.output, dtypes.output);
@@ -80,9 +80,9 @@ fn shape(batch: &[usize], matrix: [usize; 2]) -> Vec<usize> {
 }
 
 /// An input as `(batch, free, k)`: a view where its strides allow it.
-fn matrix(x: CubeTensor, order: &[usize], sizes: &[usize], plan: &Plan, free: usize) -> CubeTensor {
-    let shape = shape(&sizes[..plan.batch_shape.len()], [free, plan.k]);
-    CubeBackend::float_reshape(CubeBackend::float_permute(x, order), Shape::from(shape))
+fn matrix(x: CubeTensor, input: &Input, matrix: [usize; 2]) -> CubeTensor {
+    let shape = shape(input.batch_shape(), matrix);
+    CubeBackend::float_reshape(CubeBackend::float_permute(x, &input.order), Shape::from(shape))
 }
 
 fn transposed(x: CubeTensor) -> CubeTensor {
@@ -198,8 +198,8 @@ pub(super) fn backward(
         Strides {
             lhs: &strides(&lhs),
             rhs: &strides(&rhs),
-            grad_lhs: &contiguous(&plan.lhs_shape),
-            grad_rhs: &contiguous(&plan.rhs_shape),
+            grad_lhs: &contiguous(&plan.lhs.shape),
+            grad_rhs: &contiguous(&plan.rhs.shape),
             ..Strides::default()
         },
     );
@@ -213,7 +213,7 @@ pub(super) fn backward(
     let product_x = wanted.lhs.then(|| multiply(grad.clone(), unit_vectors[1].clone(), &sized(plan.m), accumulator));
     let product_y = wanted.rhs.then(|| multiply(transposed(grad), unit_vectors[0].clone(), &sized(plan.n), accumulator));
     let output = |wanted: bool, shape: &[usize]| wanted.then(|| empty(&lhs, shape, dtypes.input));
-    let grads = [output(wanted.lhs, &plan.lhs_shape), output(wanted.rhs, &plan.rhs_shape)];
+    let grads = [output(wanted.lhs, &plan.lhs.shape), output(wanted.rhs, &plan.rhs.shape)];
     launch_project(&unit_vectors, [product_x, product_y], norms, &grads, &vectors, dtypes);
     grads
 }

@@ -101,11 +101,11 @@ pub(super) fn backward(
             lhs: &strides(&lhs),
             rhs: &strides(&rhs),
             out: &strides(&grad),
-            grad_lhs: &contiguous(&plan.lhs_shape),
-            grad_rhs: &contiguous(&plan.rhs_shape),
+            grad_lhs: &contiguous(&plan.lhs.shape),
+            grad_rhs: &contiguous(&plan.rhs.shape),
         },
     );
-    let (shapes, normalize) = ([&plan.lhs_shape[..], &plan.rhs_shape[..]], options.normalize.is_some());
+    let (shapes, normalize) = ([&plan.lhs.shape[..], &plan.rhs.shape[..]], options.normalize.is_some());
     let (grad, x_is_lhs) = (&grad, vector == Operand::Lhs);
     match vector {
         Operand::Lhs => {

@@ -178,8 +178,8 @@ impl DotOps for Remote {
             return reference::float_dot_grad::<Self>(lhs, rhs, grad, &plan, options, of);
         }
         let (name, shape) = match of {
-            Operand::Lhs => (names::FLOAT_DOT_GRAD_LHS, plan.lhs_shape.clone()),
-            Operand::Rhs => (names::FLOAT_DOT_GRAD_RHS, plan.rhs_shape.clone()),
+            Operand::Lhs => (names::FLOAT_DOT_GRAD_LHS, plan.lhs.shape.clone()),
+            Operand::Rhs => (names::FLOAT_DOT_GRAD_RHS, plan.rhs.shape.clone()),
         };
         let (output, scalars) = ((shape, lhs.dtype()), write(&plan, options.normalize));
         let [grad] = call_backward(name, &device, [lhs, rhs, grad], saved, [output], scalars);
@@ -198,7 +198,7 @@ impl DotOps for Remote {
         if !is_known(&device) {
             return reference::float_dot_grads::<Self>(lhs, rhs, grad, &plan, options);
         }
-        let outputs = [&plan.lhs_shape, &plan.rhs_shape].map(|shape| (shape.clone(), lhs.dtype()));
+        let outputs = [&plan.lhs, &plan.rhs].map(|input| (input.shape.clone(), lhs.dtype()));
         let scalars = write(&plan, options.normalize);
         let [grad_lhs, grad_rhs] = call_backward(names::FLOAT_DOT_GRADS, &device, [lhs, rhs, grad], saved, outputs, scalars);
         (grad_lhs, grad_rhs)

@@ -44,10 +44,13 @@ mod names {
 /// What the tensors of a product do not tell: the epsilon, or `false` for a plain product; how many axes are batch; the contracted pairs.
 fn write(plan: &Plan, normalize: Option<f64>) -> Vec<ScalarIr> {
     let index = |index: usize| ScalarIr::UInt(index as u64);
-    let contracted = |order: &[usize]| order[order.len() - plan.contracted..].to_vec();
-    let pairs = contracted(&plan.lhs_order).into_iter().zip(contracted(&plan.rhs_order));
+    let [lhs, rhs] = [&plan.lhs, &plan.rhs].map(|input| &input.order[input.free.end..]);
+    let pairs = lhs.iter().zip(rhs);
     let epsilon = normalize.map_or(ScalarIr::Bool(false), ScalarIr::Float);
-    [epsilon, index(plan.batch_shape.len())].into_iter().chain(pairs.flat_map(|(lhs, rhs)| [index(lhs), index(rhs)])).collect()
+    [epsilon, index(plan.batch_shape.len())]
+        .into_iter()
+        .chain(pairs.flat_map(|(&lhs, &rhs)| [index(lhs), index(rhs)]))
+        .collect()
 }
 
 /// The plan of two shapes, and the epsilon, as [`write`] wrote them; or why there is none.
