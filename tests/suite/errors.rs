@@ -89,7 +89,7 @@ fn batches_that_differ() {
     assert_eq!(
         text(DotConfig::new(1), &[2, 3], &[4, 3]),
         "Dot: lhs batch axis 0 has size 2 but rhs batch axis 0 has size 4; lhs [2, 3], rhs [4, 3]; \
-         if all are to meet all from this axis on, set with_batch_dims(0)"
+         to multiply all of lhs with all of rhs from this axis on, set with_batch_dims(0)"
     );
     assert_eq!(
         text(DotConfig::new(1), &[1, 3], &[4, 3]),
@@ -99,7 +99,7 @@ fn batches_that_differ() {
     assert_eq!(
         text(DotConfig::new(2).with_batch_dims(2).with_broadcast_batch(true), &[2, 3, 5], &[2, 4, 5]),
         "Dot: lhs batch axis 1 has size 3 but rhs batch axis 1 has size 4; lhs [2, 3, 5], rhs [2, 4, 5]; \
-         if all are to meet all from this axis on, set with_batch_dims(1)"
+         to multiply all of lhs with all of rhs from this axis on, set with_batch_dims(1)"
     );
     // That is what makes them fit.
     let output = |batch_dims| {

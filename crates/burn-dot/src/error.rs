@@ -321,7 +321,7 @@ impl fmt::Display for DotError {
                 write!(f, "lhs batch axis {axis} has size {lhs_size} but rhs batch axis {axis} has size {rhs_size}; {shapes}")?;
                 match (lhs_size, rhs_size) {
                     (1, _) | (_, 1) => f.write_str("; to repeat a batch of 1, set with_broadcast_batch(true)"),
-                    _ => write!(f, "; if all are to meet all from this axis on, set with_batch_dims({axis})"),
+                    _ => write!(f, "; to multiply all of lhs with all of rhs from this axis on, set with_batch_dims({axis})"),
                 }
             }
             Self::OutputRank { expected, output, shapes } => {

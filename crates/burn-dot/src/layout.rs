@@ -95,7 +95,7 @@ impl Space {
     pub fn new(plan: &Plan, strides: Strides<'_>) -> Self {
         let lhs = Side { input: &plan.lhs, strides: strides.lhs, grad_strides: strides.grad_lhs, tensors: [X, DX, X_INDEX] };
         let rhs = Side { input: &plan.rhs, strides: strides.rhs, grad_strides: strides.grad_rhs, tensors: [Y, DY, Y_INDEX] };
-        let (of_lhs, of_rhs) = (plan.lhs.free.clone(), plan.rhs.free.clone());
+        let (i_places, j_places) = (plan.lhs.free.clone(), plan.rhs.free.clone());
         // Of the output by axis, of an input by the place in its order.
         let axis = |size: usize, of_lhs: Option<usize>, of_rhs: Option<usize>, of_out: Option<usize>| {
             let mut stride = [0; TENSORS];
@@ -110,11 +110,11 @@ impl Space {
             }
             Axis { size, stride }
         };
-        let batch = (0..of_lhs.start).map(|place| axis(plan.batch_shape[place], Some(place), Some(place), Some(place)));
-        let i = of_lhs.clone().map(|place| axis(lhs.size(place), Some(place), None, Some(place)));
-        let j = of_rhs.clone().map(|place| axis(rhs.size(place), None, Some(place), Some(place + of_lhs.len())));
-        let mut k: SmallVec<[Axis; 2]> = (of_lhs.end..plan.lhs.order.len())
-            .zip(of_rhs.end..)
+        let batch = (0..i_places.start).map(|place| axis(plan.batch_shape[place], Some(place), Some(place), Some(place)));
+        let i = i_places.clone().map(|place| axis(lhs.size(place), Some(place), None, Some(place)));
+        let j = j_places.clone().map(|place| axis(rhs.size(place), None, Some(place), Some(place + i_places.len())));
+        let mut k: SmallVec<[Axis; 2]> = (i_places.end..plan.lhs.order.len())
+            .zip(j_places.end..)
             .map(|(in_lhs, in_rhs)| axis(lhs.size(in_lhs), Some(in_lhs), Some(in_rhs), None))
             .collect();
         // A sum may run in any order; this one lets contiguous axes be collapsed.

@@ -121,12 +121,13 @@ impl<'a> Changes<'a> {
 
     fn round_to_f32(&self) -> bool {
         let feels = |(here, above): (&f64, &f64)| (here - above).abs() > 2f64.powi(-40) * here.abs();
-        let is_whole = self.here == self.below[0] && self.here.iter().zip(&self.above[0]).any(feels);
+        let is_flat = self.here == self.below[0] && self.above[0] == self.above_and_below[0];
+        let is_whole = is_flat && self.here.iter().zip(&self.above[0]).any(feels);
         is_whole || (0..self.here.len()).any(|output| self.rounds_in_part(output))
     }
 
-    /// Whether an output is a straight line below f32's resolution, is off that line on both sides above it, and goes on there as steep as
-    /// before, on one side at least: steps, one for each number of f32.
+    /// Whether an output is a straight line within f32's resolution, is off that line a few numbers of f32 away, to both sides, and goes on
+    /// there as steep as before, to one side at least: steps, one for each number of f32.
     ///
     /// A smooth function that is as straight as that over 2⁻²⁷ is nearly so over 2⁻²². Beyond a kink it is steeper, or less steep.
     fn rounds_in_part(&self, output: usize) -> bool {

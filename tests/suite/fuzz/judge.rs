@@ -35,7 +35,7 @@ fn allowed_epsilons(terms: usize, adds: Adds) -> f64 {
         (_, Adds::Blocks) => 16.0 + 2.0 * (terms as f64).sqrt(),
         (_, Adds::Composition) => one_by_one.min(4112.0),
         (33..=512, Adds::Kernels) => 16.0,
-        (_, Adds::Kernels) => 46.0,
+        (_, Adds::Kernels) => 46.0, // `gemm/mod.rs`: 44.5, and a rounding
     }
 }
 
@@ -183,10 +183,11 @@ fn are_rows(product: &Product, inputs: [&Array; 2]) -> bool {
     vectors(0) == 1 || vectors(1) == 1
 }
 
-/// Whether the kernels take vectors of these norms. Others, but for zeros, are left to the composition (README, Limits).
+/// Whether all kernels take vectors of these norms. Others, but for zeros, are left to the composition (README, Limits), or are judged as
+/// if they were: rows of f32 have a wider range.
 fn are_in_range(case: &Case, norms: &[f64]) -> bool {
     let range = if case.accumulator() == DType::F64 { 1e-60..=1e60 } else { 1e-9..=1e9 };
-    // Rows take for zeros what has no square in f64.
+    // What has no square in f64 is taken for zeros.
     let is_zero = |norm: f64| norm * norm == 0.0;
     let is_in_range = |&norm: &f64| (is_zero(norm) || range.contains(&norm)) && range.contains(&norm.max(case.config.epsilon));
     norms.iter().all(is_in_range)

@@ -117,7 +117,7 @@ fn every_option_gives_what_plain_loops_give() {
 #[test]
 fn every_option_passes_the_gradient_check() {
     let dtypes: Vec<_> = float_dtypes_with_exp().into_iter().filter(|dtype| dtype.size() >= 4).map(Into::into).collect();
-    // The loss is the same operations everywhere, which are slow elsewhere.
+    // The loss is the same operations on every backend, which on others than flex are slow.
     let (extras, chunks) =
         if backend() == "flex" { (&EXTRAS[..], &[None, Some(2)][..]) } else { (&EXTRAS[5..], &[Some(2)][..]) };
     for config in configs() {

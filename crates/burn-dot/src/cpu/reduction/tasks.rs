@@ -115,7 +115,7 @@ pub(super) struct Gradients<'a, T> {
     pub len: usize,
     /// Where they go, if wanted, which may be where the vectors are; the stride is in elements, too.
     pub grads: [Option<(*mut T, isize)>; 2],
-    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. An [`streaming::fence`] must
+    /// The buffer, of some elements, by way of which they are written by non-temporal stores, if they are. A [`streaming::fence`] must
     /// follow.
     pub stream: Option<&'a mut [T]>,
     /// The gradient of the output of each row.
