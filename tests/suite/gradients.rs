@@ -37,7 +37,8 @@ fn check_case(case: &Case, normalize: bool) {
     let config = case.config.clone().with_normalize(normalize);
     let (lhs, rhs) = (wave(case.lhs, 0.1), wave(case.rhs, 0.4));
     let ranks = (case.lhs.len(), case.rhs.len(), out_rank(&config, case.lhs, case.rhs));
-    // On other backends than flex small operations are slow, and every way of every case takes minutes: there the long vectors below must do.
+    // On other backends than flex small operations are slow, and every way of every case takes a minute on ndarray, minutes on llvmpipe:
+    // there the long vectors below must do.
     let report = with_ranks!(ranks, check(&config, &lhs, &rhs, backend() == "flex"));
     let name = format!("{:?} · {:?}, {config:?}\n{report}", case.lhs, case.rhs);
     if normalize && case.lhs == [1, 1] {

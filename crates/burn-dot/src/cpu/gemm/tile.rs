@@ -121,8 +121,8 @@ pub(super) struct Write<R> {
 /// # Safety
 ///
 /// The panel holds, `k` times, as many vectors as `rows` fit in; `b` so many columns of `k` elements. `to` has room for `rows` elements
-/// in each of `columns` columns, which nothing else reads or writes, before this thread's next [`streaming::fence`] if they are streamed, and which
-/// are initialized where they are added to. There is a factor for each row and column.
+/// in each of `columns` columns, which nothing else reads or writes, before this thread's next [`streaming::fence`] if they are streamed,
+/// and which are initialized where they are added to. There is a factor for each row and column.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Isa, R: Compute>(
     (isa, pairs): (S, Option<S::Pairs>),

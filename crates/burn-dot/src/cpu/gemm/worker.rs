@@ -305,8 +305,8 @@ struct Panels<R> {
 ///
 /// The vectors of both blocks are within their inputs along this block of K, and nobody writes to them. `block` has an element
 /// for each lane in a column for each broadcast vector, initialized if it is added to, which nothing else reads or writes, before this
-/// thread's next [`fence`](super::super::streaming::fence) if it is streamed; or [`ROUNDED_LANES`] in each of [`ROUNDED_COLUMNS`], if sums are rounded from there. That
-/// output, where lanes are contiguous, has such elements, too. There is a factor for each vector, if any.
+/// thread's next `streaming::fence` if it is streamed; or [`ROUNDED_LANES`] in each of [`ROUNDED_COLUMNS`], if sums are rounded from
+/// there. That output, where lanes are contiguous, has such elements, too. There is a factor for each vector, if any.
 struct MultiplyBlock<'w, 'a, R> {
     lanes: &'w mut Vectors<'a, R>,
     broadcast: &'w mut Vectors<'a, R>,
