@@ -4,7 +4,7 @@ use core::ops::{Add, Mul, RangeInclusive, Sub};
 
 use burn_core::tensor::{bf16, f16};
 
-use super::simd::{Isa, Pairs};
+use super::simd::{Isa, Pairs, Transposed};
 
 /// A dtype of tensors.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
@@ -46,7 +46,7 @@ pub(super) trait Compute:
 
     /// Elements of a vector.
     fn lanes<S: Isa>() -> usize;
-    /// Rows, and elements of each, that [`Compute::transpose`] takes at once.
+    /// Rows, and elements of each, that [`Compute::transpose`] takes at once, at most.
     fn block<S: Isa>() -> usize;
 
     fn splat<S: Isa>(isa: S, x: Self) -> Self::Vector<S>;
@@ -77,13 +77,12 @@ pub(super) trait Compute:
     ///
     /// A vector can be written there.
     unsafe fn store_vector<S: Isa>(isa: S, x: Self::Vector<S>, to: *mut Self);
-    /// Writes `to[j * stride + i] = from[i][j]` for a block of elements.
+    /// Transposes a block.
     ///
     /// # Safety
     ///
-    /// [`Compute::block`] elements can be read at each of as many pointers, aligned to 2 bytes at least, and as many written at each of as many
-    /// strides.
-    unsafe fn transpose<S: Isa>(isa: S, from: &[*const Self], to: *mut Self, stride: usize);
+    /// As [`Transposed`] says, of at most [`Compute::block`] rows and columns.
+    unsafe fn transpose<S: Isa>(isa: S, block: Transposed<Self>);
 }
 
 macro_rules! element {
@@ -171,9 +170,9 @@ macro_rules! compute {
             unsafe { to.cast::<Self::Vector<S>>().write_unaligned(x) }
         }
         #[inline(always)]
-        unsafe fn transpose<S: Isa>(isa: S, from: &[*const Self], to: *mut Self, stride: usize) {
-            // SAFETY: the block is the instruction set's, and the caller says that so much can be read and written.
-            unsafe { isa.$transpose(from, to, stride) }
+        unsafe fn transpose<S: Isa>(isa: S, block: Transposed<Self>) {
+            // SAFETY: the block is no larger than the instruction set's, and can be read and written, the caller says.
+            unsafe { isa.$transpose(block) }
         }
     };
 }

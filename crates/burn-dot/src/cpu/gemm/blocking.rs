@@ -130,6 +130,14 @@ impl Blocking {
     }
 }
 
+/// The width of panels for so many lanes, in registers of `register` lanes: no more panels than there must be, and about equally wide, as a
+/// narrow one has more to load for each multiplication. The last one may be narrower.
+pub(super) fn panel_width(lanes: usize, register: usize, most_registers: usize) -> usize {
+    let registers = lanes.div_ceil(register);
+    let panels = registers.div_ceil(most_registers);
+    registers.div_ceil(panels) * register
+}
+
 /// Parts along the lanes, the broadcast vectors, and K.
 fn parts(sizes: Sizes, whole: Whole, threads: usize) -> [usize; 3] {
     let Sizes { batches, lanes, broadcast, k, .. } = sizes;
@@ -180,6 +188,16 @@ mod tests {
         ] {
             assert_eq!(parts(sizes, whole, threads), expected, "{sizes:?}, {whole:?}, {threads} threads");
         }
+    }
+
+    #[test]
+    fn panels_are_few_and_about_equally_wide() {
+        for (lanes, register, expected) in
+            [(1, 16, 16), (17, 16, 32), (64, 16, 64), (80, 16, 48), (96, 16, 48), (144, 16, 48), (256, 16, 64)]
+        {
+            assert_eq!(panel_width(lanes, register, 4), expected, "{lanes} lanes in registers of {register}");
+        }
+        assert_eq!([8, 9, 24, 25].map(|lanes| panel_width(lanes, 8, 2)), [8, 16, 16, 16], "in registers of 8");
     }
 
     #[test]

@@ -7,17 +7,12 @@ use super::super::{
     aligned::AlignedBuffer,
     element::Compute,
     layout::{Offsets, sum},
-    simd::{self, Isa, Task},
+    simd::{self, Isa, Task, Transposed},
 };
 use super::{
     input::{KBlock, Places, Side},
     tile::{self, Order},
 };
-
-/// The width of a panel of so many vectors: that of the registers which they fit in.
-pub(super) fn panel_width(vectors: usize, lanes: usize) -> usize {
-    vectors.next_multiple_of(lanes)
-}
 
 /// Vectors of an input, and where they are. Read in the order that they have in memory.
 pub(super) struct Vectors<'a, R> {
@@ -73,9 +68,9 @@ impl<'a, R: Compute> Vectors<'a, R> {
         Some((at, stride, self.side.input.stride(&k.last)))
     }
 
-    /// [`Vectors::strides`] of vectors that need be neither converted nor scaled.
-    fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
-        if !self.side.input.is_as_multiplied() || self.side.factors.is_some() {
+    /// [`Vectors::strides`] of vectors that need not be converted.
+    fn unconverted(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
+        if !self.side.input.is_as_multiplied() {
             return None;
         }
         let (at, stride, k_stride) = self.strides(vectors, k)?;
@@ -83,20 +78,20 @@ impl<'a, R: Compute> Vectors<'a, R> {
         Some((at.cast(), stride, k_stride))
     }
 
+    /// [`Vectors::unconverted`], which need not be scaled either.
+    fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
+        if self.side.factors.is_some() { None } else { self.unconverted(vectors, k) }
+    }
+
     /// These vectors, of which there are at most [`BROADCAST`], for the micro-kernel to broadcast their elements: where they are, or packed.
     ///
     /// # Safety
     ///
     /// The vectors are of the block that was set, and within the input along this block of K.
-    pub unsafe fn broadcast(
-        &mut self,
-        vectors: Range<usize>,
-        k: &KBlock<'_, R>,
-        few_panels: bool,
-    ) -> tile::BroadcastColumns<R> {
+    pub unsafe fn broadcast(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>) -> tile::BroadcastColumns<R> {
         match self.in_place(vectors.clone(), k) {
             Some((at, stride, 1)) => return tile::BroadcastColumns { at, order: Order::ByVector, stride },
-            Some((at, 1, stride)) if few_panels => return tile::BroadcastColumns { at, order: Order::ByK, stride },
+            Some((at, 1, stride)) => return tile::BroadcastColumns { at, order: Order::ByK, stride },
             _ => {}
         }
         self.buffer.resize(self.buffer.len().max(BROADCAST * k.len), R::default());
@@ -105,10 +100,16 @@ impl<'a, R: Compute> Vectors<'a, R> {
             Order::ByVector => k.len,
             Order::ByK => BROADCAST,
         };
-        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them.
+        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them. To scale takes no
+        // pointers.
         unsafe {
             match self.order {
-                Order::ByVector => self.read_vectors(vectors, k, &mut buffer),
+                Order::ByVector => {
+                    self.read_vectors(vectors.clone(), k, &mut buffer);
+                    if self.side.factors.is_some() {
+                        simd::dispatch(ScaleK { vectors: &mut buffer[..vectors.len() * k.len], factors: &k.factors });
+                    }
+                }
                 Order::ByK => self.read_by_k(vectors, k, &mut buffer, [BROADCAST; 2]),
             }
         }
@@ -138,14 +139,14 @@ impl<'a, R: Compute> Vectors<'a, R> {
     ) {
         let to = to.resize(vectors.len().next_multiple_of(width) * k.len);
         if self.order == Order::ByK && !vectors.is_empty() {
-            let last = panel_width((vectors.len() - 1) % width + 1, lanes);
+            let last = ((vectors.len() - 1) % width + 1).next_multiple_of(lanes);
             // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as their panels.
             unsafe { self.read_by_k(vectors.clone(), k, to, [width, last]) };
         }
         let first = vectors.start;
         for start in vectors.clone().step_by(width) {
             let panel = start..vectors.end.min(start + width);
-            let width = panel_width(panel.len(), lanes);
+            let width = panel.len().next_multiple_of(lanes);
             let to = &mut to[(start - first) * k.len..][..width * k.len];
             if self.order == Order::ByVector {
                 // SAFETY: the vectors are within the input, the caller says; `to` has as many elements as a panel.
@@ -163,8 +164,8 @@ impl<'a, R: Compute> Vectors<'a, R> {
     /// `width` elements for each index of it.
     unsafe fn transpose_panel(&mut self, vectors: Range<usize>, k: &KBlock<'_, R>, to: &mut [R], width: usize) {
         let count = vectors.len();
-        let in_place = self.in_place(vectors.clone(), k).filter(|&(_, _, k_stride)| k_stride == 1);
-        let (rows, stride) = match in_place {
+        let contiguous = self.unconverted(vectors.clone(), k).filter(|&(_, _, k_stride)| k_stride == 1);
+        let (rows, stride) = match contiguous {
             Some((at, stride, _)) => (at, stride),
             None => {
                 let mut buffer = core::mem::take(&mut self.buffer);
@@ -177,9 +178,13 @@ impl<'a, R: Compute> Vectors<'a, R> {
         };
         // SAFETY: the rows are in the input, contiguous, or were just read.
         unsafe { simd::dispatch(Transpose { rows, stride, count, len: k.len, to, width }) };
+        if self.side.factors.is_some() {
+            // SAFETY: the task has no pointers.
+            unsafe { simd::dispatch(ScaleRows { rows: to, width, factors: &k.factors }) };
+        }
     }
 
-    /// Reads vector by vector, each contiguous in the buffer.
+    /// Reads vector by vector, each contiguous in the buffer, not multiplied by factors.
     ///
     /// # Safety
     ///
@@ -203,10 +208,6 @@ impl<'a, R: Compute> Vectors<'a, R> {
                     }
                 }
             }
-        }
-        if self.side.factors.is_some() {
-            // SAFETY: the task has no pointers.
-            unsafe { simd::dispatch(ScaleK { vectors: to, factors: &k.factors }) };
         }
     }
 
@@ -343,27 +344,19 @@ impl<R: Compute> Task for Transpose<'_, R> {
         let Transpose { rows, stride, count, len, to, width } = self;
         assert!(count <= width && to.len() == len * width, "a panel of {width} vectors of {len} elements");
         let block = R::block::<S>();
-        let mut i = 0;
-        while i < count {
-            let whole = i + block <= count;
-            let mut j = 0;
-            // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may be aligned to 2 bytes only.
-            unsafe {
-                while whole && j + block <= len {
-                    let mut from = [rows; 8];
-                    for (r, from) in from.iter_mut().enumerate().take(block) {
-                        *from = rows.offset((i + r) as isize * stride).add(j);
-                    }
-                    R::transpose(isa, &from[..block], to.as_mut_ptr().add(j * width + i), width);
-                    j += block;
-                }
-                for r in i..count.min(i + block) {
-                    for j in j..len {
-                        to[j * width + r] = rows.offset(r as isize * stride).add(j).read_unaligned();
-                    }
-                }
+        for i in (0..count).step_by(block) {
+            for j in (0..len).step_by(block) {
+                let block = Transposed {
+                    from: rows.wrapping_offset(i as isize * stride).wrapping_add(j),
+                    from_stride: stride,
+                    rows: block.min(count - i),
+                    columns: block.min(len - j),
+                    to: to[j * width + i..].as_mut_ptr(),
+                    to_stride: width,
+                };
+                // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may be aligned to 2 bytes only.
+                unsafe { R::transpose(isa, block) };
             }
-            i += block;
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     epilogue::{Epilogue, Project, Scale},
     input::KBlock,
     output::{Block, Output, Segment},
-    pack::{BROADCAST, Vectors, panel_width},
+    pack::{BROADCAST, Vectors},
     tile::{self, Panel, Write},
 };
 
@@ -360,9 +360,9 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
             add,
         } = self;
         let pairs = in_pairs.then(|| isa.pairs().expect("the instruction that the product was cut for"));
-        let width = S::VECTORS * R::lanes::<S>();
         const { assert!(S::VECTORS * S::F32_LANES <= ROUNDED_LANES, "a panel of f32 is no wider than what is rounded at once") };
         let (lane_count, broadcast_count, k) = (lanes.places().len(), broadcast.places().len(), lane_k.len);
+        let width = blocking::panel_width(lane_count, R::lanes::<S>(), S::VECTORS);
         // Whole vectors only.
         let in_place = |lanes: &Vectors<'_, R>, lane: usize| {
             let rows = width.min(lane_count - lane);
@@ -380,13 +380,13 @@ impl<R: Compute> Task for MultiplyBlock<'_, '_, R> {
         for first in (0..broadcast_count).step_by(BROADCAST) {
             let columns = BROADCAST.min(broadcast_count - first);
             // SAFETY: the task says that the broadcast vectors are within their input.
-            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k, lane_count <= width) };
+            let b = unsafe { broadcast.broadcast(first..first + columns, broadcast_k) };
             let at_once = if rounded.is_some() { ROUNDED_COLUMNS } else { columns };
             for lane in (0..lane_count).step_by(width) {
                 let a = if lane < first_packed {
                     in_place(lanes, lane).expect("lanes in place when the first were packed")
                 } else {
-                    let panel = panel_width(width.min(lane_count - lane), R::lanes::<S>());
+                    let panel = width.min(lane_count - lane).next_multiple_of(R::lanes::<S>());
                     Panel { at: packed[(lane - first_packed) * k..][..panel * k].as_ptr(), k_stride: panel as isize }
                 };
                 for done in (0..columns).step_by(at_once) {

@@ -8,7 +8,7 @@ use core::{arch::aarch64::*, convert::Infallible, mem::transmute};
 use burn_core::tensor::{bf16, f16};
 use pulp::{Simd, aarch64::Neon, cast};
 
-use super::{By, Isa, Task, scalar};
+use super::{By, Isa, Task, Transposed, scalar};
 
 /// # Safety
 ///
@@ -109,11 +109,15 @@ impl Isa for Neon {
 
     /// By pairs of elements, then by halves of the register.
     #[inline(always)]
-    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
+    unsafe fn transpose_f32(self, block: Transposed<f32>) {
+        if !block.is_whole(Self::F32_BLOCK) {
+            return unsafe { block.by_elements() };
+        }
+        let Transposed { to, to_stride: stride, .. } = block;
         unsafe {
             let [a, b, c, d] = [0, 1, 2, 3].map(
                 #[inline(always)]
-                |i| vld1q_f32(from[i]),
+                |i| vld1q_f32(block.row(i)),
             );
             let [ab, cd] = [(vtrn1q_f32(a, b), vtrn2q_f32(a, b)), (vtrn1q_f32(c, d), vtrn2q_f32(c, d))];
             vst1q_f32(to, vcombine_f32(vget_low_f32(ab.0), vget_low_f32(cd.0)));
@@ -123,11 +127,14 @@ impl Isa for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
+    unsafe fn transpose_f64(self, block: Transposed<f64>) {
+        if !block.is_whole(Self::F64_BLOCK) {
+            return unsafe { block.by_elements() };
+        }
         unsafe {
-            let (a, b) = (vld1q_f64(from[0]), vld1q_f64(from[1]));
-            vst1q_f64(to, vtrn1q_f64(a, b));
-            vst1q_f64(to.add(stride), vtrn2q_f64(a, b));
+            let (a, b) = (vld1q_f64(block.row(0)), vld1q_f64(block.row(1)));
+            vst1q_f64(block.to, vtrn1q_f64(a, b));
+            vst1q_f64(block.to.add(block.to_stride), vtrn2q_f64(a, b));
         }
     }
 

@@ -31,9 +31,9 @@ pub(super) trait Isa: pulp::Simd {
     const VECTORS: usize;
     /// Accumulators of a tile, at most: they leave registers for its inputs.
     const ACCUMULATORS: usize;
-    /// Rows, and elements of each, that [`Isa::transpose_f32`] takes at once: at most 8.
+    /// Rows, and elements of each, that [`Isa::transpose_f32`] takes at once, at most.
     const F32_BLOCK: usize;
-    /// Rows, and elements of each, that [`Isa::transpose_f64`] takes at once: at most 8.
+    /// Rows, and elements of each, that [`Isa::transpose_f64`] takes at once, at most.
     const F64_BLOCK: usize;
     /// Its instruction for pairs of bf16.
     type Pairs: Pairs<Self>;
@@ -65,19 +65,18 @@ pub(super) trait Isa: pulp::Simd {
     /// NaN stays NaN.
     fn clamp_f32s(self, x: Self::f32s, min: f32, max: f32) -> Self::f32s;
 
-    /// Transposes a block: `to[j * stride + i] = from[i][j]`.
+    /// Transposes a block.
     ///
     /// # Safety
     ///
-    /// `from` holds [`Isa::F32_BLOCK`] pointers, each to as many elements that can be read, aligned to 2 bytes at least; as many can be
-    /// written at each multiple of `stride` from `to`.
-    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize);
-    /// Transposes a block: `to[j * stride + i] = from[i][j]`.
+    /// As [`Transposed`] says, of at most [`Isa::F32_BLOCK`] rows and columns.
+    unsafe fn transpose_f32(self, block: Transposed<f32>);
+    /// Transposes a block.
     ///
     /// # Safety
     ///
-    /// As for [`Isa::transpose_f32`], with [`Isa::F64_BLOCK`].
-    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize);
+    /// As [`Transposed`] says, of at most [`Isa::F64_BLOCK`] rows and columns.
+    unsafe fn transpose_f64(self, block: Transposed<f64>);
 
     /// Copies a register of f64 by a non-temporal (streaming) store, where there is an instruction for it.
     ///
@@ -88,6 +87,46 @@ pub(super) trait Isa: pulp::Simd {
     unsafe fn stream(self, from: *const Self::f64s, to: *mut Self::f64s);
     /// Orders streaming stores before what this thread writes next: other threads see them first.
     fn fence(self);
+}
+
+/// A block of a matrix, and where its transpose goes: `to[j * to_stride + i] = from[i * from_stride + j]`.
+///
+/// # Safety
+///
+/// Of each row `columns` elements can be read, aligned to 2 bytes at least, and `rows` elements can be written for each column. There is at
+/// least one row.
+#[derive(Clone, Copy)]
+pub(super) struct Transposed<T> {
+    pub from: *const T,
+    pub from_stride: isize,
+    pub rows: usize,
+    pub columns: usize,
+    pub to: *mut T,
+    pub to_stride: usize,
+}
+
+impl<T: Copy> Transposed<T> {
+    fn row(&self, i: usize) -> *const T {
+        self.from.wrapping_offset(i as isize * self.from_stride)
+    }
+
+    fn is_whole(&self, block: usize) -> bool {
+        (self.rows, self.columns) == (block, block)
+    }
+
+    /// Transposes it element by element.
+    ///
+    /// # Safety
+    ///
+    /// As the type says.
+    unsafe fn by_elements(self) {
+        for i in 0..self.rows {
+            for j in 0..self.columns {
+                // SAFETY: the element is one of the block.
+                unsafe { *self.to.add(j * self.to_stride + i) = self.row(i).add(j).read_unaligned() };
+            }
+        }
+    }
 }
 
 /// An instruction that multiplies and adds pairs of bf16, on top of an instruction set.

@@ -5,7 +5,7 @@ use core::convert::Infallible;
 use burn_core::tensor::{bf16, f16};
 use pulp::Scalar;
 
-use super::{Isa, Task};
+use super::{Isa, Task, Transposed};
 
 /// # Safety
 ///
@@ -22,19 +22,6 @@ pub unsafe fn dispatch<T: Task>(_bytes: usize, task: T) -> T::Output {
 pub unsafe fn for_each_isa<T: Task<Output = ()>>(task: impl Fn() -> T) {
     // SAFETY: what the tasks say of their pointers holds.
     unsafe { dispatch(0, task()) };
-}
-
-/// # Safety
-///
-/// As for [`Isa::transpose_f32`], with a block of as many rows as there are pointers.
-#[inline(always)]
-unsafe fn transpose<T: Copy>(from: &[*const T], to: *mut T, stride: usize) {
-    for (i, row) in from.iter().enumerate() {
-        for j in 0..from.len() {
-            // SAFETY: `i` and `j` are less than the block.
-            unsafe { *to.add(j * stride + i) = row.add(j).read_unaligned() };
-        }
-    }
 }
 
 impl Isa for Scalar {
@@ -109,14 +96,14 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
-        // SAFETY: there are `F32_BLOCK` pointers, to as many elements each, and room for as many at each multiple of the stride.
-        unsafe { transpose(from, to, stride) }
+    unsafe fn transpose_f32(self, block: Transposed<f32>) {
+        // SAFETY: the block can be read, and its transpose written, the caller says.
+        unsafe { block.by_elements() }
     }
     #[inline(always)]
-    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
-        // SAFETY: there are `F64_BLOCK` pointers, to as many elements each, and room for as many at each multiple of the stride.
-        unsafe { transpose(from, to, stride) }
+    unsafe fn transpose_f64(self, block: Transposed<f64>) {
+        // SAFETY: as above.
+        unsafe { block.by_elements() }
     }
 
     #[inline(always)]

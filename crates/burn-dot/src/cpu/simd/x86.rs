@@ -19,7 +19,7 @@ use pulp::{Simd, cast, x86::V3};
 
 #[cfg(feature = "x86-v4")]
 use super::Pairs;
-use super::{By, Isa, Task, scalar};
+use super::{By, Isa, Task, Transposed, scalar};
 
 // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
 pulp::simd_type!({
@@ -125,8 +125,8 @@ impl Isa for V4 {
     // Of 32 registers, 24 are accumulators, and 5 are inputs.
     const VECTORS: usize = 4;
     const ACCUMULATORS: usize = 24;
-    const F32_BLOCK: usize = 8;
-    const F64_BLOCK: usize = 4;
+    const F32_BLOCK: usize = 16;
+    const F64_BLOCK: usize = 8;
     type Pairs = Bf16;
 
     #[inline(always)]
@@ -199,12 +199,12 @@ impl Isa for V4 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
-        unsafe { transpose_f32(from, to, stride) }
+    unsafe fn transpose_f32(self, block: Transposed<f32>) {
+        unsafe { transpose_f32_512(block) }
     }
     #[inline(always)]
-    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
-        unsafe { transpose_f64(from, to, stride) }
+    unsafe fn transpose_f64(self, block: Transposed<f64>) {
+        unsafe { transpose_f64_512(block) }
     }
 
     #[inline(always)]
@@ -315,12 +315,12 @@ impl Isa for V3 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(self, from: &[*const f32], to: *mut f32, stride: usize) {
-        unsafe { transpose_f32(from, to, stride) }
+    unsafe fn transpose_f32(self, block: Transposed<f32>) {
+        unsafe { if block.is_whole(Self::F32_BLOCK) { transpose_f32(block) } else { block.by_elements() } }
     }
     #[inline(always)]
-    unsafe fn transpose_f64(self, from: &[*const f64], to: *mut f64, stride: usize) {
-        unsafe { transpose_f64(from, to, stride) }
+    unsafe fn transpose_f64(self, block: Transposed<f64>) {
+        unsafe { if block.is_whole(Self::F64_BLOCK) { transpose_f64(block) } else { block.by_elements() } }
     }
 
     #[inline(always)]
@@ -381,13 +381,14 @@ unsafe fn f32_to_bf16(x: __m256) -> __m128i {
 ///
 /// # Safety
 ///
-/// The processor has AVX, and [`Isa::transpose_f32`] holds of a block of 8.
+/// The processor has AVX, and [`Isa::transpose_f32`] holds of a block of 8 × 8.
 #[inline(always)]
-unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, stride: usize) {
+unsafe fn transpose_f32(block: Transposed<f32>) {
+    let Transposed { to, to_stride: stride, .. } = block;
     unsafe {
         let (mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
         for i in (0..8).step_by(2) {
-            let (x, y) = (_mm256_loadu_ps(from[i]), _mm256_loadu_ps(from[i + 1]));
+            let (x, y) = (_mm256_loadu_ps(block.row(i)), _mm256_loadu_ps(block.row(i + 1)));
             pairs[i] = _mm256_unpacklo_ps(x, y);
             pairs[i + 1] = _mm256_unpackhi_ps(x, y);
         }
@@ -407,13 +408,14 @@ unsafe fn transpose_f32(from: &[*const f32], to: *mut f32, stride: usize) {
 ///
 /// # Safety
 ///
-/// The processor has AVX, and [`Isa::transpose_f64`] holds of a block of 4.
+/// The processor has AVX, and [`Isa::transpose_f64`] holds of a block of 4 × 4.
 #[inline(always)]
-unsafe fn transpose_f64(from: &[*const f64], to: *mut f64, stride: usize) {
+unsafe fn transpose_f64(block: Transposed<f64>) {
+    let Transposed { to, to_stride: stride, .. } = block;
     unsafe {
         let mut pairs = [_mm256_setzero_pd(); 4];
         for i in [0, 2] {
-            let (x, y) = (_mm256_loadu_pd(from[i]), _mm256_loadu_pd(from[i + 1]));
+            let (x, y) = (_mm256_loadu_pd(block.row(i)), _mm256_loadu_pd(block.row(i + 1)));
             pairs[i] = _mm256_unpacklo_pd(x, y);
             pairs[i + 1] = _mm256_unpackhi_pd(x, y);
         }
@@ -453,5 +455,90 @@ unsafe fn f32_to_bf16_512(x: __m512) -> __m256i {
         let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd));
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)))
+    }
+}
+
+/// Up to 16 × 16: by pairs of elements, by fours, then twice by quarters of the register. Whole lines are read and written: where vectors are
+/// 2 KiB apart the halves of them took twice as long. Where there are fewer rows, the last one is read in place of more.
+///
+/// # Safety
+///
+/// The processor has AVX-512, and [`Isa::transpose_f32`] holds of a block of 16.
+#[cfg(feature = "x86-v4")]
+#[inline(always)]
+unsafe fn transpose_f32_512(block: Transposed<f32>) {
+    let Transposed { rows, columns, to, to_stride, .. } = block;
+    let of_row: __mmask16 = u16::MAX >> (16 - columns);
+    let of_column: __mmask16 = u16::MAX >> (16 - rows);
+    unsafe {
+        let zero = [_mm512_setzero_ps(); 16];
+        let (mut pairs, mut fours, mut quarters) = (zero, zero, zero);
+        for i in (0..16).step_by(2) {
+            let x = _mm512_maskz_loadu_ps(of_row, block.row(i.min(rows - 1)));
+            let y = _mm512_maskz_loadu_ps(of_row, block.row((i + 1).min(rows - 1)));
+            pairs[i] = _mm512_unpacklo_ps(x, y);
+            pairs[i + 1] = _mm512_unpackhi_ps(x, y);
+        }
+        for i in (0..16).step_by(4) {
+            for half in [0, 1] {
+                let (x, y) = (pairs[i + half], pairs[i + 2 + half]);
+                fours[i + 2 * half] = _mm512_shuffle_ps::<0x44>(x, y);
+                fours[i + 2 * half + 1] = _mm512_shuffle_ps::<0xee>(x, y);
+            }
+        }
+        // Column 4 q + i has quarter q of `fours[i]`, `fours[i + 4]`, `fours[i + 8]` and `fours[i + 12]`.
+        for i in 0..4 {
+            for half in [0, 8] {
+                let (x, y) = (fours[i + half], fours[i + half + 4]);
+                quarters[i + half] = _mm512_shuffle_f32x4::<0x88>(x, y);
+                quarters[i + half + 4] = _mm512_shuffle_f32x4::<0xdd>(x, y);
+            }
+        }
+        for i in 0..8 {
+            let (x, y) = (quarters[i], quarters[i + 8]);
+            for (j, column) in [(i, _mm512_shuffle_f32x4::<0x88>(x, y)), (i + 8, _mm512_shuffle_f32x4::<0xdd>(x, y))] {
+                if j < columns {
+                    _mm512_mask_storeu_ps(to.add(j * to_stride), of_column, column);
+                }
+            }
+        }
+    }
+}
+/// Up to 8 × 8, as [`transpose_f32_512`].
+///
+/// # Safety
+///
+/// The processor has AVX-512, and [`Isa::transpose_f64`] holds of a block of 8.
+#[cfg(feature = "x86-v4")]
+#[inline(always)]
+unsafe fn transpose_f64_512(block: Transposed<f64>) {
+    let Transposed { rows, columns, to, to_stride, .. } = block;
+    let of_row: __mmask8 = u8::MAX >> (8 - columns);
+    let of_column: __mmask8 = u8::MAX >> (8 - rows);
+    unsafe {
+        let zero = [_mm512_setzero_pd(); 8];
+        let (mut pairs, mut quarters) = (zero, zero);
+        for i in (0..8).step_by(2) {
+            let x = _mm512_maskz_loadu_pd(of_row, block.row(i.min(rows - 1)));
+            let y = _mm512_maskz_loadu_pd(of_row, block.row((i + 1).min(rows - 1)));
+            pairs[i] = _mm512_unpacklo_pd(x, y);
+            pairs[i + 1] = _mm512_unpackhi_pd(x, y);
+        }
+        // Column 2 q + i has quarter q of `pairs[i]`, `pairs[i + 2]`, `pairs[i + 4]` and `pairs[i + 6]`.
+        for i in 0..2 {
+            for half in [0, 4] {
+                let (x, y) = (pairs[i + half], pairs[i + half + 2]);
+                quarters[i + half] = _mm512_shuffle_f64x2::<0x88>(x, y);
+                quarters[i + half + 2] = _mm512_shuffle_f64x2::<0xdd>(x, y);
+            }
+        }
+        for i in 0..4 {
+            let (x, y) = (quarters[i], quarters[i + 4]);
+            for (j, column) in [(i, _mm512_shuffle_f64x2::<0x88>(x, y)), (i + 4, _mm512_shuffle_f64x2::<0xdd>(x, y))] {
+                if j < columns {
+                    _mm512_mask_storeu_pd(to.add(j * to_stride), of_column, column);
+                }
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     super::{
         element::{Compute, Element},
         loops,
-        simd::{self, Isa, Task},
+        simd::{self, Isa, Task, Transposed},
     },
     products::constant_product,
 };
@@ -104,16 +104,22 @@ impl<R: Compute> Task for Registers<R> {
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self, isa: S) {
-        let (block, stride) = (R::block::<S>(), 11);
-        let from: Vec<R> = (0..block * block).map(|i| R::from_f64(1.0 + i as f64)).collect();
-        let rows: Vec<*const R> = from.chunks(block).map(<[R]>::as_ptr).collect();
-        let mut to = vec![R::default(); stride * block];
-        // SAFETY: each row has the elements of a block, and the stride leaves room for as many.
-        unsafe { R::transpose(isa, &rows, to.as_mut_ptr(), stride) };
-        for (at, x) in to.into_iter().enumerate() {
-            let (j, i) = (at / stride, at % stride);
-            let expected = if i < block { 1.0 + (i * block + j) as f64 } else { 0.0 };
-            assert_eq!(x.to_f64(), expected, "row {i}, column {j} of a block of {block}");
+        let block = R::block::<S>();
+        let (from_stride, to_stride) = (block + 2, block + 3);
+        let from: Vec<R> = (0..block * from_stride).map(|i| R::from_f64(1.0 + i as f64)).collect();
+        for (rows, columns) in (1..=block).flat_map(|rows| (1..=block).map(move |columns| (rows, columns))) {
+            // No more than it may read and write: AddressSanitizer looks.
+            let from = from[..(rows - 1) * from_stride + columns].to_vec();
+            let mut to = vec![R::default(); (columns - 1) * to_stride + rows];
+            let (from_stride, to_at) = (from_stride as isize, to.as_mut_ptr());
+            let transposed = Transposed { from: from.as_ptr(), from_stride, rows, columns, to: to_at, to_stride };
+            // SAFETY: each row has the elements of the block, and the stride leaves room for as many.
+            unsafe { R::transpose(isa, transposed) };
+            for (at, x) in to.into_iter().enumerate() {
+                let (j, i) = (at / to_stride, at % to_stride);
+                let expected = if i < rows { 1.0 + (i * from_stride as usize + j) as f64 } else { 0.0 };
+                assert_eq!(x.to_f64(), expected, "row {i}, column {j} of a block of {rows} × {columns}");
+            }
         }
 
         let inputs = [-3.0, -1.0, -0.0, 0.5, 1.0, 7.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
