@@ -68,7 +68,7 @@ pub(super) struct Destination {
 }
 
 /// The length of K in a packed panel: with 64 lanes of f32, 64 KiB, which a tile reads once, from the second-level cache. The first-level cache
-/// holds the columns beside it, 6 of 1 KiB.
+/// holds the columns beside it, 6 of 1 KiB, or a line of several columns for each index of K.
 const K_BLOCK: usize = 256;
 /// Bytes of the packed lanes of a block: half of a second-level cache.
 const PACKED: usize = 256 << 10;
@@ -130,8 +130,8 @@ impl Blocking {
     }
 }
 
-/// The width of panels for so many lanes, in registers of `register` lanes: no more panels than there must be, and about equally wide, as a
-/// narrow one has more to load for each multiplication. The last one may be narrower.
+/// The width of panels for so many lanes, in registers of `register` lanes: as few panels as there must be, and no wider than that takes, as
+/// a narrow one has more to load for each multiplication. The last takes what is left.
 pub(super) fn panel_width(lanes: usize, register: usize, most_registers: usize) -> usize {
     let registers = lanes.div_ceil(register);
     let panels = registers.div_ceil(most_registers);
@@ -191,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn panels_are_few_and_about_equally_wide() {
+    fn panels_are_few_and_no_wider_than_that_takes() {
         for (lanes, register, expected) in
-            [(1, 16, 16), (17, 16, 32), (64, 16, 64), (80, 16, 48), (96, 16, 48), (144, 16, 48), (256, 16, 64)]
+            [(1, 16, 16), (17, 16, 32), (64, 16, 64), (80, 16, 48), (96, 16, 48), (144, 16, 48), (208, 16, 64), (256, 16, 64)]
         {
             assert_eq!(panel_width(lanes, register, 4), expected, "{lanes} lanes in registers of {register}");
         }

@@ -4,7 +4,7 @@
 //! [`Worker`] packs the lanes of a block, or reads them in place ([`pack`]), multiplies them by the vectors of the other side ([`tile`]),
 //! ends what is complete ([`epilogue`]), and rounds it ([`output`]).
 //!
-//! Elements of bf16 are multiplied in [`pairs`] where the processor has an instruction for them, the last axis of K is even, and no element is
+//! Elements of bf16 are multiplied in [`pairs`] where the processor has a faster instruction for them, the last axis of K is even, and no element is
 //! so small that it would be lost: of all rows, so that one row's elements may decide how another's sums are rounded.
 //!
 //! # Accuracy

@@ -78,7 +78,7 @@ impl<'a, R: Compute> Vectors<'a, R> {
         Some((at.cast(), stride, k_stride))
     }
 
-    /// [`Vectors::unconverted`], which need not be scaled either.
+    /// [`Vectors::unconverted`], of vectors that need not be scaled either.
     fn in_place(&self, vectors: Range<usize>, k: &KBlock<'_, R>) -> Option<(*const R, isize, isize)> {
         if self.side.factors.is_some() { None } else { self.unconverted(vectors, k) }
     }
@@ -100,17 +100,23 @@ impl<'a, R: Compute> Vectors<'a, R> {
             Order::ByVector => k.len,
             Order::ByK => BROADCAST,
         };
-        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them. To scale takes no
-        // pointers.
+        // SAFETY: the vectors are within the input, the caller says; the buffer has elements for [`BROADCAST`] of them.
         unsafe {
             match self.order {
-                Order::ByVector => {
-                    self.read_vectors(vectors.clone(), k, &mut buffer);
-                    if self.side.factors.is_some() {
-                        simd::dispatch(ScaleK { vectors: &mut buffer[..vectors.len() * k.len], factors: &k.factors });
+                Order::ByVector => self.read_vectors(vectors.clone(), k, &mut buffer),
+                Order::ByK => self.read_by_k(vectors.clone(), k, &mut buffer, [BROADCAST; 2]),
+            }
+        }
+        if self.side.factors.is_some() {
+            let factors = &k.factors;
+            // SAFETY: the tasks have no pointers.
+            unsafe {
+                match self.order {
+                    Order::ByVector => simd::dispatch(ScaleK { vectors: &mut buffer[..vectors.len() * k.len], factors }),
+                    Order::ByK => {
+                        simd::dispatch(ScaleRows { rows: &mut buffer[..BROADCAST * k.len], width: BROADCAST, factors })
                     }
                 }
-                Order::ByK => self.read_by_k(vectors, k, &mut buffer, [BROADCAST; 2]),
             }
         }
         self.buffer = buffer;
@@ -155,6 +161,10 @@ impl<'a, R: Compute> Vectors<'a, R> {
             if panel.len() < width {
                 to.chunks_exact_mut(width).for_each(|row| row[panel.len()..].fill(R::default()));
             }
+            if self.side.factors.is_some() {
+                // SAFETY: the task has no pointers.
+                unsafe { simd::dispatch(ScaleRows { rows: to, width, factors: &k.factors }) };
+            }
         }
     }
 
@@ -178,13 +188,9 @@ impl<'a, R: Compute> Vectors<'a, R> {
         };
         // SAFETY: the rows are in the input, contiguous, or were just read.
         unsafe { simd::dispatch(Transpose { rows, stride, count, len: k.len, to, width }) };
-        if self.side.factors.is_some() {
-            // SAFETY: the task has no pointers.
-            unsafe { simd::dispatch(ScaleRows { rows: to, width, factors: &k.factors }) };
-        }
     }
 
-    /// Reads vector by vector, each contiguous in the buffer, not multiplied by factors.
+    /// Reads vector by vector, each contiguous in the buffer.
     ///
     /// # Safety
     ///
@@ -251,14 +257,6 @@ impl<'a, R: Compute> Vectors<'a, R> {
                         input.load(from, (count, stride), (segment.len, 1), to.as_mut_ptr().add(at), segment.width);
                     }
                 }
-            }
-        }
-        if self.side.factors.is_some() {
-            for (panel, rows) in to.chunks_mut(width * k.len).take(panels).enumerate() {
-                let width = width_of(panel);
-                let rows = &mut rows[..width * k.len];
-                // SAFETY: the task has no pointers.
-                unsafe { simd::dispatch(ScaleRows { rows, width, factors: &k.factors }) };
             }
         }
     }
@@ -354,7 +352,8 @@ impl<R: Compute> Task for Transpose<'_, R> {
                     to: to[j * width + i..].as_mut_ptr(),
                     to_stride: width,
                 };
-                // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may be aligned to 2 bytes only.
+                // SAFETY: the task says that the rows can be read; the panel's size was checked above. Pairs of bf16 may be aligned to 2
+                // bytes only.
                 unsafe { R::transpose(isa, block) };
             }
         }

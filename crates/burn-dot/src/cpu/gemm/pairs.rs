@@ -22,7 +22,7 @@ pub(super) unsafe fn halved<R: Compute>(product: &Product<'_, R>) -> Option<Axes
     let Product { batch, rows, columns, sum, a, b, b_factors, .. } = product;
     let (outer, last) = sum.inner();
     let can_be = a.is_bf16 && b.is_bf16 && b_factors.is_none() && last.size.is_multiple_of(2);
-    if !(can_be && simd::has_pairs()) {
+    if !(can_be && simd::prefers_pairs()) {
         return None;
     }
     // SAFETY: these are all axes of either input.
@@ -201,7 +201,7 @@ mod tests {
             };
             // SAFETY: the axis is within both inputs.
             let pairs = unsafe { halved(&product) };
-            assert_eq!(pairs.map(|pairs| pairs.len()), (expected && simd::has_pairs()).then_some(K / 2), "{k} of {b:?}");
+            assert_eq!(pairs.map(|pairs| pairs.len()), (expected && simd::prefers_pairs()).then_some(K / 2), "{k} of {b:?}");
         }
     }
 

@@ -291,8 +291,8 @@ fn blocks(indices: Range<usize>, size: usize) -> impl Iterator<Item = Range<usiz
     indices.clone().step_by(size).map(move |first| first..indices.end.min(first + size))
 }
 
-/// Packed lanes of a block; lanes before `first` are read in place. Reused for later broadcast blocks by the same ISA:
-/// [`simd::dispatch_narrow`] chooses it by the number of lanes.
+/// Packed lanes of a block; lanes before `first` are read in place. Reused for later broadcast blocks by the same
+/// instruction set and at the same width: both depend on the number of lanes alone.
 struct Panels<R> {
     elements: AlignedBuffer<R>,
     /// `None` until the block's lanes are packed.

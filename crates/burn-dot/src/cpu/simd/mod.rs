@@ -40,6 +40,10 @@ pub(super) trait Isa: pulp::Simd {
 
     /// The instruction for pairs of bf16, if the processor has one.
     fn pairs(self) -> Option<Self::Pairs>;
+    /// Whether it is faster than f32, to which bf16 are converted else.
+    fn pairs_are_faster(self) -> bool {
+        true
+    }
 
     // Load-convert and convert-store, from and to the front of a slice. Conversions to f16 and bf16 round by way of f32.
 
@@ -93,8 +97,8 @@ pub(super) trait Isa: pulp::Simd {
 ///
 /// # Safety
 ///
-/// Of each row `columns` elements can be read, aligned to 2 bytes at least, and `rows` elements can be written for each column. There is at
-/// least one row.
+/// Of each row `columns` elements can be read, aligned to 2 bytes at least. For each column `rows` elements can be written, aligned, which
+/// nothing else reads or writes. There is at least one row, and one column.
 #[derive(Clone, Copy)]
 pub(super) struct Transposed<T> {
     pub from: *const T,
@@ -106,10 +110,12 @@ pub(super) struct Transposed<T> {
 }
 
 impl<T: Copy> Transposed<T> {
+    #[inline(always)]
     fn row(&self, i: usize) -> *const T {
         self.from.wrapping_offset(i as isize * self.from_stride)
     }
 
+    #[inline(always)]
     fn is_whole(&self, block: usize) -> bool {
         (self.rows, self.columns) == (block, block)
     }
@@ -119,6 +125,7 @@ impl<T: Copy> Transposed<T> {
     /// # Safety
     ///
     /// As the type says.
+    #[inline(always)]
     unsafe fn by_elements(self) {
         for i in 0..self.rows {
             for j in 0..self.columns {
@@ -149,19 +156,20 @@ impl<S: Isa> Pairs<S> for Infallible {
     }
 }
 
-/// Whether [`dispatch`] gives a task an instruction set with [`Isa::pairs`].
-pub(super) fn has_pairs() -> bool {
-    struct HasPairs;
-    impl Task for HasPairs {
+/// Whether [`dispatch`] gives a task an instruction set with [`Isa::pairs`] that are faster. The kernels' own tests take them wherever there
+/// are any.
+pub(super) fn prefers_pairs() -> bool {
+    struct PrefersPairs;
+    impl Task for PrefersPairs {
         type Output = bool;
 
         #[inline(always)]
         unsafe fn run<S: Isa>(self, isa: S) -> bool {
-            isa.pairs().is_some()
+            isa.pairs().is_some() && (cfg!(test) || isa.pairs_are_faster())
         }
     }
     // SAFETY: the task has no pointers.
-    unsafe { dispatch(HasPairs) }
+    unsafe { dispatch(PrefersPairs) }
 }
 
 /// Work that is compiled once for each instruction set.

@@ -115,6 +115,8 @@ fn packed_lanes_serve_every_block_of_broadcast_vectors() {
     for more in [1, 4, 8, 9] {
         check(1024 + more, 42, DType::F32, false);
     }
+    // Two panels, of 48 and of 32 lanes.
+    check(1025, 80, DType::F32, false);
     for (m, n, dtype) in [(1027, 40, DType::F64), (1025, 40, DType::F16), (1025, 40, DType::BF16), (200, 256, DType::BF16)] {
         check(m, n, dtype, true);
     }

@@ -108,9 +108,9 @@ impl<R: Compute> Task for Registers<R> {
         let (from_stride, to_stride) = (block + 2, block + 3);
         let from: Vec<R> = (0..block * from_stride).map(|i| R::from_f64(1.0 + i as f64)).collect();
         for (rows, columns) in (1..=block).flat_map(|rows| (1..=block).map(move |columns| (rows, columns))) {
-            // No more than it may read and write: AddressSanitizer looks.
+            // No more than it may read: AddressSanitizer looks.
             let from = from[..(rows - 1) * from_stride + columns].to_vec();
-            let mut to = vec![R::default(); (columns - 1) * to_stride + rows];
+            let mut to = vec![R::default(); columns * to_stride];
             let (from_stride, to_at) = (from_stride as isize, to.as_mut_ptr());
             let transposed = Transposed { from: from.as_ptr(), from_stride, rows, columns, to: to_at, to_stride };
             // SAFETY: each row has the elements of the block, and the stride leaves room for as many.
