@@ -145,5 +145,6 @@ fn rows_take_the_memory_of_their_results_and_little_else() {
     step(16); // compiles the kernels
     let taken = step(MIB << 10);
     println!("{taken} MiB for two gradients of {MIB}");
-    assert!(taken <= 2 * MIB + 8, "{taken} MiB, where two gradients have {MIB} each");
+    // Drivers take memory of their own; a copy of an input would be as much as a gradient.
+    assert!(taken <= 2 * MIB + MIB / 4, "{taken} MiB, where two gradients have {MIB} each");
 }
