@@ -125,7 +125,12 @@ fn rows_take_the_memory_of_their_results_and_little_else() {
     if !has_gpu_kernels() {
         return;
     }
-    if let Some(output) = alone("costs::rows_take_the_memory_of_their_results_and_little_else") {
+    let run = || alone("costs::rows_take_the_memory_of_their_results_and_little_else");
+    if let Some(mut output) = run() {
+        // Once in a while a driver takes some more for itself. What the layer takes, it takes in each process.
+        for _ in 0..2 {
+            output = if output.status.success() { output } else { run().expect("not in that process") };
+        }
         return assert_passed(&output, "MiB for two gradients");
     }
     let device = device().autodiff();
@@ -145,6 +150,5 @@ fn rows_take_the_memory_of_their_results_and_little_else() {
     step(16); // compiles the kernels
     let taken = step(MIB << 10);
     println!("{taken} MiB for two gradients of {MIB}");
-    // Drivers take memory of their own; a copy of an input would be as much as a gradient.
-    assert!(taken <= 2 * MIB + MIB / 4, "{taken} MiB, where two gradients have {MIB} each");
+    assert!(taken <= 2 * MIB + 8, "{taken} MiB, where two gradients have {MIB} each");
 }

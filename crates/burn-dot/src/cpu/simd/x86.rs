@@ -21,6 +21,8 @@ use pulp::{Simd, cast, x86::V3};
 use super::Pairs;
 use super::{By, Isa, Task, Transposed, scalar};
 
+mod transpose;
+
 // The instructions of V3 that are used here, and the conversion of f16, which pulp does not count among them.
 pulp::simd_type!({
     struct F16c {
@@ -206,11 +208,11 @@ impl Isa for V4 {
 
     #[inline(always)]
     unsafe fn transpose_f32(self, block: Transposed<f32>) {
-        unsafe { transpose_f32_512(block) }
+        unsafe { transpose::f32_512(block) }
     }
     #[inline(always)]
     unsafe fn transpose_f64(self, block: Transposed<f64>) {
-        unsafe { transpose_f64_512(block) }
+        unsafe { transpose::f64_512(block) }
     }
 
     #[inline(always)]
@@ -322,11 +324,11 @@ impl Isa for V3 {
 
     #[inline(always)]
     unsafe fn transpose_f32(self, block: Transposed<f32>) {
-        unsafe { if block.is_whole(Self::F32_BLOCK) { transpose_f32(block) } else { block.by_elements() } }
+        unsafe { if block.is_whole(Self::F32_BLOCK) { transpose::f32(block) } else { block.by_elements() } }
     }
     #[inline(always)]
     unsafe fn transpose_f64(self, block: Transposed<f64>) {
-        unsafe { if block.is_whole(Self::F64_BLOCK) { transpose_f64(block) } else { block.by_elements() } }
+        unsafe { if block.is_whole(Self::F64_BLOCK) { transpose::f64(block) } else { block.by_elements() } }
     }
 
     #[inline(always)]
@@ -339,7 +341,7 @@ impl Isa for V3 {
     }
 }
 
-// SAFETY of all: as each function's own. Only the transpositions read or write memory.
+// The 16-bit floats, in registers. SAFETY of all: as each function's own.
 
 /// # Safety
 ///
@@ -383,55 +385,6 @@ unsafe fn f32_to_bf16(x: __m256) -> __m128i {
     }
 }
 
-/// 8 × 8: by pairs of elements, then by fours, then by halves of the register.
-///
-/// # Safety
-///
-/// The processor has AVX, and [`Isa::transpose_f32`] holds of a block of 8 × 8.
-#[inline(always)]
-unsafe fn transpose_f32(block: Transposed<f32>) {
-    let Transposed { to, to_stride: stride, .. } = block;
-    unsafe {
-        let (mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
-        for i in (0..8).step_by(2) {
-            let (x, y) = (_mm256_loadu_ps(block.row(i)), _mm256_loadu_ps(block.row(i + 1)));
-            pairs[i] = _mm256_unpacklo_ps(x, y);
-            pairs[i + 1] = _mm256_unpackhi_ps(x, y);
-        }
-        for i in [0, 4] {
-            fours[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
-            fours[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
-            fours[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
-            fours[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
-        }
-        for i in 0..4 {
-            _mm256_storeu_ps(to.add(i * stride), _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]));
-            _mm256_storeu_ps(to.add((i + 4) * stride), _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]));
-        }
-    }
-}
-/// 4 × 4: by pairs of elements, then by halves of the register.
-///
-/// # Safety
-///
-/// The processor has AVX, and [`Isa::transpose_f64`] holds of a block of 4 × 4.
-#[inline(always)]
-unsafe fn transpose_f64(block: Transposed<f64>) {
-    let Transposed { to, to_stride: stride, .. } = block;
-    unsafe {
-        let mut pairs = [_mm256_setzero_pd(); 4];
-        for i in [0, 2] {
-            let (x, y) = (_mm256_loadu_pd(block.row(i)), _mm256_loadu_pd(block.row(i + 1)));
-            pairs[i] = _mm256_unpacklo_pd(x, y);
-            pairs[i + 1] = _mm256_unpackhi_pd(x, y);
-        }
-        for i in 0..2 {
-            _mm256_storeu_pd(to.add(i * stride), _mm256_permute2f128_pd::<0x20>(pairs[i], pairs[2 + i]));
-            _mm256_storeu_pd(to.add((i + 2) * stride), _mm256_permute2f128_pd::<0x31>(pairs[i], pairs[2 + i]));
-        }
-    }
-}
-
 /// # Safety
 ///
 /// The processor has AVX-512.
@@ -461,90 +414,5 @@ unsafe fn f32_to_bf16_512(x: __m512) -> __m256i {
         let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd));
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)))
-    }
-}
-
-/// Up to 16 × 16: by pairs of elements, by fours, then twice by quarters of the register. Where there are fewer rows, the last one is read in
-/// place of more.
-///
-/// # Safety
-///
-/// The processor has AVX-512, and [`Isa::transpose_f32`] holds of a block of 16.
-#[cfg(feature = "x86-v4")]
-#[inline(always)]
-unsafe fn transpose_f32_512(block: Transposed<f32>) {
-    let Transposed { rows, columns, to, to_stride, .. } = block;
-    let of_row: __mmask16 = u16::MAX >> (16 - columns);
-    let of_column: __mmask16 = u16::MAX >> (16 - rows);
-    unsafe {
-        let zero = [_mm512_setzero_ps(); 16];
-        let (mut pairs, mut fours, mut quarters) = (zero, zero, zero);
-        for i in (0..16).step_by(2) {
-            let x = _mm512_maskz_loadu_ps(of_row, block.row(i.min(rows - 1)));
-            let y = _mm512_maskz_loadu_ps(of_row, block.row((i + 1).min(rows - 1)));
-            pairs[i] = _mm512_unpacklo_ps(x, y);
-            pairs[i + 1] = _mm512_unpackhi_ps(x, y);
-        }
-        for i in (0..16).step_by(4) {
-            for half in [0, 1] {
-                let (x, y) = (pairs[i + half], pairs[i + 2 + half]);
-                fours[i + 2 * half] = _mm512_shuffle_ps::<0x44>(x, y);
-                fours[i + 2 * half + 1] = _mm512_shuffle_ps::<0xee>(x, y);
-            }
-        }
-        // Column 4 q + i has quarter q of `fours[i]`, `fours[i + 4]`, `fours[i + 8]` and `fours[i + 12]`.
-        for i in 0..4 {
-            for half in [0, 8] {
-                let (x, y) = (fours[i + half], fours[i + half + 4]);
-                quarters[i + half] = _mm512_shuffle_f32x4::<0x88>(x, y);
-                quarters[i + half + 4] = _mm512_shuffle_f32x4::<0xdd>(x, y);
-            }
-        }
-        for i in 0..8 {
-            let (x, y) = (quarters[i], quarters[i + 8]);
-            for (j, column) in [(i, _mm512_shuffle_f32x4::<0x88>(x, y)), (i + 8, _mm512_shuffle_f32x4::<0xdd>(x, y))] {
-                if j < columns {
-                    _mm512_mask_storeu_ps(to.add(j * to_stride), of_column, column);
-                }
-            }
-        }
-    }
-}
-/// Up to 8 × 8, as [`transpose_f32_512`].
-///
-/// # Safety
-///
-/// The processor has AVX-512, and [`Isa::transpose_f64`] holds of a block of 8.
-#[cfg(feature = "x86-v4")]
-#[inline(always)]
-unsafe fn transpose_f64_512(block: Transposed<f64>) {
-    let Transposed { rows, columns, to, to_stride, .. } = block;
-    let of_row: __mmask8 = u8::MAX >> (8 - columns);
-    let of_column: __mmask8 = u8::MAX >> (8 - rows);
-    unsafe {
-        let zero = [_mm512_setzero_pd(); 8];
-        let (mut pairs, mut quarters) = (zero, zero);
-        for i in (0..8).step_by(2) {
-            let x = _mm512_maskz_loadu_pd(of_row, block.row(i.min(rows - 1)));
-            let y = _mm512_maskz_loadu_pd(of_row, block.row((i + 1).min(rows - 1)));
-            pairs[i] = _mm512_unpacklo_pd(x, y);
-            pairs[i + 1] = _mm512_unpackhi_pd(x, y);
-        }
-        // Column 2 q + i has quarter q of `pairs[i]`, `pairs[i + 2]`, `pairs[i + 4]` and `pairs[i + 6]`.
-        for i in 0..2 {
-            for half in [0, 4] {
-                let (x, y) = (pairs[i + half], pairs[i + half + 2]);
-                quarters[i + half] = _mm512_shuffle_f64x2::<0x88>(x, y);
-                quarters[i + half + 2] = _mm512_shuffle_f64x2::<0xdd>(x, y);
-            }
-        }
-        for i in 0..4 {
-            let (x, y) = (quarters[i], quarters[i + 4]);
-            for (j, column) in [(i, _mm512_shuffle_f64x2::<0x88>(x, y)), (i + 4, _mm512_shuffle_f64x2::<0xdd>(x, y))] {
-                if j < columns {
-                    _mm512_mask_storeu_pd(to.add(j * to_stride), of_column, column);
-                }
-            }
-        }
     }
 }
